@@ -1,0 +1,1 @@
+//! COCO types, masks and evaluation.

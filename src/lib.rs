@@ -1,0 +1,1 @@
+//! vigdet: object detection with Vision GNN backbones.
