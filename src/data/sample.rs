@@ -1,0 +1,72 @@
+//! One image with its objects, and a batch of them: what `data` hands to a detector.
+
+use image::RgbImage;
+use tch::Tensor;
+use vigdet_coco::types::Segmentation;
+
+/// An image as decoded, with its objects in the pixels of that image.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Which image this is.
+    pub info: ImageInfo,
+    /// 8-bit RGB, rows from the top.
+    pub image: RgbImage,
+    /// Its objects.
+    pub target: Target,
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// The annotation file's image id.
+    pub id: i64,
+    /// File name as in the annotation file.
+    pub file: String,
+    /// Width of the original image, in pixels.
+    pub width: u32,
+    /// Height of the original image, in pixels.
+    pub height: u32,
+}
+
+/// The objects of an image. All vectors have one entry per object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Target {
+    /// Corners x1, y1, x2, y2 in pixels of the image that the target belongs to.
+    pub boxes: Vec<[f32; 4]>,
+    /// Class index from 0, in the order of [`super::coco::CocoDataset::classes`].
+    pub labels: Vec<i64>,
+    /// Whether the object is a crowd region: neither positive nor negative in training.
+    pub crowd: Vec<bool>,
+    /// Masks as annotated, in pixels of the *original* image, untouched by transforms. `None` where there is none.
+    pub segmentations: Vec<Option<Segmentation>>,
+}
+
+/// Images of a training or inference step.
+#[derive(Debug)]
+pub struct Batch {
+    /// Float32 `[B, 3, H, W]`: normalised, padded with zeros at the right and bottom.
+    pub images: Tensor,
+    /// (height, width) of each image inside `images`, in pixels, without the padding.
+    pub sizes: Vec<(i64, i64)>,
+    /// Objects, in pixels of `images`.
+    pub targets: Vec<Target>,
+    /// Which images these are; their width and height are those before resizing.
+    pub infos: Vec<ImageInfo>,
+}
+
+impl Batch {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.infos.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.infos.is_empty()
+    }
+
+    /// File names, for messages.
+    pub fn names(&self) -> String {
+        self.infos.iter().map(|i| i.file.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}

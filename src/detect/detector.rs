@@ -1,0 +1,54 @@
+//! What every detector can do, and what it returns.
+
+use anyhow::Result;
+use tch::Tensor;
+
+use crate::data::Batch;
+
+/// A detector in training and in inference. It owns its backbone.
+pub trait Detector {
+    /// Training: the parts of the loss for a batch, each a scalar tensor with gradients, named as in logs
+    /// (`classification`, `box`, …). Their sum is what is minimised.
+    fn losses(&self, batch: &Batch) -> Result<Losses>;
+
+    /// Inference: what is seen on each image of a batch, in pixels of the original images. Takes no gradients.
+    fn detect(&self, batch: &Batch) -> Result<Vec<Detections>>;
+}
+
+/// Named parts of a training loss.
+#[derive(Debug)]
+pub struct Losses {
+    /// Name and scalar tensor of each part.
+    pub parts: Vec<(&'static str, Tensor)>,
+}
+
+impl Losses {
+    /// The sum of all parts: a scalar tensor.
+    pub fn total(&self) -> Tensor {
+        let parts: Vec<&Tensor> = self.parts.iter().map(|(_, t)| t).collect();
+        Tensor::stack(&parts, 0).sum(tch::Kind::Float)
+    }
+}
+
+/// What a detector sees on one image, best first. All vectors have one entry per detection.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Detections {
+    /// Corners x1, y1, x2, y2 in pixels of the original image.
+    pub boxes: Vec<[f32; 4]>,
+    /// Between 0 and 1.
+    pub scores: Vec<f32>,
+    /// Class index from 0.
+    pub labels: Vec<i64>,
+}
+
+impl Detections {
+    /// Number of detections.
+    pub fn len(&self) -> usize {
+        self.scores.len()
+    }
+
+    /// Whether nothing was seen.
+    pub fn is_empty(&self) -> bool {
+        self.scores.is_empty()
+    }
+}

@@ -1,0 +1,5 @@
+//! Detectors and their parts.
+
+mod detector;
+
+pub use detector::{Detections, Detector, Losses};
