@@ -1,1 +1,3 @@
 //! vigdet: object detection with Vision GNN backbones.
+
+pub mod graph;
