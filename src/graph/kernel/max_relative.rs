@@ -1,0 +1,312 @@
+//! Max-relative aggregation: the largest value among a node's neighbours, channel by channel.
+//!
+//! max_j(y_j − x_i) = (max_j y_j) − x_i, so only the maximum over rows of `y` is needed. If any of the values is NaN, the
+//! result is NaN (the last one), as in `torch.amax`: a broken activation must not be hidden. Of equal values the first
+//! in `index` wins.
+
+use rayon::prelude::*;
+
+/// Channels that are compared together: two AVX-512, four AVX2 registers.
+const LANES: usize = 32;
+/// Nodes per job.
+const BLOCK: usize = 256;
+/// Channels per job of [`scatter_add_rows`]: one cache line.
+const LINE: usize = 16;
+
+fn check_index(index: &[i64], m: usize) {
+    let bad = index.par_iter().find_any(|&&j| j < 0 || j as usize >= m);
+    assert!(bad.is_none(), "neighbour {bad:?} of {m} candidates");
+}
+
+/// For every node and channel, the row of `y` with the largest value among the node's neighbours.
+///
+/// `y` is `[batch, m, c]`, `index` is `[batch, n, k]` with rows of `y`, `rows` is `[batch, n, c]`: what `gather` along the
+/// candidates of `y` needs. `values`, if given, gets the maxima, `[batch, n, c]`.
+///
+/// # Panics
+/// If a slice does not have the stated size, `k` is 0 or an index is out of range.
+#[allow(clippy::too_many_arguments)] // the sizes of three matrices
+pub fn arg_max_rows(
+    y: &[f32],
+    index: &[i64],
+    batch: usize,
+    n: usize,
+    m: usize,
+    c: usize,
+    k: usize,
+    rows: &mut [i64],
+    values: Option<&mut [f32]>,
+) {
+    check_sizes(y, index, batch, n, m, c, k, rows.len());
+    if rows.is_empty() {
+        return;
+    }
+    match values {
+        Some(values) => {
+            assert_eq!(values.len(), rows.len(), "values are not [batch, n, c]");
+            rows.par_chunks_mut(n * c).zip(values.par_chunks_mut(n * c)).enumerate().for_each(
+                |(b, (rows, values))| {
+                    let (y, index) = (&y[b * m * c..][..m * c], &index[b * n * k..][..n * k]);
+                    rows.par_chunks_mut(BLOCK * c)
+                        .zip(values.par_chunks_mut(BLOCK * c))
+                        .zip(index.par_chunks(BLOCK * k))
+                        .for_each(|((rows, values), index)| {
+                            reduce(y, index, c, k, Out { rows: Some(rows), values: Some(values) });
+                        });
+                },
+            );
+        }
+        None => rows.par_chunks_mut(n * c).enumerate().for_each(|(b, rows)| {
+            let (y, index) = (&y[b * m * c..][..m * c], &index[b * n * k..][..n * k]);
+            rows.par_chunks_mut(BLOCK * c).zip(index.par_chunks(BLOCK * k)).for_each(|(rows, index)| {
+                reduce(y, index, c, k, Out { rows: Some(rows), values: None });
+            });
+        }),
+    }
+}
+
+/// For every node and channel, the largest value among the node's neighbours: [`arg_max_rows`] for inference.
+///
+/// `y` is `[batch, m, c]`, `index` is `[batch, n, k]`, `values` is `[batch, n, c]`.
+///
+/// # Panics
+/// If a slice does not have the stated size, `k` is 0 or an index is out of range.
+#[allow(clippy::too_many_arguments)] // the sizes of three matrices
+pub fn max_rows(
+    y: &[f32],
+    index: &[i64],
+    batch: usize,
+    n: usize,
+    m: usize,
+    c: usize,
+    k: usize,
+    values: &mut [f32],
+) {
+    check_sizes(y, index, batch, n, m, c, k, values.len());
+    if values.is_empty() {
+        return;
+    }
+    values.par_chunks_mut(n * c).enumerate().for_each(|(b, values)| {
+        let (y, index) = (&y[b * m * c..][..m * c], &index[b * n * k..][..n * k]);
+        values.par_chunks_mut(BLOCK * c).zip(index.par_chunks(BLOCK * k)).for_each(|(values, index)| {
+            reduce(y, index, c, k, Out { rows: None, values: Some(values) });
+        });
+    });
+}
+
+/// The gradient of [`arg_max_rows`]: `grad_y[rows[i, c], c] += grad[i, c]`, in the order of `i`.
+///
+/// `grad` and `rows` are `[batch, n, c]`, `grad_y` is `[batch, m, c]` and is added to. A job owns some of the channels of one
+/// image, so the sums do not depend on the number of threads.
+///
+/// # Panics
+/// If a slice does not have the stated size or a row is out of range.
+pub fn scatter_add_rows(
+    grad: &[f32],
+    rows: &[i64],
+    batch: usize,
+    n: usize,
+    m: usize,
+    c: usize,
+    grad_y: &mut [f32],
+) {
+    assert_eq!(grad.len(), batch * n * c, "grad is not [batch, n, c]");
+    assert_eq!(rows.len(), batch * n * c, "rows are not [batch, n, c]");
+    assert_eq!(grad_y.len(), batch * m * c, "grad_y is not [batch, m, c]");
+    check_index(rows, m);
+    if grad.is_empty() {
+        return;
+    }
+    let target = SharedSlice(grad_y.as_mut_ptr());
+    let lines = c.div_ceil(LINE);
+    (0..batch * lines).into_par_iter().for_each(|job| {
+        let (b, first) = (job / lines, job % lines * LINE);
+        let last = c.min(first + LINE);
+        let target = &target;
+        for i in b * n..(b + 1) * n {
+            let (grad, rows) = (&grad[i * c..][..c], &rows[i * c..][..c]);
+            for ch in first..last {
+                // SAFETY: rows[ch] < m (checked above) and ch < c, so the place is inside grad_y; no other job touches
+                // these channels of this image.
+                unsafe { *target.0.add((b * m + rows[ch] as usize) * c + ch) += grad[ch] };
+            }
+        }
+    });
+}
+
+/// A slice that several jobs write, each its own part.
+struct SharedSlice(*mut f32);
+// SAFETY: used by scatter_add_rows only, whose jobs write disjoint elements.
+unsafe impl Sync for SharedSlice {}
+
+#[allow(clippy::too_many_arguments)]
+fn check_sizes(y: &[f32], index: &[i64], batch: usize, n: usize, m: usize, c: usize, k: usize, out: usize) {
+    assert!(k > 0, "k must be at least 1");
+    assert_eq!(y.len(), batch * m * c, "y is not [batch, m, c]");
+    assert_eq!(index.len(), batch * n * k, "index is not [batch, n, k]");
+    assert_eq!(out, batch * n * c, "the output is not [batch, n, c]");
+    check_index(index, m);
+}
+
+/// What to write, each `[nodes, c]`.
+struct Out<'a> {
+    rows: Option<&'a mut [i64]>,
+    values: Option<&'a mut [f32]>,
+}
+
+/// One block of nodes, in the widest instructions there are. The code is the same: the compiler makes vectors of it.
+fn reduce(y: &[f32], index: &[i64], c: usize, k: usize, out: Out) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn wide(y: &[f32], index: &[i64], c: usize, k: usize, out: Out) {
+            reduce_in(y, index, c, k, out);
+        }
+        #[target_feature(enable = "avx2")]
+        fn middle(y: &[f32], index: &[i64], c: usize, k: usize, out: Out) {
+            reduce_in(y, index, c, k, out);
+        }
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            // SAFETY: the processor has these instructions.
+            return unsafe { wide(y, index, c, k, out) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has these instructions.
+            return unsafe { middle(y, index, c, k, out) };
+        }
+    }
+    reduce_in(y, index, c, k, out);
+}
+
+#[inline(always)]
+fn reduce_in(y: &[f32], index: &[i64], c: usize, k: usize, mut out: Out) {
+    for (i, index) in index.chunks_exact(k).enumerate() {
+        let mut first = 0;
+        while first + LANES <= c {
+            lanes::<LANES>(y, index, c, i, first, &mut out);
+            first += LANES;
+        }
+        while first + 8 <= c {
+            lanes::<8>(y, index, c, i, first, &mut out);
+            first += 8;
+        }
+        while first < c {
+            lanes::<1>(y, index, c, i, first, &mut out);
+            first += 1;
+        }
+    }
+}
+
+/// `L` channels of node `i`, from `first` on.
+#[inline(always)]
+fn lanes<const L: usize>(y: &[f32], index: &[i64], c: usize, i: usize, first: usize, out: &mut Out) {
+    let row = |j: i64| -> &[f32; L] {
+        let start = j as usize * c + first;
+        (&y[start..start + L]).try_into().expect("a slice of L numbers")
+    };
+    let mut best = *row(index[0]);
+    if let Some(rows) = &mut out.rows {
+        let mut at = [index[0] as u32; L];
+        for &j in &index[1..] {
+            let new = row(j);
+            for l in 0..L {
+                let better = new[l] > best[l] || new[l].is_nan();
+                best[l] = if better { new[l] } else { best[l] };
+                at[l] = if better { j as u32 } else { at[l] };
+            }
+        }
+        let rows = &mut rows[i * c + first..][..L];
+        for l in 0..L {
+            rows[l] = i64::from(at[l]);
+        }
+    } else {
+        for &j in &index[1..] {
+            let new = row(j);
+            for l in 0..L {
+                best[l] = if new[l] > best[l] || new[l].is_nan() { new[l] } else { best[l] };
+            }
+        }
+    }
+    if let Some(values) = &mut out.values {
+        values[i * c + first..][..L].copy_from_slice(&best);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small whole numbers, so that many values are equal.
+    fn numbers(len: usize, of: u32, seed: u32) -> Vec<u32> {
+        (0..len as u32)
+            .map(|i| (i ^ seed).wrapping_mul(2_654_435_761).rotate_left(15).wrapping_mul(97) >> 7)
+            .map(|v| v % of)
+            .collect()
+    }
+
+    #[test]
+    fn finds_the_first_largest_row() {
+        for (batch, n, m, c, k) in [(1, 1, 1, 1, 1), (2, 300, 40, 83, 9), (1, 17, 5, 32, 5), (3, 4, 9, 7, 2)]
+        {
+            let y: Vec<f32> = numbers(batch * m * c, 6, 1).iter().map(|&v| v as f32 - 3.0).collect();
+            let index: Vec<i64> = numbers(batch * n * k, m as u32, 2).iter().map(|&v| i64::from(v)).collect();
+            let (mut rows, mut values, mut only) =
+                (vec![-1; batch * n * c], vec![0.0; batch * n * c], vec![0.0; batch * n * c]);
+            arg_max_rows(&y, &index, batch, n, m, c, k, &mut rows, Some(&mut values));
+            max_rows(&y, &index, batch, n, m, c, k, &mut only);
+            assert_eq!(values, only);
+            let mut alone = vec![-1; batch * n * c];
+            arg_max_rows(&y, &index, batch, n, m, c, k, &mut alone, None);
+            assert_eq!(rows, alone);
+            for o in 0..rows.len() {
+                let (i, ch) = (o / c, o % c);
+                let at = |j: i64| y[(i / n * m + j as usize) * c + ch];
+                let mut best = index[i * k];
+                for &j in &index[i * k..][..k] {
+                    if at(j) > at(best) {
+                        best = j;
+                    }
+                }
+                assert_eq!((rows[o], values[o]), (best, at(best)));
+            }
+        }
+    }
+
+    #[test]
+    fn nan_is_passed_on() {
+        let y = [1.0, 2.0, f32::NAN, 0.0, 5.0, 6.0];
+        for order in [[0, 1, 2], [1, 0, 2], [2, 0, 1]] {
+            let (mut rows, mut values) = ([-1; 2], [0.0; 2]);
+            arg_max_rows(&y, &order, 1, 1, 3, 2, 3, &mut rows, Some(&mut values));
+            assert!(values[0].is_nan() && rows[0] == 1, "{order:?}");
+            assert_eq!((values[1], rows[1]), (6.0, 2), "{order:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "of 2 candidates")]
+    fn an_index_out_of_range_is_refused() {
+        max_rows(&[1.0, 2.0], &[0, 2], 1, 1, 2, 1, 2, &mut [0.0]);
+    }
+
+    #[test]
+    fn scatters_the_gradient_whatever_the_threads() {
+        let (batch, n, m, c) = (2, 70, 6, 37);
+        let grad: Vec<f32> = numbers(batch * n * c, 1000, 3).iter().map(|&v| v as f32 * 0.37).collect();
+        let rows: Vec<i64> = numbers(batch * n * c, m as u32, 4).iter().map(|&v| i64::from(v)).collect();
+        let mut expected = vec![1.0; batch * m * c];
+        for o in 0..grad.len() {
+            expected[(o / c / n * m + rows[o] as usize) * c + o % c] += grad[o];
+        }
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut grad_y = vec![1.0; batch * m * c];
+            pool.install(|| scatter_add_rows(&grad, &rows, batch, n, m, c, &mut grad_y));
+            assert_eq!(grad_y, expected, "{threads} threads");
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! The edges of the graph: for every node its nearest candidates in feature space.
+//!
+//! Features are divided by their norm over channels; the distance of a node and a candidate is
+//! `2 − 2·x̂·ŷ − position`, where the relative position may be absent. Three searches give the same answer, but for near-ties
+//! (1e-6), which round differently:
+//!
+//! - [`Search::Fused`], the CPU kernel, with tiles of the product and selection in the tile;
+//! - [`Search::Dense`], the whole distance matrix and top-k, as the published code does it;
+//! - [`Search::Chunked`], tensor operations on some rows at a time, for any device at bounded memory.
+//!
+//! Equal distances are ordered by index in all of them. Indices carry no gradient, and none is recorded.
+
+use super::kernel::{nearest_points, Isa, Points};
+use super::relative::{native_matrix, Factors, RelativeKind, RelativePosition};
+use super::slices;
+use anyhow::{bail, ensure, Result};
+use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+use tch::{no_grad, Device, Kind, Tensor};
+
+/// Distances that [`Search::Chunked`] holds at a time: 64 MB.
+const CHUNK: i64 = 16 << 20;
+
+/// How neighbours are searched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Search {
+    /// The fused kernel on the CPU, and [`Search::Chunked`] on other devices.
+    #[default]
+    Fused,
+    /// All distances in one matrix, `[B, N, M]`.
+    Dense,
+    /// Tensor operations on some rows at a time.
+    Chunked,
+}
+
+impl FromStr for Search {
+    type Err = anyhow::Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "fused" => Ok(Search::Fused),
+            "dense" => Ok(Search::Dense),
+            "chunked" => Ok(Search::Chunked),
+            _ => bail!("unknown neighbour search `{s}`: use `fused`, `dense` or `chunked`"),
+        }
+    }
+}
+
+/// What a layer asks of its neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbours {
+    /// How many each node gets, if there are as many candidates.
+    pub k: usize,
+    /// Of the `k · dilation` nearest, every `dilation`-th is kept.
+    pub dilation: usize,
+    /// How they are found.
+    pub search: Search,
+}
+
+impl Neighbours {
+    /// Neighbours and dilation among `candidates` (at least one): where there are too few, first the dilation shrinks, then `k`.
+    pub fn among(&self, candidates: usize) -> (usize, usize) {
+        let k = self.k.clamp(1, candidates.max(1));
+        (k, self.dilation.min(candidates / k).max(1))
+    }
+
+    /// The nearest candidates of every node, nearest first: int64 `[B, N, k']` on the device of `x`.
+    ///
+    /// `x` is `[B, C, H, W]` with N = H·W nodes, `y` is `[B, C, Hy, Wy]` with the candidates, both in any memory format (on the CPU,
+    /// channels_last float32 is read in place). `k'` is `k`, or the number of candidates if that is smaller. A distance that is
+    /// NaN counts as the farthest.
+    ///
+    /// # Errors
+    /// If the two do not have four dimensions, equal batches and equal channels, if there are no nodes or candidates, or
+    /// if libtorch fails.
+    pub fn find(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>) -> Result<Tensor> {
+        let (b, c, h, w) = x.size4()?;
+        let (by, cy, hy, wy) = y.size4()?;
+        ensure!(
+            (b, c) == (by, cy) && x.device() == y.device(),
+            "nodes {:?} and candidates {:?} differ in batch, channels or device",
+            x.size(),
+            y.size()
+        );
+        ensure!(
+            h * w > 0 && hy * wy > 0 && c > 0,
+            "no nodes in {:?} or no candidates in {:?}",
+            x.size(),
+            y.size()
+        );
+        let sizes = Sizes { nodes: (h as usize, w as usize), candidates: (hy as usize, wy as usize) };
+        no_grad(|| match self.search {
+            Search::Dense => self.dense(x, y, position, sizes),
+            Search::Fused if x.device() == Device::Cpu => self.fused(x, y, position, sizes),
+            Search::Fused | Search::Chunked => self.chunked(x, y, position, sizes),
+        })
+    }
+
+    fn fused(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        position: Option<&RelativePosition>,
+        sizes: Sizes,
+    ) -> Result<Tensor> {
+        let (k, dilation) = self.among(sizes.m());
+        let (x, y) = (slices::rows(x)?, slices::rows(y)?);
+        let (b, n, c) = x.size3()?;
+        let factors = position.map(|p| p.factors(sizes.nodes, sizes.candidates));
+        let (u, v, rank) = factors.as_ref().map_or((&[][..], &[][..], 0), |f| (&f.u[..], &f.v[..], f.rank));
+        // score = x̂·ŷ + position / 2
+        let side = |features, rows, position, position_scale| Points {
+            features,
+            rows,
+            channels: c as usize,
+            normalize: true,
+            position,
+            rank,
+            position_scale,
+        };
+        let nodes = side(slices::f32_slice(&x)?, sizes.n(), u, 0.5);
+        let candidates = side(slices::f32_slice(&y)?, sizes.m(), v, 1.0);
+        Ok(slices::i64_tensor(&[b, n, k as i64], |out| {
+            nearest_points(Isa::best(), nodes, candidates, k, dilation, out);
+        }))
+    }
+
+    fn dense(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        position: Option<&RelativePosition>,
+        sizes: Sizes,
+    ) -> Result<Tensor> {
+        let (k, dilation) = self.among(sizes.m());
+        let (x, y) = (unit(&x.detach()), unit(&y.detach()));
+        let square = |t: &Tensor| (t * t).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
+        let mut distance = x.transpose(1, 2).f_matmul(&y)?.f_mul_scalar_(-2.0)?;
+        distance += square(&x).unsqueeze(2);
+        distance += square(&y).unsqueeze(1);
+        if let Some(position) = position {
+            distance -= whole(position, sizes)?.to_device(x.device()).to_kind(x.kind());
+        }
+        smallest(&distance, k, dilation)
+    }
+
+    fn chunked(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        position: Option<&RelativePosition>,
+        sizes: Sizes,
+    ) -> Result<Tensor> {
+        let (k, dilation) = self.among(sizes.m());
+        let (mut x, mut y) = (unit(&x.detach()), unit(&y.detach()));
+        let (b, _, n) = x.size3()?;
+        // distance / 2, without what is the same for all candidates of a node
+        let bias = (&y * &y).sum_dim_intlist([1i64].as_slice(), true, None::<Kind>) * 0.5;
+        if let Some(position) = position {
+            let Factors { u, v, rank } = &*position.factors(sizes.nodes, sizes.candidates);
+            let columns = |values: &[f32], like: &Tensor| {
+                let t = Tensor::from_slice(values).to_device(like.device()).to_kind(like.kind());
+                t.view([-1, *rank as i64]).transpose(0, 1).unsqueeze(0).expand([b, -1, -1], false)
+            };
+            x = Tensor::cat(&[&x, &(columns(u, &x) * 0.5)], 1);
+            y = Tensor::cat(&[&y, &columns(v, &y)], 1);
+        }
+        let x = x.transpose(1, 2);
+        let rows = (CHUNK / (b * sizes.m() as i64)).clamp(1, n);
+        let mut found = Vec::new();
+        for start in (0..n).step_by(rows as usize) {
+            let part = x.narrow(1, start, rows.min(n - start));
+            let distance = &bias - part.f_matmul(&y)?;
+            found.push(smallest(&distance, k, dilation)?);
+        }
+        Ok(Tensor::cat(&found, 1))
+    }
+}
+
+/// Grids of one search, (height, width).
+#[derive(Clone, Copy)]
+struct Sizes {
+    nodes: (usize, usize),
+    candidates: (usize, usize),
+}
+
+impl Sizes {
+    fn n(&self) -> usize {
+        self.nodes.0 * self.nodes.1
+    }
+
+    fn m(&self) -> usize {
+        self.candidates.0 * self.candidates.1
+    }
+}
+
+/// `[B, C, H, W]` to `[B, C, H·W]`, every column of norm one.
+fn unit(maps: &Tensor) -> Tensor {
+    let x = maps.flatten(2, -1);
+    let norm = x.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
+    x / norm
+}
+
+/// The whole relative-position matrix, `[N, M]` on the CPU.
+fn whole(position: &RelativePosition, sizes: Sizes) -> Result<Tensor> {
+    let (n, m) = (sizes.n() as i64, sizes.m() as i64);
+    if position.kind == RelativeKind::Grid {
+        return Ok(Tensor::from_slice(&position.matrix(sizes.nodes, sizes.candidates)).view([n, m]));
+    }
+    let columns = position.native_candidates() as i64;
+    let native = Tensor::from_slice(&native_matrix(position)?).view([-1, columns]);
+    if native.size() == [n, m] {
+        return Ok(native);
+    }
+    let native = native.unsqueeze(0).unsqueeze(0);
+    Ok(native.f_upsample_bicubic2d([n, m], false, None, None)?.view([n, m]))
+}
+
+/// Of the `(k − 1)·dilation + 1` smallest of every row of `distance` `[B, N, M]`, every `dilation`-th, `[B, N, k]`: smallest
+/// first, equal ones by index, NaN last.
+///
+/// `topk` does not promise which of equal values it takes. Rows where that matters are sorted whole, stably.
+fn smallest(distance: &Tensor, k: usize, dilation: usize) -> Result<Tensor> {
+    let (b, n, m) = distance.size3()?;
+    let want = ((k - 1) * dilation + 1) as i64;
+    let rows = distance.view([b * n, m]);
+    // One more than wanted, to see whether the last has an equal.
+    let (values, index) = rows.f_topk((want + 1).min(m), -1, false, true)?;
+    let found = index.narrow(1, 0, want);
+    let held = values.size()[1];
+    let rising = values.narrow(1, 0, held - 1).lt_tensor(&values.narrow(1, 1, held - 1));
+    let tied = rising.all_dim(1, false).logical_not().nonzero().view([-1]);
+    let found = if held > 1 && tied.numel() > 0 {
+        let (_, sorted) = rows.index_select(0, &tied).f_sort_stable(true, -1, false)?;
+        found.index_copy(0, &tied, &sorted.narrow(1, 0, want))
+    } else {
+        found
+    };
+    let every = found.slice(1, 0, want, dilation as i64).contiguous();
+    Ok(every.view([b, n, k as i64]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Search; 3] = [Search::Fused, Search::Dense, Search::Chunked];
+
+    fn noise(shape: &[i64], seed: i64) -> Tensor {
+        // A generator of its own: the global one is shared by all tests.
+        let count: i64 = shape.iter().product();
+        let index = Tensor::arange(count, (Kind::Double, Device::Cpu)) + seed * 1_000_003;
+        let wave = (index * 12.9898).sin() * 43758.5453;
+        (&wave - wave.floor() - 0.5).to_kind(Kind::Float).view(shape)
+    }
+
+    fn pool(x: &Tensor, reduce: i64) -> Tensor {
+        let (_, _, h, w) = x.size4().unwrap();
+        let size = [reduce.min(h), reduce.min(w)];
+        x.avg_pool2d(size, size, [0, 0], false, true, None)
+    }
+
+    /// The searches agree with distances in float64: what each puts at a place is as near as the nearest for it. Gives the
+    /// share of equal neighbours of fused and dense.
+    fn check(x: &Tensor, y: &Tensor, k: usize, dilation: usize, position: Option<&RelativePosition>) -> f64 {
+        let (_, _, h, w) = x.size4().unwrap();
+        let (_, _, hy, wy) = y.size4().unwrap();
+        let sizes = Sizes { nodes: (h as usize, w as usize), candidates: (hy as usize, wy as usize) };
+        let (a, b) = (unit(&x.to_kind(Kind::Double)), unit(&y.to_kind(Kind::Double)));
+        let squares = |t: &Tensor| (t * t).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
+        let mut exact =
+            squares(&a).unsqueeze(2) - a.transpose(1, 2).matmul(&b) * 2 + squares(&b).unsqueeze(1);
+        if let Some(position) = position {
+            exact -= whole(position, sizes).unwrap();
+        }
+        let found: Vec<Tensor> = ALL
+            .iter()
+            .map(|&search| Neighbours { k, dilation, search }.find(x, y, position).unwrap())
+            .collect();
+        let (k, dilation) = Neighbours { k, dilation, search: Search::Dense }.among(sizes.m());
+        let best = exact.sort(-1, false).0.slice(2, 0, ((k - 1) * dilation + 1) as i64, dilation as i64);
+        for (index, search) in found.iter().zip(ALL) {
+            assert_eq!(index.size(), [x.size()[0], h * w, k as i64], "{search:?}");
+            assert_eq!(index.kind(), Kind::Int64);
+            let (sorted, _) = index.sort(-1, false);
+            if k > 1 {
+                let apart = sorted.slice(2, 1, k as i64, 1) - sorted.slice(2, 0, k as i64 - 1, 1);
+                assert!(apart.min().int64_value(&[]) > 0, "{search:?} repeats a neighbour");
+            }
+            let gap = (exact.gather(2, index, false) - &best).abs().max().double_value(&[]);
+            assert!(gap < 4e-6, "{search:?}: neighbours farther than the nearest by {gap:e}");
+        }
+        found[0].eq_tensor(&found[1]).to_kind(Kind::Double).mean(None::<Kind>).double_value(&[])
+    }
+
+    #[test]
+    fn fused_dense_and_chunked_agree_on_random_features() {
+        for (b, c, h, w, reduce, k, dilation) in [
+            (2, 48, 16, 20, 4, 9, 1),  // 20 candidates
+            (1, 33, 30, 31, 1, 9, 3),  // as many as nodes, no multiple of a tile
+            (1, 64, 14, 14, 1, 18, 4), // k·d = 72 of 196
+            (3, 16, 7, 7, 1, 9, 5),    // 45 of 49
+            (2, 16, 3, 3, 1, 9, 5),    // k = candidates
+            (2, 16, 2, 2, 1, 9, 5),    // fewer candidates than k
+            (1, 16, 1, 1, 4, 9, 2),    // one
+            (1, 20, 40, 50, 2, 9, 2),
+        ] {
+            let x = noise(&[b, c, h, w], 1);
+            let y = pool(&x, reduce);
+            let same = check(&x, &y, k, dilation, None);
+            assert!(same > 0.999, "{c} {h}×{w}: {same}");
+            for (grid, kind) in
+                [(8, RelativeKind::Published), (h.max(4), RelativeKind::Published), (8, RelativeKind::Grid)]
+            {
+                let position =
+                    RelativePosition::new(c as usize, grid as usize, reduce as usize, kind).unwrap();
+                let same = check(&x, &y, k, dilation, Some(&position));
+                assert!(same > 0.999, "{c} {h}×{w} {position:?}: {same}");
+            }
+        }
+    }
+
+    #[test]
+    fn they_agree_on_smooth_features() {
+        let (c, h, w) = (24, 36, 44);
+        let axis = |n: i64| Tensor::arange(n, (Kind::Float, Device::Cpu)) / n as f64;
+        let phase = axis(c).view([1, c, 1, 1]) * 6.0;
+        let x = (axis(h).view([1, 1, h, 1]) * 5.0 + axis(w).view([1, 1, 1, w]) * 3.0 * &phase + &phase).sin();
+        for reduce in [1, 4] {
+            let y = pool(&x, reduce);
+            for (k, dilation) in [(9, 1), (9, 4), (60, 1)] {
+                let same = check(&x, &y, k, dilation, None);
+                assert!(same > 0.99, "{reduce} {k} {dilation}: {same}");
+                let position =
+                    RelativePosition::new(c as usize, 16, reduce as usize, RelativeKind::Published).unwrap();
+                check(&x, &y, k, dilation, Some(&position));
+            }
+        }
+    }
+
+    #[test]
+    fn constant_and_duplicated_features_are_ordered_by_index() {
+        let x = Tensor::ones([1, 12, 9, 9], (Kind::Float, Device::Cpu));
+        check(&x, &x, 9, 2, None);
+        // Small whole numbers of norm one, whose products have no rounding: equal distances are equal in every search.
+        let unit = Tensor::eye(6, (Kind::Float, Device::Cpu));
+        let row = Tensor::arange(30, (Kind::Int64, Device::Cpu)).remainder(6);
+        let x = unit.index_select(0, &row).transpose(0, 1).contiguous().view([1, 6, 5, 6]);
+        for search in ALL {
+            let found = Neighbours { k: 7, dilation: 1, search }.find(&x, &x, None).unwrap();
+            for i in 0..30i64 {
+                let got = Vec::<i64>::try_from(found.get(0).get(i)).unwrap();
+                let same = i % 6;
+                let mut expected: Vec<i64> = (0..5).map(|j| same + 6 * j).collect();
+                expected.extend((0..30).filter(|j| j % 6 != same).take(2));
+                assert_eq!(got, expected, "{search:?} node {i}");
+            }
+        }
+        let zero = Tensor::zeros([2, 6, 3, 3], (Kind::Float, Device::Cpu));
+        for search in ALL {
+            let found = Neighbours { k: 4, dilation: 2, search }.find(&zero, &zero, None).unwrap();
+            assert_eq!(Vec::<i64>::try_from(found.get(1).get(8)).unwrap(), [0, 2, 4, 6], "{search:?}");
+        }
+    }
+
+    #[test]
+    fn a_zero_feature_is_nearer_than_an_obtuse_one() {
+        let x = noise(&[1, 5, 6, 6], 3);
+        let y = Tensor::cat(&[&x.narrow(2, 0, 4), &x.zeros_like().narrow(2, 0, 1)], 2);
+        check(&x, &y, 12, 1, None);
+    }
+
+    #[test]
+    fn nan_is_last_in_every_search() {
+        let x = noise(&[1, 8, 5, 5], 4);
+        let broken = x.copy();
+        let _ = broken.narrow(2, 2, 1).narrow(3, 1, 1).fill_(f64::NAN);
+        let answers: Vec<Tensor> = ALL
+            .iter()
+            .map(|&search| Neighbours { k: 25, dilation: 1, search }.find(&broken, &broken, None).unwrap())
+            .collect();
+        for (found, search) in answers.iter().zip(ALL) {
+            let found = found.get(0);
+            assert_eq!(found.get(3).int64_value(&[24]), 11, "{search:?}");
+            assert_eq!(
+                Vec::<i64>::try_from(found.get(11)).unwrap(),
+                (0..25).collect::<Vec<_>>(),
+                "{search:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn formats_kinds_and_gradients_do_not_matter() {
+        let x = noise(&[2, 10, 6, 7], 5);
+        let y = pool(&x, 2);
+        for search in ALL {
+            let find =
+                |x: &Tensor, y: &Tensor| Neighbours { k: 3, dilation: 2, search }.find(x, y, None).unwrap();
+            let expected = find(&x, &y);
+            let last = |t: &Tensor| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+            assert_eq!(find(&last(&x), &last(&y)), expected, "{search:?}");
+            assert_eq!(find(&x.to_kind(Kind::Double), &y.to_kind(Kind::Double)), expected, "{search:?}");
+            let recorded = find(&x.copy().set_requires_grad(true), &y);
+            assert!(recorded == expected && !recorded.requires_grad(), "{search:?}");
+        }
+    }
+
+    #[test]
+    fn few_candidates_shrink_dilation_then_k() {
+        let n = Neighbours { k: 9, dilation: 5, search: Search::Fused };
+        assert_eq!(
+            [n.among(49), n.among(40), n.among(9), n.among(4), n.among(1)],
+            [(9, 5), (9, 4), (9, 1), (4, 1), (1, 1)]
+        );
+    }
+
+    #[test]
+    fn mismatched_maps_are_refused() {
+        let n = Neighbours { k: 2, dilation: 1, search: Search::Fused };
+        let x = noise(&[1, 4, 3, 3], 6);
+        assert!(n.find(&x, &noise(&[1, 5, 3, 3], 6), None).is_err());
+        assert!(n.find(&x, &noise(&[2, 4, 3, 3], 6), None).is_err());
+        assert!(n.find(&x, &noise(&[1, 4, 0, 3], 6), None).is_err());
+        assert!("fast".parse::<Search>().unwrap_err().to_string().contains("dense"));
+    }
+}
