@@ -3,11 +3,15 @@
 //! A missing key takes the default of its detector ([`Config::preset`] for the detector's name gives them all); an unknown key is an
 //! error that names the nearest one. `--set key.path=value` changes one value ([`Config::from_json_with`]).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+
+mod read;
+
+use crate::graph::knn::Search;
+use crate::graph::relative::RelativeKind;
 
 /// One experiment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -78,6 +82,10 @@ impl DetectorKind {
 pub struct BackboneConfig {
     /// pvig_ti, pvig_s, pvig_m, pvig_b, resnet18 or resnet50.
     pub name: String,
+    /// Channels of each stage; null: those of the named model.
+    pub channels: Option<Vec<i64>>,
+    /// Blocks of each stage; null: those of the named model.
+    pub blocks: Option<Vec<i64>>,
     /// Graph convolution: `mr` (max-relative).
     pub conv: GraphConvKind,
     /// Neighbours of each node.
@@ -85,7 +93,7 @@ pub struct BackboneConfig {
     /// Stochastic depth of the last block; it rises linearly from 0 at the first.
     pub drop_path: f64,
     /// How neighbours are searched and aggregated.
-    pub graph: GraphPath,
+    pub graph: Search,
     /// Relative positions: `published` resizes the published tables, `grid` builds them on the real grid.
     pub relative: RelativeKind,
     /// Number of stages (the stem counts as the first) whose weights do not train.
@@ -100,15 +108,40 @@ impl Default for BackboneConfig {
     fn default() -> Self {
         Self {
             name: "pvig_s".into(),
+            channels: None,
+            blocks: None,
             conv: GraphConvKind::Mr,
             k: 9,
             drop_path: 0.1,
-            graph: GraphPath::Fused,
+            graph: Search::Fused,
             relative: RelativeKind::Published,
             frozen_stages: 0,
             freeze_norms: false,
             norm_eps: 1e-5,
         }
+    }
+}
+
+impl BackboneConfig {
+    /// Channels and blocks of the four stages: those written in the config, else those of the named model.
+    pub fn stages(&self, preset: Option<([i64; 4], [i64; 4])>) -> Result<([i64; 4], [i64; 4])> {
+        let pick =
+            |written: &Option<Vec<i64>>, of_preset: Option<[i64; 4]>, what: &str| -> Result<[i64; 4]> {
+                match written {
+                    Some(values) => {
+                        let four =
+                            <[i64; 4]>::try_from(values.as_slice()).ok().filter(|v| v.iter().all(|c| *c > 0));
+                        four.with_context(|| {
+                            format!("model.backbone.{what} must be four numbers above 0, not {values:?}")
+                        })
+                    }
+                    None => of_preset.with_context(|| format!("there is no backbone `{}`", self.name)),
+                }
+            };
+        Ok((
+            pick(&self.channels, preset.map(|p| p.0), "channels")?,
+            pick(&self.blocks, preset.map(|p| p.1), "blocks")?,
+        ))
     }
 }
 
@@ -119,28 +152,6 @@ pub enum GraphConvKind {
     /// Max-relative graph convolution (Li et al., 2019), the paper's choice.
     #[default]
     Mr,
-}
-
-/// How the graph is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GraphPath {
-    /// Search and selection in tiles, max-relative by its arg-max: no [N, M] and no [B, C, N, k] tensor.
-    #[default]
-    Fused,
-    /// Plain tensor operations as in the published code; the measure for the fused path.
-    Dense,
-}
-
-/// Where the relative position comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RelativeKind {
-    /// The published tables of the 224-pixel grid, resized by the flattened index.
-    #[default]
-    Published,
-    /// Tables built on the real grid.
-    Grid,
 }
 
 /// The feature pyramid.
@@ -572,336 +583,5 @@ pub struct CheckpointConfig {
 impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { every_epochs: 1, every_iters: None, keep: 2 }
-    }
-}
-
-/// The files of `configs/`, built into the program so that a preset works from any folder: (name, text).
-const PRESETS: &[(&str, &str)] = &[
-    ("retinanet_pvig_s_fpn_1x_coco", include_str!("../configs/retinanet_pvig_s_fpn_1x_coco.json")),
-    ("retinanet_pvig_ti_shapes", include_str!("../configs/retinanet_pvig_ti_shapes.json")),
-    ("retinanet_pvig_ti_bccd", include_str!("../configs/retinanet_pvig_ti_bccd.json")),
-];
-
-impl Config {
-    /// All defaults of a detector: mmdetection's 1× COCO settings (see the design's table of detectors).
-    pub fn defaults(detector: DetectorKind) -> Self {
-        let mut config = Self::default();
-        config.model.detector = detector;
-        config
-    }
-
-    /// Names of the configs built into the program.
-    pub fn preset_names() -> impl Iterator<Item = &'static str> {
-        PRESETS.iter().map(|(name, _)| *name)
-    }
-
-    /// A config built into the program, with changes (see [`Config::from_json_with`]).
-    pub fn preset(name: &str, changes: &[String]) -> Result<Self> {
-        let Some((_, text)) = PRESETS.iter().find(|(preset, _)| *preset == name) else {
-            bail!(
-                "there is no preset `{name}`; there are {}",
-                Self::preset_names().collect::<Vec<_>>().join(", ")
-            );
-        };
-        Self::from_json_with(text, changes).with_context(|| format!("preset {name}"))
-    }
-
-    /// A config from a file, or from a preset's name where no such file exists, with changes (see [`Config::from_json_with`]).
-    pub fn load(path: &Path, changes: &[String]) -> Result<Self> {
-        if !path.exists() {
-            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-            if Self::preset_names().any(|name| name == stem) {
-                return Self::preset(stem, changes);
-            }
-            bail!(
-                "there is no config {}; presets built in are {}",
-                path.display(),
-                Self::preset_names().collect::<Vec<_>>().join(", ")
-            );
-        }
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read config {}", path.display()))?;
-        Self::from_json_with(&text, changes).with_context(|| format!("config {}", path.display()))
-    }
-
-    /// A config from JSON text, laid over the defaults of its detector, then changed by `key.path=value` items.
-    ///
-    /// The key may be shortened to its last part where only one key ends so; the value is JSON, or else a plain string.
-    pub fn from_json_with(text: &str, changes: &[String]) -> Result<Self> {
-        let file: Value = serde_json::from_str(text).context("is not JSON")?;
-        ensure!(file.is_object(), "must be a JSON object with the keys model, data, train, checkpoint");
-        let detector = match file.pointer("/model/detector") {
-            None => DetectorKind::default(),
-            Some(Value::String(name)) => DetectorKind::parse(name)?,
-            Some(other) => bail!("model.detector must be a name, not {other}"),
-        };
-        let schema = schema(detector)?;
-        check_keys(&file, &schema, "")?;
-        let mut value = serde_json::to_value(Self::defaults(detector))?;
-        merge(&mut value, file);
-        for change in changes {
-            apply(&mut value, &schema, change)?;
-        }
-        let config: Self = serde_path(value)?;
-        config.check()?;
-        Ok(config)
-    }
-
-    /// The whole config as readable JSON.
-    pub fn to_json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
-    }
-
-    /// Values that no run could work with.
-    fn check(&self) -> Result<()> {
-        let (m, d, t) = (&self.model, &self.data, &self.train);
-        let positive = |name: &str, v: f64| {
-            ensure!(v.is_finite() && v > 0.0, "{name} must be above 0, not {v}");
-            Ok(())
-        };
-        let share = |name: &str, v: f64| {
-            ensure!((0.0..=1.0).contains(&v), "{name} must be between 0 and 1, not {v}");
-            Ok(())
-        };
-        positive("model.backbone.k", m.backbone.k as f64)?;
-        ensure!(
-            (0.0..1.0).contains(&m.backbone.drop_path),
-            "model.backbone.drop_path must be at least 0 and below 1"
-        );
-        positive("model.fpn.channels", m.fpn.channels as f64)?;
-        positive("model.head.channels", m.head.channels as f64)?;
-        ensure!(m.head.convs >= 0, "model.head.convs must not be negative");
-        ensure!(m.head.prior > 0.0 && m.head.prior < 1.0, "model.head.prior must be between 0 and 1");
-        ensure!(!m.anchors.strides.is_empty(), "model.anchors.strides must name a stride for each level");
-        m.anchors.strides.iter().try_for_each(|s| positive("model.anchors.strides", *s as f64))?;
-        ensure!(!m.anchors.ratios.is_empty(), "model.anchors.ratios must not be empty");
-        m.anchors.ratios.iter().try_for_each(|r| positive("model.anchors.ratios", *r))?;
-        positive("model.anchors.octaves", m.anchors.octaves as f64)?;
-        positive("model.anchors.base", m.anchors.base)?;
-        share("model.match.positive", m.matching.positive)?;
-        share("model.match.negative", m.matching.negative)?;
-        ensure!(
-            m.matching.negative <= m.matching.positive,
-            "model.match.negative must not be above model.match.positive"
-        );
-        share("model.loss.alpha", m.loss.alpha)?;
-        share("model.test.nms", m.test.nms)?;
-        share("model.test.score", m.test.score)?;
-        positive("model.test.top_k", m.test.top_k as f64)?;
-        positive("model.test.max_detections", m.test.max_detections as f64)?;
-        ensure!(
-            d.size[0] >= 1 && d.size[0] <= d.size[1],
-            "data.size is [shorter side, most of the longer side]; {:?} is not",
-            d.size
-        );
-        positive("data.pad", f64::from(d.pad))?;
-        share("data.flip", d.flip)?;
-        share("data.flip_vertical", d.flip_vertical)?;
-        share("data.color", d.color)?;
-        ensure!(
-            d.scale[0] > 0.0 && d.scale[0] <= d.scale[1],
-            "data.scale is [least, most] factor; {:?} is not",
-            d.scale
-        );
-        d.std.iter().try_for_each(|s| positive("data.std", f64::from(*s)))?;
-        positive("train.lr", t.lr)?;
-        positive("train.batch_size", t.batch_size as f64)?;
-        ensure!(
-            t.micro_batch != Some(0),
-            "train.micro_batch must be above 0 (null: as many as train.batch_size)"
-        );
-        ensure!(t.clip_norm.is_none_or(|c| c > 0.0), "train.clip_norm must be above 0 (null: no clipping)");
-        ensure!(
-            t.ema.is_none_or(|e| (0.0..1.0).contains(&e)),
-            "train.ema must be at least 0 and below 1 (null: none)"
-        );
-        ensure!(t.threads != Some(0), "train.threads must be above 0 (null: one per core)");
-        Ok(())
-    }
-}
-
-/// Every key there is, with null where a value is optional or free.
-fn schema(detector: DetectorKind) -> Result<Value> {
-    let mut full = Config::defaults(detector);
-    full.data.builtin = Some(ShapesConfig::default());
-    Ok(serde_json::to_value(full)?)
-}
-
-/// Refuses the first key of `value` that `schema` lacks, naming the nearest.
-fn check_keys(value: &Value, schema: &Value, path: &str) -> Result<()> {
-    let (Value::Object(value), Value::Object(schema)) = (value, schema) else { return Ok(()) };
-    for (key, inner) in value {
-        let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        match schema.get(key) {
-            Some(expected) => check_keys(inner, expected, &here)?,
-            None => {
-                let nearest = nearest(key, schema.keys().map(String::as_str));
-                bail!(
-                    "unknown key `{here}`; did you mean `{}`?",
-                    if path.is_empty() { nearest } else { format!("{path}.{nearest}") }
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    candidates.min_by_key(|c| strsim::damerau_levenshtein(name, c)).unwrap_or_default().to_string()
-}
-
-/// Lays `over` on `base`, object by object.
-fn merge(base: &mut Value, over: Value) {
-    match (base, over) {
-        (Value::Object(base), Value::Object(over)) => {
-            for (key, value) in over {
-                merge(base.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (base, over) => *base = over,
-    }
-}
-
-/// All paths of leaves and inner objects, dotted.
-fn paths(schema: &Value, prefix: &str, out: &mut Vec<String>) {
-    if let Value::Object(map) = schema {
-        for (key, inner) in map {
-            let here = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-            paths(inner, &here, out);
-            out.push(here);
-        }
-    }
-}
-
-fn apply(value: &mut Value, schema: &Value, change: &str) -> Result<()> {
-    let Some((key, text)) = change.split_once('=') else {
-        bail!("--set takes key.path=value, not `{change}`");
-    };
-    let mut all = Vec::new();
-    paths(schema, "", &mut all);
-    let full = if all.iter().any(|p| p == key) {
-        key.to_string()
-    } else {
-        let suffix = format!(".{key}");
-        let fits: Vec<&String> = all.iter().filter(|p| p.ends_with(&suffix)).collect();
-        match fits[..] {
-            [one] => one.clone(),
-            [] => {
-                let last = |p: &str| p.rsplit('.').next().unwrap_or(p).to_string();
-                let close = all
-                    .iter()
-                    .min_by_key(|p| {
-                        strsim::damerau_levenshtein(key, p).min(strsim::damerau_levenshtein(key, &last(p)))
-                    })
-                    .cloned()
-                    .unwrap_or_default();
-                bail!("--set: unknown key `{key}`; did you mean `{close}`?");
-            }
-            _ => {
-                let names: Vec<&str> = fits.iter().map(|p| p.as_str()).collect();
-                bail!("--set: `{key}` could be {}; write the whole key", names.join(" or "));
-            }
-        }
-    };
-    let new = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_string()));
-    let mut layer = new;
-    for part in full.rsplit('.') {
-        layer = Value::Object([(part.to_string(), layer)].into_iter().collect());
-    }
-    check_keys(&layer, schema, "")?;
-    merge(value, layer);
-    Ok(())
-}
-
-/// Reads a config section by section, so that an error can name the section and key.
-fn serde_path(value: Value) -> Result<Config> {
-    fn section<T: serde::de::DeserializeOwned>(value: &Value, path: &[&str]) -> Result<T> {
-        let pointer = format!("/{}", path.join("/"));
-        let inner = value.pointer(&pointer).cloned().unwrap_or_else(|| Value::Object(Default::default()));
-        let keys = inner.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
-        serde_json::from_value(inner.clone()).map_err(|error| {
-            // Name the key: try each one alone.
-            for key in keys {
-                let alone = Value::Object([(key.clone(), inner[&key].clone())].into_iter().collect());
-                if let Err(error) = serde_json::from_value::<T>(alone) {
-                    return anyhow::anyhow!("{}.{key}: {error}", path.join("."));
-                }
-            }
-            anyhow::anyhow!("{}: {error}", path.join("."))
-        })
-    }
-    for part in ["backbone", "fpn", "head", "anchors", "match", "loss", "test"] {
-        let path = ["model", part];
-        match part {
-            "backbone" => drop(section::<BackboneConfig>(&value, &path)?),
-            "fpn" => drop(section::<FpnConfig>(&value, &path)?),
-            "head" => drop(section::<HeadConfig>(&value, &path)?),
-            "anchors" => drop(section::<AnchorConfig>(&value, &path)?),
-            "match" => drop(section::<MatchConfig>(&value, &path)?),
-            "loss" => drop(section::<LossConfig>(&value, &path)?),
-            _ => drop(section::<TestConfig>(&value, &path)?),
-        }
-    }
-    Ok(Config {
-        model: section(&value, &["model"])?,
-        data: section(&value, &["data"])?,
-        train: section(&value, &["train"])?,
-        checkpoint: section(&value, &["checkpoint"])?,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error(text: &str, changes: &[&str]) -> String {
-        let changes: Vec<String> = changes.iter().map(|s| s.to_string()).collect();
-        format!("{:#}", Config::from_json_with(text, &changes).unwrap_err())
-    }
-
-    #[test]
-    fn a_missing_key_takes_its_default() {
-        let config = Config::from_json_with(r#"{"model": {"head": {"convs": 2}}}"#, &[]).unwrap();
-        assert_eq!(config.model.head.convs, 2);
-        assert_eq!(config.model.head.channels, 256);
-        assert_eq!(config.train, TrainConfig::default());
-    }
-
-    #[test]
-    fn an_unknown_key_names_the_nearest() {
-        let text = error(r#"{"train": {"weight_decai": 1}}"#, &[]);
-        assert!(text.contains("train.weight_decai") && text.contains("train.weight_decay"), "{text}");
-        let text = error("{}", &["train.leraning=1"]);
-        assert!(text.contains("train.leraning"), "{text}");
-    }
-
-    #[test]
-    fn set_takes_the_whole_key_or_an_unambiguous_end() {
-        let set = |c: &str| Config::from_json_with("{}", &[c.to_string()]).unwrap();
-        assert_eq!(set("train.lr=0.5").train.lr, 0.5);
-        assert_eq!(set("clip_norm=2").train.clip_norm, Some(2.0));
-        assert_eq!(set("model.head.norm=group").model.head.norm, HeadNorm::Group);
-        assert_eq!(set("anchors.ratios=[1]").model.anchors.ratios, [1.0]);
-        assert_eq!(set("builtin.train=7").data.builtin.unwrap().train, 7);
-        let text = error("{}", &["channels=3"]);
-        assert!(text.contains("model.fpn.channels") && text.contains("model.head.channels"), "{text}");
-    }
-
-    #[test]
-    fn a_wrong_value_is_named() {
-        let text = error(r#"{"model": {"head": {"convs": "four"}}}"#, &[]);
-        assert!(text.contains("model.head.convs"), "{text}");
-        let text = error("{}", &["train.lr=-1"]);
-        assert!(text.contains("train.lr"), "{text}");
-        let text = error(r#"{"model": {"detector": "yolo"}}"#, &[]);
-        assert!(text.contains("yolo") && text.contains("retinanet"), "{text}");
-    }
-
-    #[test]
-    fn presets_are_whole_and_a_config_reads_itself_back() {
-        for name in Config::preset_names() {
-            let config = Config::preset(name, &[]).unwrap();
-            assert_eq!(Config::from_json_with(&config.to_json().unwrap(), &[]).unwrap(), config, "{name}");
-        }
     }
 }

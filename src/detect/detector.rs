@@ -13,6 +13,10 @@ pub trait Detector {
 
     /// Inference: what is seen on each image of a batch, in pixels of the original images. Takes no gradients.
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>>;
+
+    /// Tells where in a run the next forward is: what is random in training (stochastic depth) is drawn from these two numbers alone, so
+    /// that a resumed run draws what the uninterrupted one would. `iteration` counts forwards (micro batches), not steps.
+    fn set_iteration(&self, _seed: u64, _iteration: u64) {}
 }
 
 /// Named parts of a training loss.
@@ -50,5 +54,13 @@ impl Detections {
     /// Whether nothing was seen.
     pub fn is_empty(&self) -> bool {
         self.scores.is_empty()
+    }
+
+    /// Moves the boxes from an image of `from` (height, width) pixels to the same image at `to`.
+    pub fn rescale(&mut self, from: (i64, i64), to: (i64, i64)) {
+        let (y, x) = (to.0 as f32 / from.0 as f32, to.1 as f32 / from.1 as f32);
+        for b in &mut self.boxes {
+            *b = [b[0] * x, b[1] * y, b[2] * x, b[3] * y];
+        }
     }
 }

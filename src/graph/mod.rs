@@ -1,6 +1,12 @@
-//! What makes ViG ViG: the graph of patches.
+//! What makes ViG ViG: the neighbours of a node, their aggregation, and the block around them.
 
+pub mod aggregate;
+pub mod grapher;
 pub mod kernel;
 pub mod knn;
 pub mod relative;
 pub mod slices;
+mod trace;
+
+pub use grapher::{Grapher, GrapherSpec};
+pub use trace::{BlockTrace, GraphTrace};

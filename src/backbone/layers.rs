@@ -1,0 +1,136 @@
+//! Convolution and batch norm as every backbone uses them, and the memory layout they run in.
+
+use tch::nn::{self, Module, ModuleT};
+use tch::Tensor;
+
+/// Puts `[B, C, H, W]` into channels-last memory (the shape stays): 1×1 convolutions are then plain matrix products, and
+/// a node's features lie side by side for the graph.
+pub fn channels_last(x: &Tensor) -> Tensor {
+    x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+}
+
+/// How a convolution's weights start.
+#[derive(Clone, Copy, Debug)]
+pub enum Init {
+    /// Normal with variance 2 / fan-in (He et al., 2015), as the published ViG code.
+    FanIn,
+    /// Normal with variance 2 / fan-out, as torchvision's ResNet.
+    FanOut,
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform with variance 1 / fan-in (Caffe's Xavier; torchvision's and detectron2's pyramids).
+    UniformFanIn,
+}
+
+/// Shape and start of a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvSpec {
+    /// Input channels.
+    pub input: i64,
+    /// Output channels.
+    pub output: i64,
+    /// Side of the kernel; the padding is half of it.
+    pub kernel: i64,
+    /// Stride.
+    pub stride: i64,
+    /// Groups.
+    pub groups: i64,
+    /// Whether there is a bias (it starts from 0).
+    pub bias: bool,
+    /// Start of the weights.
+    pub init: Init,
+}
+
+impl ConvSpec {
+    /// A `kernel`×`kernel` convolution with bias, stride 1, no groups, published ViG start.
+    pub fn new(input: i64, output: i64, kernel: i64) -> Self {
+        Self { input, output, kernel, stride: 1, groups: 1, bias: true, init: Init::FanIn }
+    }
+
+    /// The same with another stride.
+    pub fn stride(self, stride: i64) -> Self {
+        Self { stride, ..self }
+    }
+
+    /// The same with groups.
+    pub fn groups(self, groups: i64) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// The same without a bias.
+    pub fn no_bias(self) -> Self {
+        Self { bias: false, ..self }
+    }
+
+    /// The same with another start.
+    pub fn init(self, init: Init) -> Self {
+        Self { init, ..self }
+    }
+
+    /// Creates the variables `weight` and `bias` under `path`.
+    pub fn build(self, path: nn::Path) -> nn::Conv2D {
+        let area = (self.kernel * self.kernel) as f64;
+        let (fan_in, fan_out) = ((self.input / self.groups) as f64 * area, self.output as f64 * area);
+        let ws_init = match self.init {
+            Init::FanIn => nn::Init::Randn { mean: 0.0, stdev: (2.0 / fan_in).sqrt() },
+            Init::FanOut => nn::Init::Randn { mean: 0.0, stdev: (2.0 / fan_out).sqrt() },
+            Init::Normal(stdev) => nn::Init::Randn { mean: 0.0, stdev },
+            Init::UniformFanIn => {
+                let up = (3.0 / fan_in).sqrt();
+                nn::Init::Uniform { lo: -up, up }
+            }
+        };
+        let config = nn::ConvConfig {
+            stride: self.stride,
+            padding: self.kernel / 2,
+            groups: self.groups,
+            bias: self.bias,
+            ws_init,
+            bs_init: nn::Init::Const(0.0),
+            ..Default::default()
+        };
+        nn::conv2d(path, self.input, self.output, self.kernel, config)
+    }
+}
+
+/// A convolution and its batch norm.
+#[derive(Debug)]
+pub struct ConvBn {
+    /// The convolution: weight `[out, in / groups, k, k]`.
+    pub conv: nn::Conv2D,
+    /// The batch norm over `out` channels.
+    pub norm: nn::BatchNorm,
+}
+
+impl ConvBn {
+    /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`).
+    pub fn new(conv: nn::Path, norm: nn::Path, spec: ConvSpec, eps: f64) -> Self {
+        Self { conv: spec.build(conv), norm: batch_norm(norm, spec.output, eps) }
+    }
+
+    /// `[B, in, H, W]` to `[B, out, H / stride, W / stride]`. `train`: batch statistics.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.norm.forward_t(&self.conv.forward(x), train)
+    }
+
+    /// Takes the weights out of training.
+    pub fn freeze(&self) {
+        freeze(&self.conv);
+        for weight in self.norm.ws.iter().chain(&self.norm.bs) {
+            let _ = weight.set_requires_grad(false);
+        }
+    }
+}
+
+/// Takes a convolution's weights out of training.
+pub fn freeze(conv: &nn::Conv2D) {
+    for weight in std::iter::once(&conv.ws).chain(&conv.bs) {
+        let _ = weight.set_requires_grad(false);
+    }
+}
+
+/// A batch norm with weight 1, bias 0 and momentum 0.1.
+pub fn batch_norm(path: nn::Path, channels: i64, eps: f64) -> nn::BatchNorm {
+    let config = nn::BatchNormConfig { eps, ws_init: nn::Init::Const(1.0), ..Default::default() };
+    nn::batch_norm2d(path, channels, config)
+}

@@ -1,0 +1,134 @@
+//! ResNet-18 and ResNet-50 (He et al., 2016) in torchvision's form (stride in the 3×3 convolution) and names: the baseline that
+//! every detection paper compares with.
+
+use anyhow::{bail, Result};
+use tch::{nn, Tensor};
+
+use super::layers::{channels_last, ConvBn, ConvSpec, Init};
+use super::{check_batch, Backbone};
+use crate::config::BackboneConfig;
+use crate::graph::GraphTrace;
+
+const STRIDES: [i64; 4] = [4, 8, 16, 32];
+
+/// A ResNet without its classifier.
+#[derive(Debug)]
+pub struct ResNet {
+    stem: ConvBn,
+    stages: Vec<Vec<Residual>>,
+    channels: [i64; 4],
+    config: BackboneConfig,
+}
+
+/// Basic (two convolutions) or bottleneck (three) block.
+#[derive(Debug)]
+struct Residual {
+    layers: Vec<ConvBn>,
+    /// 1×1 convolution of the shortcut where shape changes.
+    downsample: Option<ConvBn>,
+}
+
+impl Residual {
+    fn new(path: nn::Path, input: i64, width: i64, stride: i64, bottleneck: bool, eps: f64) -> Self {
+        let output = if bottleneck { 4 * width } else { width };
+        let plain = |i, o, k| ConvSpec::new(i, o, k).no_bias().init(Init::FanOut);
+        let layer = |n: usize, spec: ConvSpec| {
+            ConvBn::new(&path / format!("conv{n}"), &path / format!("bn{n}"), spec, eps)
+        };
+        let layers = if bottleneck {
+            vec![
+                layer(1, plain(input, width, 1)),
+                layer(2, plain(width, width, 3).stride(stride)),
+                layer(3, plain(width, output, 1)),
+            ]
+        } else {
+            vec![layer(1, plain(input, width, 3).stride(stride)), layer(2, plain(width, width, 3))]
+        };
+        let downsample = (stride != 1 || input != output).then(|| {
+            let p = &path / "downsample";
+            ConvBn::new(&p / "0", &p / "1", plain(input, output, 1).stride(stride), eps)
+        });
+        Self { layers, downsample }
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let mut out = self.layers[0].forward(x, train);
+        for layer in &self.layers[1..] {
+            out = layer.forward(&out.relu(), train);
+        }
+        match &self.downsample {
+            Some(downsample) => out + downsample.forward(x, train),
+            None => out + x,
+        }
+        .relu()
+    }
+}
+
+impl ResNet {
+    /// Variables in torchvision's names (`conv1.weight`, `layer1.0.conv1.weight`, …) under `path`.
+    pub fn new(path: &nn::Path, config: &BackboneConfig) -> Result<Self> {
+        let (blocks, bottleneck) = match config.name.as_str() {
+            "resnet18" => ([2, 2, 2, 2], false),
+            "resnet50" => ([3, 4, 6, 3], true),
+            name => bail!("there is no ResNet `{name}`; there are resnet18 and resnet50"),
+        };
+        let eps = config.norm_eps;
+        let stem = ConvSpec::new(3, 64, 7).stride(2).no_bias().init(Init::FanOut);
+        let stem = ConvBn::new(path / "conv1", path / "bn1", stem, eps);
+        let (mut input, mut stages, mut channels) = (64, Vec::new(), [0; 4]);
+        for (s, &depth) in blocks.iter().enumerate() {
+            let width = 64 << s;
+            let p = path / format!("layer{}", s + 1);
+            let mut stage = Vec::new();
+            for i in 0..depth {
+                let stride = if i == 0 && s > 0 { 2 } else { 1 };
+                stage.push(Residual::new(&p / i, input, width, stride, bottleneck, eps));
+                input = if bottleneck { 4 * width } else { width };
+            }
+            channels[s] = input;
+            stages.push(stage);
+        }
+        let model = Self { stem, stages, channels, config: config.clone() };
+        model.freeze();
+        Ok(model)
+    }
+
+    /// Takes the weights of the frozen stages out of training.
+    fn freeze(&self) {
+        if self.config.frozen_stages < 1 {
+            return;
+        }
+        self.stem.freeze();
+        for block in self.stages[..self.config.frozen_stages as usize].iter().flatten() {
+            block.layers.iter().chain(&block.downsample).for_each(ConvBn::freeze);
+        }
+    }
+}
+
+impl Backbone for ResNet {
+    fn channels(&self) -> &[i64] {
+        &self.channels
+    }
+
+    fn strides(&self) -> &[i64] {
+        &STRIDES
+    }
+
+    fn forward(&self, images: &Tensor, train: bool, _trace: Option<&mut GraphTrace>) -> Result<Vec<Tensor>> {
+        let norms = train && !self.config.freeze_norms;
+        if norms {
+            check_batch(images, 32)?;
+        }
+        let norms_at = |stage: usize| norms && stage as i64 >= self.config.frozen_stages;
+        let x = self.stem.forward(&channels_last(images), norms_at(0)).relu();
+        let mut x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+        let mut maps = Vec::new();
+        for (s, stage) in self.stages.iter().enumerate() {
+            for block in stage {
+                x = block.forward(&x, norms_at(s));
+            }
+            maps.push(x.shallow_clone());
+        }
+        Ok(maps)
+    }
+}

@@ -1,0 +1,114 @@
+//! Anchor boxes: `octaves × ratios` at each place of each pyramid level.
+
+use super::boxes::Box4;
+use crate::config::AnchorConfig;
+
+/// Makes the anchors of a pyramid.
+///
+/// A place at row y, column x of a level has its anchors centred at (x · stride, y · stride). Within a level the order is rows, columns,
+/// then ratio by ratio the sizes from small to large, as in torchvision and mmdetection.
+#[derive(Clone, Debug)]
+pub struct AnchorGenerator {
+    config: AnchorConfig,
+    /// Per level, the anchors of the place at the origin.
+    cells: Vec<Vec<Box4>>,
+}
+
+impl AnchorGenerator {
+    /// One level per stride of the config.
+    pub fn new(config: &AnchorConfig) -> Self {
+        let cells = config.strides.iter().map(|&stride| cell(config, stride)).collect();
+        Self { config: config.clone(), cells }
+    }
+
+    /// Anchors of one place: octaves × ratios.
+    pub fn per_place(&self) -> i64 {
+        self.config.octaves * self.config.ratios.len() as i64
+    }
+
+    /// Number of pyramid levels.
+    pub fn levels(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// The anchors of each level, for maps of (height, width) places under images of `image` = (height, width) pixels, padding included.
+    pub fn anchors(&self, maps: &[(i64, i64)], image: (i64, i64)) -> Vec<Vec<Box4>> {
+        let strides = self.strides(maps, image);
+        self.cells
+            .iter()
+            .zip(maps)
+            .zip(strides)
+            .map(|((cell, &(height, width)), (stride_y, stride_x))| {
+                let mut level = Vec::with_capacity((height * width) as usize * cell.len());
+                for y in 0..height {
+                    for x in 0..width {
+                        let (dx, dy) = ((x * stride_x) as f32, (y * stride_y) as f32);
+                        level.extend(cell.iter().map(|b| [b[0] + dx, b[1] + dy, b[2] + dx, b[3] + dy]));
+                    }
+                }
+                level
+            })
+            .collect()
+    }
+
+    /// (rows, columns) stride of each level, in pixels.
+    fn strides(&self, maps: &[(i64, i64)], image: (i64, i64)) -> Vec<(i64, i64)> {
+        self.config
+            .strides
+            .iter()
+            .zip(maps)
+            .map(|(&stride, &(height, width))| {
+                if self.config.strides_from_image {
+                    (image.0 / height.max(1), image.1 / width.max(1))
+                } else {
+                    (stride, stride)
+                }
+            })
+            .collect()
+    }
+}
+
+fn cell(config: &AnchorConfig, stride: i64) -> Vec<Box4> {
+    let mut boxes = Vec::new();
+    for ratio in &config.ratios {
+        for octave in 0..config.octaves {
+            let mut size = config.base * stride as f64 * 2f64.powf(octave as f64 / config.octaves as f64);
+            if config.round {
+                size = size.floor();
+            }
+            // torchvision computes in float32; so do we, to round alike.
+            let (size, tall) = (size as f32, (*ratio as f32).sqrt());
+            let (w, h) = (1.0 / tall * size, tall * size);
+            let b = [-w / 2.0, -h / 2.0, w / 2.0, h / 2.0];
+            boxes.push(if config.round { b.map(f32::round_ties_even) } else { b });
+        }
+    }
+    boxes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_order_and_centres() {
+        let config = AnchorConfig { strides: vec![8], octaves: 1, ..AnchorConfig::default() };
+        let anchors = AnchorGenerator::new(&config).anchors(&[(2, 3)], (16, 24)).remove(0);
+        assert_eq!(anchors.len(), 2 * 3 * 3);
+        // The square anchor of the origin, of its right neighbour and of the one below.
+        assert_eq!(anchors[1], [-16.0, -16.0, 16.0, 16.0]);
+        assert_eq!(anchors[4], [-8.0, -16.0, 24.0, 16.0]);
+        assert_eq!(anchors[10], [-16.0, -8.0, 16.0, 24.0]);
+        // Ratio 0.5 is wide.
+        let wide = anchors[0];
+        assert!(((wide[3] - wide[1]) / (wide[2] - wide[0]) - 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn torchvision_takes_strides_from_the_image() {
+        let config = AnchorConfig { strides_from_image: true, strides: vec![64], ..AnchorConfig::default() };
+        let anchors = AnchorGenerator::new(&config).anchors(&[(8, 8)], (480, 480)).remove(0);
+        let centre = |b: &Box4| (b[0] + b[2]) / 2.0;
+        assert_eq!(centre(&anchors[9]) - centre(&anchors[0]), 60.0);
+    }
+}

@@ -1,0 +1,105 @@
+//! RetinaNet's head (Lin et al., 2017, "Focal Loss for Dense Object Detection", section 4): two branches shared by all levels.
+
+use tch::nn::Module;
+use tch::{nn, Tensor};
+
+use crate::backbone::layers::{ConvSpec, Init};
+use crate::config::{HeadConfig, HeadNorm};
+
+/// Class and box branch: `convs` × (3×3 convolution, relu), then one convolution that predicts.
+#[derive(Debug)]
+pub struct DenseHead {
+    classification: Branch,
+    regression: Branch,
+    classes: i64,
+}
+
+/// What the head says of every anchor of a level, anchors in the order of [`super::anchors::AnchorGenerator`].
+#[derive(Debug)]
+pub struct LevelOutput {
+    /// Class logits `[B, A, K]`.
+    pub logits: Tensor,
+    /// Box deltas `[B, A, 4]`.
+    pub deltas: Tensor,
+    /// (height, width) of the level's map.
+    pub map: (i64, i64),
+}
+
+#[derive(Debug)]
+struct Branch {
+    convs: Vec<(nn::Conv2D, Option<nn::GroupNorm>)>,
+    predict: nn::Conv2D,
+}
+
+impl Branch {
+    fn new(path: &nn::Path, last: &str, input: i64, output: i64, config: &HeadConfig) -> Self {
+        let c = config.channels;
+        let start = Init::Normal(0.01);
+        let convs = (0..config.convs)
+            .map(|i| {
+                let p = path / "conv" / i;
+                let conv = ConvSpec::new(if i == 0 { input } else { c }, c, 3).init(start);
+                let norm = match config.norm {
+                    HeadNorm::None => None,
+                    HeadNorm::Group => {
+                        let groups = (1..=32).rev().find(|g| c % g == 0).unwrap_or(1);
+                        Some(nn::group_norm(&p / "1", groups, c, Default::default()))
+                    }
+                };
+                // With a norm behind it the convolution needs no bias (torchvision's Conv2dNormActivation).
+                let conv = if norm.is_some() { conv.no_bias() } else { conv };
+                (conv.build(&p / "0"), norm)
+            })
+            .collect();
+        let width = if config.convs > 0 { c } else { input };
+        Self { convs, predict: ConvSpec::new(width, output, 3).init(start).build(path / last) }
+    }
+
+    /// `[B, C, H, W]` to `[B, H·W·A, per_anchor]`.
+    fn forward(&self, x: &Tensor, per_anchor: i64) -> Tensor {
+        let mut x = x.shallow_clone();
+        for (conv, norm) in &self.convs {
+            x = conv.forward(&x);
+            if let Some(norm) = norm {
+                x = norm.forward(&x);
+            }
+            x = x.relu();
+        }
+        let x = self.predict.forward(&x);
+        // Channels are anchor by anchor; in channels-last memory this is a view.
+        let batch = x.size()[0];
+        x.permute([0, 2, 3, 1]).reshape([batch, -1, per_anchor])
+    }
+}
+
+impl DenseHead {
+    /// A head for `anchors` per place and `classes`. Variables in torchvision's names (`classification_head.conv.0.0.weight`,
+    /// `classification_head.cls_logits.weight`, `regression_head.bbox_reg.weight`, …) under `path`. The class bias starts so that
+    /// every anchor says `prior`.
+    pub fn new(path: &nn::Path, input: i64, anchors: i64, classes: i64, config: &HeadConfig) -> Self {
+        let classification =
+            Branch::new(&(path / "classification_head"), "cls_logits", input, anchors * classes, config);
+        let regression = Branch::new(&(path / "regression_head"), "bbox_reg", input, anchors * 4, config);
+        if let Some(bias) = &classification.predict.bs {
+            tch::no_grad(|| {
+                let _ = bias.shallow_clone().fill_(-((1.0 - config.prior) / config.prior).ln());
+            });
+        }
+        Self { classification, regression, classes }
+    }
+
+    /// Levels `[B, C, H_i, W_i]` to what is said of their anchors.
+    pub fn forward(&self, levels: &[Tensor]) -> Vec<LevelOutput> {
+        levels
+            .iter()
+            .map(|level| {
+                let size = level.size();
+                LevelOutput {
+                    logits: self.classification.forward(level, self.classes),
+                    deltas: self.regression.forward(level, 4),
+                    map: (size[2], size[3]),
+                }
+            })
+            .collect()
+    }
+}

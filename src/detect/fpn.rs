@@ -1,0 +1,83 @@
+//! Feature pyramid network (Lin et al., 2017, "Feature Pyramid Networks for Object Detection").
+
+use anyhow::{ensure, Result};
+use tch::nn::Module;
+use tch::{nn, Tensor};
+
+use crate::backbone::layers::{ConvSpec, Init};
+use crate::config::{FpnConfig, P6Source};
+
+/// Feature pyramid network (Lin et al., 2017, section 3).
+///
+/// Takes one map per stage, `[B, C_i, H_i, W_i]`, fine to coarse; gives one map per level, `[B, channels, H_i, W_i]`, then the extra coarser
+/// levels that the detector asks for.
+#[derive(Debug)]
+pub struct Fpn {
+    /// 1×1 convolutions, one per stage, that bring every stage to `channels`.
+    inner: Vec<nn::Conv2D>,
+    /// 3×3 convolutions that smooth each sum.
+    layer: Vec<nn::Conv2D>,
+    extra: Option<P6P7>,
+}
+
+/// RetinaNet's coarse levels: P6 is a 3×3 convolution with stride 2, P7 another on relu(P6).
+#[derive(Debug)]
+struct P6P7 {
+    p6: nn::Conv2D,
+    p7: nn::Conv2D,
+    source: P6Source,
+}
+
+impl Fpn {
+    /// A pyramid on stages of these channels, with P6 and P7 when `coarse` is set. Variables in torchvision's names (`inner_blocks.0.0.weight`,
+    /// `layer_blocks.0.0.weight`, `extra_blocks.p6.weight`, …) under `path`.
+    pub fn new(path: &nn::Path, stages: &[i64], config: &FpnConfig, coarse: bool) -> Result<Self> {
+        ensure!(!stages.is_empty(), "a feature pyramid needs at least one stage");
+        let c = config.channels;
+        let conv = |p: nn::Path, input, kernel, stride| {
+            ConvSpec::new(input, c, kernel).stride(stride).init(Init::UniformFanIn).build(p)
+        };
+        let (inner, layer, extra) = (path / "inner_blocks", path / "layer_blocks", path / "extra_blocks");
+        let p6_input = match config.p6 {
+            P6Source::C5 => *stages.last().unwrap_or(&c),
+            P6Source::P5 => c,
+        };
+        Ok(Self {
+            inner: stages.iter().enumerate().map(|(i, &input)| conv(&inner / i / "0", input, 1, 1)).collect(),
+            layer: (0..stages.len()).map(|i| conv(&layer / i / "0", c, 3, 1)).collect(),
+            extra: coarse.then(|| P6P7 {
+                p6: conv(&extra / "p6", p6_input, 3, 2),
+                p7: conv(&extra / "p7", c, 3, 2),
+                source: config.p6,
+            }),
+        })
+    }
+
+    /// Stage maps, fine to coarse, to level maps, fine to coarse.
+    pub fn forward(&self, maps: &[Tensor]) -> Vec<Tensor> {
+        let mut levels = Vec::with_capacity(maps.len() + 2);
+        let mut above: Option<Tensor> = None;
+        for ((map, inner), layer) in maps.iter().zip(&self.inner).zip(&self.layer).rev() {
+            let lateral = inner.forward(map);
+            let sum = match above {
+                Some(above) => {
+                    let size = lateral.size();
+                    lateral + above.upsample_nearest2d([size[2], size[3]], None, None)
+                }
+                None => lateral,
+            };
+            levels.push(layer.forward(&sum));
+            above = Some(sum);
+        }
+        levels.reverse();
+        if let (Some(extra), Some(c5), Some(p5)) = (&self.extra, maps.last(), levels.last()) {
+            let p6 = extra.p6.forward(match extra.source {
+                P6Source::C5 => c5,
+                P6Source::P5 => p5,
+            });
+            let p7 = extra.p7.forward(&p6.relu());
+            levels.extend([p6, p7]);
+        }
+        levels
+    }
+}

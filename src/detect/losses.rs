@@ -1,0 +1,181 @@
+//! Losses of the detectors.
+
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use crate::config::{BoxLoss, LossConfig};
+
+/// Class of an anchor in [`sigmoid_focal_loss`]: background.
+pub const BACKGROUND: i64 = -1;
+/// Class of an anchor in [`sigmoid_focal_loss`]: no loss.
+pub const IGNORED: i64 = -2;
+
+/// Rows of a chunk of the focal loss: sums are taken chunk by chunk, so that they do not depend on the number of threads.
+const CHUNK: usize = 4096;
+
+/// Sum of the sigmoid focal loss (Lin et al., 2017, equation 5) over anchors and classes: a scalar tensor.
+///
+/// `logits` float32 `[A, K]`; `classes` has, per anchor, a class from 0, [`BACKGROUND`] or [`IGNORED`]; `weights` one factor per anchor
+/// (its image's normaliser). On the CPU the loss and its gradient come out of one pass that keeps a single `[A, K]` tensor, where a chain
+/// of tensor operations would keep eight: the gradient G is multiplied with the logits, which is all that backward needs.
+pub fn sigmoid_focal_loss(
+    logits: &Tensor,
+    classes: &[i64],
+    weights: &[f32],
+    alpha: f64,
+    gamma: f64,
+) -> Tensor {
+    if logits.device() != Device::Cpu || logits.kind() != Kind::Float {
+        return focal_loss_by_tensors(logits, classes, weights, alpha, gamma);
+    }
+    let k = logits.size()[1] as usize;
+    let source = logits.detach().contiguous();
+    let values = Vec::<f32>::try_from(source.view(-1)).unwrap_or_default();
+    let mut gradient = vec![0f32; values.len()];
+    let sums: Vec<f64> = gradient
+        .par_chunks_mut((CHUNK * k).max(1))
+        .enumerate()
+        .map(|(chunk, gradient)| {
+            let mut sum = 0.0;
+            for (row, out) in gradient.chunks_mut(k).enumerate() {
+                let anchor = chunk * CHUNK + row;
+                if classes[anchor] == IGNORED {
+                    continue;
+                }
+                for (class, (out, x)) in out.iter_mut().zip(&values[anchor * k..]).enumerate() {
+                    let (loss, slope) =
+                        focal(*x, class as i64 == classes[anchor], alpha as f32, gamma as f32);
+                    *out = slope * weights[anchor];
+                    sum += f64::from(loss) * f64::from(weights[anchor]);
+                }
+            }
+            sum
+        })
+        .collect();
+    let gradient = Tensor::from_slice(&gradient).view_as(logits);
+    with_gradient(logits, &gradient, sums.iter().sum())
+}
+
+/// A scalar whose value is `value` and whose derivative by `x` is `gradient` (same shape as `x`).
+fn with_gradient(x: &Tensor, gradient: &Tensor, value: f64) -> Tensor {
+    let product = (x * gradient).sum(Kind::Float);
+    let correction = value - product.detach();
+    product + correction
+}
+
+/// Focal loss of one logit and its derivative.
+fn focal(x: f32, positive: bool, alpha: f32, gamma: f32) -> (f32, f32) {
+    // z is the logit of the right answer, p its probability, q = 1 − p.
+    let (z, weight) = if positive { (x, alpha) } else { (-x, 1.0 - alpha) };
+    let e = (-z.abs()).exp();
+    let q = if z >= 0.0 { e / (1.0 + e) } else { 1.0 / (1.0 + e) };
+    let log = e.ln_1p() + (-z).max(0.0);
+    let power = if gamma == 2.0 { q * q } else { q.powf(gamma) };
+    let slope = -weight * power * (gamma * (1.0 - q) * log + q);
+    (weight * power * log, if positive { slope } else { -slope })
+}
+
+/// The same by tensor operations, for other devices.
+fn focal_loss_by_tensors(
+    logits: &Tensor,
+    classes: &[i64],
+    weights: &[f32],
+    alpha: f64,
+    gamma: f64,
+) -> Tensor {
+    let device = logits.device();
+    let classes = Tensor::from_slice(classes).to_device(device).unsqueeze(1);
+    let weights = Tensor::from_slice(weights).to_device(device).unsqueeze(1) * classes.not_equal(IGNORED);
+    let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
+    let z = logits.where_self(&positive, &-logits);
+    let share = Tensor::from(alpha)
+        .to_device(device)
+        .where_self(&positive, &Tensor::from(1.0 - alpha).to_device(device));
+    let loss = share * (-&z).sigmoid().pow_tensor_scalar(gamma) * -z.log_sigmoid();
+    (loss * weights).sum(Kind::Float)
+}
+
+/// Box regression loss: the weighted sum over `P` positives, a scalar tensor.
+///
+/// `predicted` and `target` are deltas `[P, 4]`, `anchors` `[P, 4]` corners, `weights` `[P]`.
+pub fn box_loss(
+    predicted: &Tensor,
+    target: &Tensor,
+    anchors: &Tensor,
+    weights: &Tensor,
+    config: &LossConfig,
+) -> Tensor {
+    let each = match config.box_loss {
+        BoxLoss::L1 => (predicted - target).abs().sum_dim_intlist([1].as_slice(), false, Kind::Float),
+        BoxLoss::SmoothL1 => {
+            let beta = config.beta;
+            let difference = (predicted - target).abs();
+            let square = difference.square() * (0.5 / beta);
+            let linear = &difference - 0.5 * beta;
+            square.where_self(&difference.lt(beta), &linear).sum_dim_intlist(
+                [1].as_slice(),
+                false,
+                Kind::Float,
+            )
+        }
+        BoxLoss::Giou => generalized_iou_loss(&decode(predicted, anchors), &decode(target, anchors)),
+    };
+    (each * weights).sum(Kind::Float)
+}
+
+/// [`super::boxes::BoxCoder::decode`] with weights 1 as tensor operations, for gradients: `[P, 4]` deltas and anchors to corners.
+fn decode(deltas: &Tensor, anchors: &Tensor) -> Tensor {
+    let size = anchors.narrow(1, 2, 2) - anchors.narrow(1, 0, 2);
+    let centre = anchors.narrow(1, 0, 2) + 0.5 * &size;
+    let centre = deltas.narrow(1, 0, 2) * &size + centre;
+    let half = deltas.narrow(1, 2, 2).clamp_max((1000f64 / 16.0).ln()).exp() * size * 0.5;
+    Tensor::cat(&[&centre - &half, &centre + &half], 1)
+}
+
+/// 1 − generalised IoU (Rezatofighi et al., 2019) of corners `[P, 4]`, pairwise: `[P]`.
+fn generalized_iou_loss(a: &Tensor, b: &Tensor) -> Tensor {
+    const EPS: f64 = 1e-7;
+    let (a1, a2, b1, b2) = (a.narrow(1, 0, 2), a.narrow(1, 2, 2), b.narrow(1, 0, 2), b.narrow(1, 2, 2));
+    let product = |side: Tensor| side.select(1, 0) * side.select(1, 1);
+    let shared = product((a2.minimum(&b2) - a1.maximum(&b1)).clamp_min(0.0));
+    let union = product(&a2 - &a1) + product(&b2 - &b1) - &shared;
+    let hull = product(a2.maximum(&b2) - a1.minimum(&b1));
+    let iou = shared / (&union + EPS);
+    1.0 - (iou - (&hull - union) / (hull + EPS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fused pass against the chain of tensor operations, values and gradients.
+    #[test]
+    fn fused_focal_loss_equals_the_tensor_operations() {
+        let logits = Tensor::randn([5000, 3], (Kind::Float, Device::Cpu)) * 4.0;
+        let classes: Vec<i64> =
+            (0..5000).map(|i| [0, 1, 2, BACKGROUND, BACKGROUND, IGNORED][i % 6]).collect();
+        let weights: Vec<f32> = (0..5000).map(|i| if i < 2500 { 0.5 } else { 0.25 }).collect();
+        for gamma in [2.0, 1.5, 0.0] {
+            let run = |f: fn(&Tensor, &[i64], &[f32], f64, f64) -> Tensor| {
+                let x = logits.copy().set_requires_grad(true);
+                let loss = f(&x, &classes, &weights, 0.25, gamma);
+                loss.backward();
+                (loss.double_value(&[]), x.grad())
+            };
+            let (fused, fused_grad) = run(sigmoid_focal_loss);
+            let (plain, plain_grad) = run(focal_loss_by_tensors);
+            assert!((fused / plain - 1.0).abs() < 1e-5, "{fused} {plain}");
+            let worst = (fused_grad - plain_grad).abs().max().double_value(&[]);
+            assert!(worst < 1e-5, "{worst}");
+        }
+    }
+
+    #[test]
+    fn giou_of_known_boxes() {
+        let a = Tensor::from_slice(&[0f32, 0., 10., 10., 0., 0., 1., 1.]).view([2, 4]);
+        let b = Tensor::from_slice(&[0f32, 0., 10., 10., 3., 0., 4., 1.]).view([2, 4]);
+        let loss = Vec::<f32>::try_from(generalized_iou_loss(&a, &b)).unwrap();
+        // Equal boxes: 0. Apart: IoU 0, hull 4, union 2: 1 + 2 / 4.
+        assert!(loss[0].abs() < 1e-5 && (loss[1] - 1.5).abs() < 1e-5, "{loss:?}");
+    }
+}

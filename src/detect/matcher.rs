@@ -1,0 +1,158 @@
+//! Assignment of anchors (or proposals) to objects by intersection over union (Ren et al., 2015, section 3.1.2).
+
+use rayon::prelude::*;
+
+use super::boxes::{area, intersection, Box4};
+
+/// What an anchor stands for in training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Match {
+    /// The object of this index.
+    Object(u32),
+    /// No object.
+    Background,
+    /// Neither: no loss.
+    Ignored,
+}
+
+/// Assigns each box to at most one object.
+///
+/// ```
+/// use vigdet::detect::matcher::{Match, Matcher};
+/// let matcher = Matcher { positive: 0.5, negative: 0.4, low_quality: false, crowd: 0.5 };
+/// let anchors = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 4.5], [50.0, 50.0, 60.0, 60.0]];
+/// let found = matcher.assign(&anchors, &[[0.0, 0.0, 10.0, 10.0]], &[]);
+/// assert_eq!(found, [Match::Object(0), Match::Ignored, Match::Background]);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matcher {
+    /// IoU of at least this: the object.
+    pub positive: f32,
+    /// IoU below this: background; in between: ignored.
+    pub negative: f32,
+    /// Every object keeps the boxes that overlap it most, however little; such a box goes to the object that it itself overlaps most, as
+    /// in torchvision and detectron2.
+    pub low_quality: bool,
+    /// Background that lies in a crowd by at least this share of its own area is ignored.
+    pub crowd: f32,
+}
+
+impl Matcher {
+    /// The match of each of `boxes` among `objects`; `crowds` are regions where background is not sure to be background.
+    ///
+    /// Of objects with equal overlap the first wins. Needs memory for `boxes` only, not for `boxes × objects`.
+    pub fn assign(&self, boxes: &[Box4], objects: &[Box4], crowds: &[Box4]) -> Vec<Match> {
+        let areas: Vec<f32> = objects.iter().map(area).collect();
+        // Best object of each box.
+        let best: Vec<(f32, u32)> = boxes
+            .par_iter()
+            .with_min_len(1024)
+            .map(|b| {
+                let (mut most, mut which) = (0.0, u32::MAX);
+                let own = area(b);
+                for (i, (object, &object_area)) in objects.iter().zip(&areas).enumerate() {
+                    let overlap = overlap(b, own, object, object_area);
+                    if overlap > most {
+                        (most, which) = (overlap, i as u32);
+                    }
+                }
+                (most, which)
+            })
+            .collect();
+        let mut matches: Vec<Match> = best
+            .iter()
+            .map(|&(overlap, which)| match which {
+                u32::MAX if self.negative > 0.0 => Match::Background,
+                u32::MAX => Match::Ignored,
+                _ if overlap >= self.positive => Match::Object(which),
+                _ if overlap < self.negative => Match::Background,
+                _ => Match::Ignored,
+            })
+            .collect();
+        if self.low_quality {
+            self.keep_best(boxes, objects, &areas, &best, &mut matches);
+        }
+        if !crowds.is_empty() {
+            for (b, m) in boxes.iter().zip(&mut matches) {
+                if *m == Match::Background
+                    && crowds
+                        .iter()
+                        .any(|c| intersection(b, c) >= self.crowd * area(b).max(f32::MIN_POSITIVE))
+                {
+                    *m = Match::Ignored;
+                }
+            }
+        }
+        matches
+    }
+
+    fn keep_best(
+        &self,
+        boxes: &[Box4],
+        objects: &[Box4],
+        areas: &[f32],
+        best: &[(f32, u32)],
+        matches: &mut [Match],
+    ) {
+        let kept: Vec<usize> = objects
+            .par_iter()
+            .zip(areas)
+            .flat_map_iter(|(object, &object_area)| {
+                let (mut most, mut which) = (0.0, Vec::new());
+                for (i, b) in boxes.iter().enumerate() {
+                    let overlap = overlap(b, area(b), object, object_area);
+                    if overlap > most {
+                        most = overlap;
+                        which.clear();
+                    }
+                    if overlap == most && most > 0.0 {
+                        which.push(i);
+                    }
+                }
+                which
+            })
+            .collect();
+        for i in kept {
+            matches[i] = Match::Object(best[i].1);
+        }
+    }
+}
+
+fn overlap(a: &Box4, area_a: f32, b: &Box4, area_b: f32) -> f32 {
+    let shared = intersection(a, b);
+    if shared > 0.0 {
+        shared / (area_a + area_b - shared)
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MATCHER: Matcher = Matcher { positive: 0.5, negative: 0.4, low_quality: true, crowd: 0.5 };
+
+    #[test]
+    fn an_object_keeps_its_best_box_however_small_the_overlap() {
+        let boxes = [[0.0, 0.0, 100.0, 100.0], [200.0, 200.0, 300.0, 300.0]];
+        let object = [[0.0, 0.0, 10.0, 10.0]];
+        assert_eq!(MATCHER.assign(&boxes, &object, &[]), [Match::Object(0), Match::Background]);
+        let strict = Matcher { low_quality: false, ..MATCHER };
+        assert_eq!(strict.assign(&boxes, &object, &[]), [Match::Background; 2]);
+    }
+
+    #[test]
+    fn crowds_are_ignored_but_never_matched() {
+        let boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 30.0], [40.0, 0.0, 50.0, 10.0]];
+        let crowd = [[0.0, 0.0, 10.0, 10.0]];
+        let found = MATCHER.assign(&boxes, &[], &crowd);
+        assert_eq!(found, [Match::Ignored, Match::Background, Match::Background]);
+    }
+
+    #[test]
+    fn an_object_outside_every_box_matches_nothing() {
+        let found = MATCHER.assign(&[[0.0, 0.0, 10.0, 10.0]], &[[50.0, 50.0, 60.0, 60.0]], &[]);
+        assert_eq!(found, [Match::Background]);
+    }
+}

@@ -1,0 +1,83 @@
+//! From what a dense head says of every anchor to the detections of an image.
+
+use super::boxes::{clip, Box4, BoxCoder};
+use super::detector::Detections;
+use super::nms::batched_nms;
+use crate::config::TestConfig;
+
+/// What a head says of one level of one image.
+#[derive(Clone, Debug)]
+pub struct LevelValues<'a> {
+    /// Class logits `[A, K]`, anchors first.
+    pub logits: Vec<f32>,
+    /// Box deltas `[A, 4]`.
+    pub deltas: Vec<f32>,
+    /// The level's anchors, `A` of them.
+    pub anchors: &'a [Box4],
+}
+
+/// Chooses detections: per level the `top_k` best above `score`, decoded and cut to the image; then suppression per class over all levels;
+/// then the `max_detections` best.
+#[derive(Clone, Debug)]
+pub struct Selector {
+    /// Thresholds and limits.
+    pub test: TestConfig,
+    /// How deltas are coded.
+    pub coder: BoxCoder,
+    /// Number of classes K.
+    pub classes: usize,
+}
+
+impl Selector {
+    /// Detections of one image of (height, width) pixels, in its pixels, best first.
+    pub fn select(&self, levels: &[LevelValues], size: (i64, i64)) -> Detections {
+        let (height, width) = (size.0 as f32, size.1 as f32);
+        let mut all = Detections::default();
+        for level in levels {
+            let mut found: Vec<(f32, usize)> = level
+                .logits
+                .iter()
+                .enumerate()
+                .map(|(i, x)| (1.0 / (1.0 + (-x).exp()), i))
+                .filter(|(score, _)| *score > self.test.score as f32)
+                .collect();
+            found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            found.truncate(self.test.top_k as usize);
+            for (score, i) in found {
+                let anchor = i / self.classes;
+                let delta = [0, 1, 2, 3].map(|d| level.deltas[anchor * 4 + d]);
+                all.boxes.push(clip(&self.coder.decode(&delta, &level.anchors[anchor]), height, width));
+                all.scores.push(score);
+                all.labels.push((i % self.classes) as i64);
+            }
+        }
+        let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.test.nms as f32);
+        kept.truncate(self.test.max_detections as usize);
+        Detections {
+            boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
+            scores: kept.iter().map(|&i| all.scores[i]).collect(),
+            labels: kept.iter().map(|&i| all.labels[i]).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_do_not_suppress_each_other_and_limits_hold() {
+        let anchors = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 80.0, 40.0]];
+        // Anchor 0 says class 0, anchor 1 class 1 and, weaker, class 0; anchor 2 class 1, beyond the image; the rest is silent.
+        let logits = vec![3.0, -9.0, 0.5, 2.0, -9.0, 1.0];
+        let level = LevelValues { logits, deltas: vec![0.0; 12], anchors: &anchors };
+        let test = TestConfig { max_detections: 3, ..TestConfig::default() };
+        let mut selector = Selector { test, coder: BoxCoder::default(), classes: 2 };
+        let found = selector.select(std::slice::from_ref(&level), (30, 50));
+        assert_eq!(found.labels, [0, 1, 1]);
+        assert_eq!(found.boxes[2], [20.0, 20.0, 50.0, 30.0]);
+        assert!((found.scores[0] - 0.952_574_1).abs() < 1e-6);
+        selector.test.top_k = 1;
+        assert_eq!(selector.select(&[level], (30, 50)).labels, [0]);
+    }
+}
