@@ -3,44 +3,75 @@
 
 The wheel is a CUDA build; without CUDA=1 its CUDA libraries are left out and libtorch.so is replaced by an empty
 library that needs only the CPU ones. Uses pip to download, the standard library to unpack and the C++ compiler to link.
+
+Everything is made in a folder .libtorch-partial-PID-* beside it and renamed at the end, so that .libtorch is whole or
+absent. That folder goes away on errors, Ctrl-C and SIGTERM; what a killed process left is removed by the next one.
 """
 import glob
 import os
+import platform
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
 
-TORCH = "torch==2.13.0"
+VERSION = "2.13.0"
+TORCH = f"torch=={VERSION}"
 # libtorch_cpu.so of the CUDA wheel is linked against these two, and looks for them beside itself.
 CUDA_RUNTIME = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]
 LEFT_OUT = ("libtorch_cuda", "libtorch_python", "libtorch_nvshmem", "libc10_cuda", "libcaffe2_nvrtc", "libtorch.so")
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (28, 27, 25, 24, 17)] + ["manylinux2014_x86_64"]
+PARTIAL = ".libtorch-partial-"
+OWN = ("Or bring your own libtorch 2.13: set LIBTORCH to its folder, or LIBTORCH_USE_PYTORCH=1 to use the PyTorch 2.13\n"
+       "of the active Python environment.")
+RETRY = ("Check that Python has pip (PYTHON=... chooses another Python) and reaches its package index (PIP_INDEX_URL or\n"
+         "PIP_FIND_LINKS name a mirror or a folder of wheels), and that the disk has 4 GB free (12 GB with CUDA=1); then\n"
+         "run `make libtorch` again.")
 
 
 class Failure(Exception):
     """What went wrong and what to do about it, in words for the person at the terminal."""
 
 
+class Stopped(BaseException):
+    """A signal asked the process to end."""
+
+
 def run(command, what):
     try:
         subprocess.run(command, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise Failure(f"{what} failed ({error}).") from error
+    except subprocess.CalledProcessError as error:
+        raise Failure(f"{what} failed (exit status {error.returncode}, its own message is above).\n{RETRY}") from error
+    except OSError as error:
+        raise Failure(f"{what} failed ({error}).\n{RETRY}") from error
+
+
+def compiler():
+    """The C++ compiler's command, tried before anything is downloaded: torch-sys needs one as well."""
+    command = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    if shutil.which(command[0]) is None:
+        raise Failure(f"there is no C++ compiler `{command[0]}`. Install one (Debian and Ubuntu: apt install g++; Fedora:\n"
+                      "dnf install gcc-c++), or name yours with CXX=..., and run `make libtorch` again.")
+    return command
 
 
 def pip_download(packages, folder, dependencies=False):
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version", "3.11"]
-    for platform in PLATFORMS:
-        command += ["--platform", platform]
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--only-binary=:all:",
+               "--python-version", "3.11"]
+    if not sys.stderr.isatty():
+        command.append("--quiet")
+    for tag in PLATFORMS:
+        command += ["--platform", tag]
     if not dependencies:
         command.append("--no-deps")
-    run(command + ["--dest", folder] + packages,
-        f"Downloading {' '.join(packages)} with pip")
+    run(command + ["--dest", folder] + packages, f"downloading {' '.join(packages)} with pip")
 
 
-def unpack_cpu(wheels, out):
+def unpack_cpu(wheels, out, cxx):
     wheel, = glob.glob(os.path.join(wheels, "torch-*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
@@ -60,23 +91,23 @@ def unpack_cpu(wheels, out):
                 if base in ("libcudart.so.13", "libcupti.so.13"):
                     with archive.open(name) as source, open(os.path.join(lib, base), "wb") as target:
                         shutil.copyfileobj(source, target)
-    link_empty_libtorch(lib)
+    link_empty_libtorch(lib, cxx)
 
 
-def link_empty_libtorch(lib):
+def link_empty_libtorch(lib, cxx):
     """libtorch.so of the wheel needs libtorch_cuda.so; the name itself is all that is wanted from it."""
     source = os.path.join(lib, "empty.cpp")
     with open(source, "w", encoding="ascii") as file:
         file.write("// Nothing: libtorch.so only brings in libtorch_cpu and libc10.\n")
-    run([os.environ.get("CXX", "c++"), "-shared", "-fPIC", "-o", os.path.join(lib, "libtorch.so"), source,
-         "-Wl,-soname,libtorch.so", "-Wl,--no-as-needed", "-L" + lib, "-ltorch_cpu", "-lc10", "-Wl,-rpath,$ORIGIN",
-         "-Wl,--allow-shlib-undefined"],
-        "Linking libtorch.so with the C++ compiler (set CXX to choose another)")
+    run(cxx + ["-shared", "-fPIC", "-o", os.path.join(lib, "libtorch.so"), source,
+               "-Wl,-soname,libtorch.so", "-Wl,--no-as-needed", "-L" + lib, "-ltorch_cpu", "-lc10", "-Wl,-rpath,$ORIGIN",
+               "-Wl,--allow-shlib-undefined"],
+        "linking libtorch.so with the C++ compiler (CXX=... chooses another)")
     os.remove(source)
 
 
 def unpack_cuda(wheels, out):
-    """Everything, in the wheel's own layout: the libraries find nvidia/ by ../../ of their folder."""
+    """Everything, in the wheel's own layout: the libraries find nvidia/ by ../../ of the folder that they are loaded from."""
     for wheel in glob.glob(os.path.join(wheels, "*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
@@ -86,40 +117,83 @@ def unpack_cuda(wheels, out):
         os.symlink(os.path.join("torch", part), os.path.join(out, part))
 
 
+def remove_leftovers(parent):
+    """Folders of processes that were killed before they could tidy up."""
+    for folder in glob.glob(os.path.join(parent, PARTIAL + "*")):
+        pid = re.match(r"(\d+)-", os.path.basename(folder)[len(PARTIAL):])
+        if pid and not os.path.exists(f"/proc/{pid.group(1)}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def make(target, cuda):
-    parent = os.path.dirname(os.path.abspath(target))
-    with tempfile.TemporaryDirectory(prefix=".libtorch-partial-", dir=parent) as work:
+    cxx = compiler()
+    parent = os.path.dirname(target)
+    remove_leftovers(parent)
+    with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=parent) as work:
         wheels, out = os.path.join(work, "wheels"), os.path.join(work, "out")
         os.makedirs(wheels)
         os.makedirs(out)
-        print("libtorch: downloading " + ("PyTorch with CUDA (about 3 GB)" if cuda else "PyTorch (about 540 MB)"), flush=True)
+        print(f"libtorch: downloading PyTorch {VERSION} " + ("with CUDA (about 3 GB)" if cuda else "(about 540 MB)"),
+              flush=True)
         if cuda:
             pip_download([TORCH], wheels, dependencies=True)
         else:
             pip_download([TORCH], wheels)
             pip_download(CUDA_RUNTIME, wheels)
         print("libtorch: unpacking", flush=True)
-        (unpack_cuda if cuda else unpack_cpu)(wheels, out)
+        if cuda:
+            unpack_cuda(wheels, out)
+        else:
+            unpack_cpu(wheels, out, cxx)
         with open(os.path.join(out, "build-version"), "w", encoding="ascii") as file:
-            file.write(TORCH.split("==")[1] + ("+cuda\n" if cuda else "+cpu\n"))
+            file.write(VERSION + ("+cuda\n" if cuda else "+cpu\n"))
+        if os.path.exists(target):  # Another process was faster.
+            return
         os.rename(out, target)
+
+
+def check(target, cuda):
+    """Whether .libtorch is there already and of the kind that is wanted."""
+    if not os.path.exists(target):
+        return False
+    try:
+        with open(os.path.join(target, "build-version"), encoding="ascii") as file:
+            version, _, kind = file.read().strip().partition("+")
+    except OSError:
+        version, kind = "of unknown version", ""
+    if version != VERSION:
+        raise Failure(f"{target} is {version}, vigdet needs {VERSION}. Remove it and run `make libtorch` again.")
+    if cuda and kind == "cpu":
+        raise Failure(f"{target} is without CUDA. Remove it and run `CUDA=1 make libtorch` again.")
+    return True
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def stop(number, _frame):
+    for other in SIGNALS:  # A second one must not cut the tidying short.
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(number)
 
 
 def main():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     target = os.path.join(root, ".libtorch")
     cuda = os.environ.get("CUDA", "") not in ("", "0")
-    if os.path.exists(target):
-        print(f"libtorch: {target} is there already; remove it to make it anew")
-        return
+    for number in SIGNALS:
+        signal.signal(number, stop)
     try:
+        if check(target, cuda):
+            return
+        if platform.system() != "Linux" or platform.machine() != "x86_64":
+            raise Failure("this script makes libtorch for Linux on x86-64 only.")
         make(target, cuda)
     except (Failure, OSError, ValueError, zipfile.BadZipFile) as error:
-        sys.exit(f"libtorch: {error}\n"
-                 "Nothing was installed. Check that Python has pip and can reach its package index (set PIP_INDEX_URL or\n"
-                 "PIP_FIND_LINKS for a mirror or a folder of wheels), that the disk has 4 GB free (12 GB with CUDA=1), and run\n"
-                 "`make libtorch` again. Or bring your own libtorch 2.13: set LIBTORCH to its folder, or\n"
-                 "LIBTORCH_USE_PYTORCH=1 to use the PyTorch 2.13 of the active Python environment.")
+        sys.exit(f"libtorch: {error}\nNothing was installed. {OWN}")
+    except Stopped as signalled:
+        print("\nlibtorch: stopped; nothing was installed. Run `make libtorch` again to start over.", file=sys.stderr)
+        sys.exit(128 + signalled.args[0])
     print(f"libtorch: {target} is ready")
 
 

@@ -1,0 +1,56 @@
+# Needs cargo, a C++ compiler and Python with pip. `make demo` and `make test` fetch and build everything else.
+
+CARGO ?= cargo
+PYTHON ?= python3
+# Where `make demo` trains, and flags that it adds, for example DEMO_FLAGS="--epochs 2".
+DEMO ?= runs/demo
+DEMO_FLAGS ?=
+
+# Empty is unset: cargo would take an empty LIBTORCH for a folder.
+ifeq ($(strip $(LIBTORCH)),)
+unexport LIBTORCH
+endif
+ifeq ($(strip $(LIBTORCH_USE_PYTORCH)),)
+unexport LIBTORCH_USE_PYTORCH
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help libtorch build demo test lint fmt bench clean
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "LIBTORCH=folder or LIBTORCH_USE_PYTORCH=1 uses your own libtorch; CUDA=1 make libtorch keeps the CUDA libraries."
+
+libtorch: ## Make .libtorch from the PyTorch wheel (not with a LIBTORCH or LIBTORCH_USE_PYTORCH of your own)
+ifeq ($(strip $(LIBTORCH)$(LIBTORCH_USE_PYTORCH)),)
+	@CUDA=$(CUDA) $(PYTHON) scripts/make_libtorch.py
+else
+	@echo "libtorch: using your own (LIBTORCH=$(LIBTORCH) LIBTORCH_USE_PYTORCH=$(LIBTORCH_USE_PYTORCH))"
+endif
+
+build: libtorch ## Build the library and the commands
+	$(CARGO) build --workspace
+
+# An interrupted demo goes on where its last checkpoint was; a finished one is not trained again.
+demo: build ## Train RetinaNet on the built-in shapes, evaluate it, draw curves and detections under runs/demo
+	$(CARGO) run --quiet --bin train_det -- retinanet --out $(DEMO) $(DEMO_FLAGS) \
+		$(if $(wildcard $(DEMO)/checkpoints/last.state),--resume)
+	@echo "demo: metrics in $(DEMO)/metrics.json, pictures in $(DEMO)/plots; to train anew: rm -r $(DEMO)"
+
+test: lint ## Check format and lints, then run all tests
+	$(CARGO) test --workspace
+
+lint: libtorch ## rustfmt and clippy, warnings are errors
+	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || \
+		{ echo "lint: rustfmt or clippy is missing: rustup component add rustfmt clippy"; exit 1; }
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+fmt: ## Format the source
+	$(CARGO) fmt --all
+
+bench: libtorch ## Run the benches of the hot paths
+	$(CARGO) bench --workspace
+
+clean: ## Remove what cargo built; .libtorch, datasets and runs stay
+	$(CARGO) clean
