@@ -1,5 +1,6 @@
 //! Feature extractors: images to one map per stage.
 
+mod classifier;
 pub mod layers;
 pub mod pyramid_vig;
 pub mod resnet;
@@ -10,6 +11,7 @@ use tch::{nn, Tensor};
 use crate::config::BackboneConfig;
 use crate::graph::GraphTrace;
 
+pub use classifier::{Classified, Classifier};
 pub use pyramid_vig::PyramidVig;
 pub use resnet::ResNet;
 

@@ -62,7 +62,10 @@ impl Grapher {
         });
         let candidates = pooled.as_ref().unwrap_or(&z);
         let (_, _, ch, cw) = candidates.size4()?;
-        let edges = self.spec.neighbours.find(&z, candidates, self.spec.relative.as_ref())?;
+        let mut edges = self.spec.neighbours.find(&z, candidates, self.spec.relative.as_ref())?;
+        if let Some(trace) = trace {
+            edges = trace.record(BlockTrace { edges, nodes: (h, w), candidates: (ch, cw) })?;
+        }
 
         // Rows [B, N, C] and [B, M, C]: views, since both are channels-last.
         let rows = z.permute([0, 2, 3, 1]).reshape([b, h * w, c]);
@@ -70,9 +73,6 @@ impl Grapher {
         let relative =
             max_relative(&rows, &candidate_rows, &edges, self.spec.neighbours.search == Search::Fused)?;
         let mixed = Tensor::stack(&[&rows, &relative], -1).reshape([b, h, w, 2 * c]).permute([0, 3, 1, 2]);
-        if let Some(trace) = trace {
-            trace.blocks.push(BlockTrace { edges, nodes: (h, w), candidates: (ch, cw) });
-        }
         let out = self.update.forward(&mixed, train).gelu("none");
         Ok(self.fc2.forward(&out, train))
     }

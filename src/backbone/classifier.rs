@@ -1,0 +1,87 @@
+//! A backbone with the classifier it is pretrained with, in the published names.
+
+use anyhow::{ensure, Result};
+use tch::nn::Module;
+use tch::{nn, Tensor};
+
+use super::layers::{ConvBn, ConvSpec};
+use super::{build, Backbone};
+use crate::config::BackboneConfig;
+use crate::graph::GraphTrace;
+
+/// Width of ViG's hidden layer before the classes.
+const HIDDEN: i64 = 1024;
+
+/// A backbone, the mean over its last map, and class scores.
+#[derive(Debug)]
+pub struct Classifier {
+    backbone: Box<dyn Backbone>,
+    head: Head,
+}
+
+#[derive(Debug)]
+enum Head {
+    /// ViG's: 1×1 convolution to 1024, batch norm, GELU, 1×1 convolution; variables `prediction.*`.
+    Prediction { hidden: ConvBn, classes: nn::Conv2D },
+    /// ResNet's: one linear layer; variables `fc.*`.
+    Linear(nn::Linear),
+}
+
+/// What a classifier gives for a batch.
+#[derive(Debug)]
+pub struct Classified {
+    /// The backbone's maps, `[B, C_i, H_i, W_i]`, fine to coarse.
+    pub maps: Vec<Tensor>,
+    /// Class scores before softmax, `[B, classes]`.
+    pub logits: Tensor,
+}
+
+impl Classifier {
+    /// The backbone that a config names and its classifier, with random weights under `path` in the names of published state dicts
+    /// (`stem.convs.0.weight`, …, `prediction.0.weight`; `conv1.weight`, …, `fc.weight`).
+    pub fn new(path: &nn::Path, config: &BackboneConfig, classes: i64) -> Result<Self> {
+        ensure!(classes > 0, "a classifier needs at least one class, not {classes}");
+        let backbone = build(path, config)?;
+        let input = backbone.channels().last().copied().unwrap_or_default();
+        let head = if config.name.starts_with("resnet") {
+            Head::Linear(nn::linear(path / "fc", input, classes, Default::default()))
+        } else {
+            let p = path / "prediction";
+            Head::Prediction {
+                hidden: ConvBn::new(&p / "0", &p / "1", ConvSpec::new(input, HIDDEN, 1), config.norm_eps),
+                classes: ConvSpec::new(HIDDEN, classes, 1).build(&p / "4"),
+            }
+        };
+        Ok(Self { backbone, head })
+    }
+
+    /// The backbone.
+    pub fn backbone(&self) -> &dyn Backbone {
+        &*self.backbone
+    }
+
+    /// Images `[B, 3, H, W]`, normalised, to maps and class scores; `train` and `trace` as for [`Backbone::forward`].
+    ///
+    /// # Errors
+    /// As the backbone; and in training, a single image, of which ViG's classifier could take no batch statistics.
+    pub fn forward(
+        &self,
+        images: &Tensor,
+        train: bool,
+        trace: Option<&mut GraphTrace>,
+    ) -> Result<Classified> {
+        ensure!(
+            !train || images.size()[0] > 1 || matches!(self.head, Head::Linear(_)),
+            "a classifier cannot train on a batch of one image: its batch norm would see one value per channel"
+        );
+        let maps = self.backbone.forward(images, train, trace)?;
+        let mean = maps[maps.len() - 1].mean_dim([2, 3].as_slice(), true, None);
+        let logits = match &self.head {
+            Head::Prediction { hidden, classes } => {
+                classes.forward(&hidden.forward(&mean, train).gelu("none")).flatten(1, -1)
+            }
+            Head::Linear(linear) => linear.forward(&mean.flatten(1, -1)),
+        };
+        Ok(Classified { maps, logits })
+    }
+}
