@@ -3,6 +3,7 @@
 pub mod anchors;
 pub mod boxes;
 pub mod dense_head;
+pub mod dense_losses;
 mod detector;
 pub mod fpn;
 pub mod losses;

@@ -1,0 +1,102 @@
+//! Training losses of a dense detector: every anchor is assigned, classified and, where it stands for an object, regressed (Lin et al.,
+//! 2017, "Focal Loss for Dense Object Detection", section 4.1).
+
+use tch::Tensor;
+
+use super::boxes::{Box4, BoxCoder};
+use super::dense_head::LevelOutput;
+use super::detector::Losses;
+use super::losses::{box_loss, sigmoid_focal_loss, BACKGROUND, IGNORED};
+use super::matcher::{Match, Matcher};
+use crate::config::{LossConfig, LossNormalizer};
+use crate::data::Target;
+
+/// How a head's outputs are compared with the objects.
+#[derive(Clone, Debug)]
+pub struct DenseLoss {
+    /// Assigns anchors to objects.
+    pub matcher: Matcher,
+    /// Codes objects against their anchors.
+    pub coder: BoxCoder,
+    /// Focal loss, box loss and what they are divided by.
+    pub config: LossConfig,
+}
+
+/// What the anchors of a batch should have said. Anchors are counted through the batch, image by image.
+#[derive(Default)]
+struct Assignment {
+    /// Class of each anchor, or [`BACKGROUND`] or [`IGNORED`].
+    classes: Vec<i64>,
+    /// Factor of each anchor's classification loss.
+    weights: Vec<f32>,
+    /// The anchors that stand for an object.
+    places: Vec<i64>,
+    /// For each place: its deltas, its anchor, the factor of its box loss.
+    deltas: Vec<f32>,
+    anchors: Vec<f32>,
+    box_weights: Vec<f32>,
+}
+
+impl DenseLoss {
+    /// Parts `classification` and `box`, of the outputs for all levels, the anchors of all levels in the same order, and the objects of
+    /// each image.
+    pub fn losses(&self, outputs: &[LevelOutput], anchors: &[Box4], targets: &[Target]) -> Losses {
+        let logits: Vec<&Tensor> = outputs.iter().map(|o| &o.logits).collect();
+        let deltas: Vec<&Tensor> = outputs.iter().map(|o| &o.deltas).collect();
+        let logits = Tensor::cat(&logits, 1).flatten(0, 1);
+        let deltas = Tensor::cat(&deltas, 1).flatten(0, 1);
+        let device = logits.device();
+
+        let wanted = self.assign(anchors, targets);
+        let config = &self.config;
+        let classification =
+            sigmoid_focal_loss(&logits, &wanted.classes, &wanted.weights, config.alpha, config.gamma);
+        let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
+        let predicted = deltas.index_select(0, &Tensor::from_slice(&wanted.places).to_device(device));
+        let weights = Tensor::from_slice(&wanted.box_weights).to_device(device);
+        let regression =
+            box_loss(&predicted, &rows(&wanted.deltas), &rows(&wanted.anchors), &weights, config)
+                * config.box_weight;
+        Losses { parts: vec![("classification", classification), ("box", regression)] }
+    }
+
+    fn assign(&self, anchors: &[Box4], targets: &[Target]) -> Assignment {
+        let matches: Vec<Vec<Match>> = targets
+            .iter()
+            .map(|t| {
+                let of = |crowd: bool| -> Vec<Box4> {
+                    t.boxes.iter().zip(&t.crowd).filter(|(_, c)| **c == crowd).map(|(b, _)| *b).collect()
+                };
+                self.matcher.assign(anchors, &of(false), &of(true))
+            })
+            .collect();
+        let positives: Vec<usize> =
+            matches.iter().map(|m| m.iter().filter(|m| matches!(m, Match::Object(_))).count()).collect();
+        let weight_of = |image: usize| match self.config.normalizer {
+            LossNormalizer::Batch => 1.0 / positives.iter().sum::<usize>().max(1) as f32,
+            LossNormalizer::Image => 1.0 / (positives[image].max(1) * targets.len()) as f32,
+        };
+
+        let mut wanted = Assignment::default();
+        for (image, (matches, target)) in matches.iter().zip(targets).enumerate() {
+            let objects: Vec<usize> = (0..target.boxes.len()).filter(|&i| !target.crowd[i]).collect();
+            let weight = weight_of(image);
+            for (i, (found, anchor)) in matches.iter().zip(anchors).enumerate() {
+                wanted.weights.push(weight);
+                wanted.classes.push(match *found {
+                    Match::Background => BACKGROUND,
+                    Match::Ignored => IGNORED,
+                    Match::Object(object) => {
+                        let object = objects[object as usize];
+                        wanted.places.push((image * anchors.len() + i) as i64);
+                        wanted.deltas.extend(self.coder.encode(&target.boxes[object], anchor));
+                        wanted.anchors.extend(anchor);
+                        wanted.box_weights.push(weight);
+                        target.labels[object]
+                    }
+                });
+            }
+        }
+        wanted
+    }
+}
