@@ -7,11 +7,18 @@ use serde_json::Value;
 
 use super::{Config, DetectorKind, ShapesConfig};
 
+/// Pairs of name and text of the named files of `configs/`.
+macro_rules! presets {
+    ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../../configs/", $name, ".json")))),*] };
+}
 /// The files of `configs/`, built into the program so that a preset works from any folder: (name, text).
-const PRESETS: &[(&str, &str)] = &[
-    ("retinanet_pvig_s_fpn_1x_coco", include_str!("../../configs/retinanet_pvig_s_fpn_1x_coco.json")),
-    ("retinanet_pvig_ti_shapes", include_str!("../../configs/retinanet_pvig_ti_shapes.json")),
-    ("retinanet_pvig_ti_bccd", include_str!("../../configs/retinanet_pvig_ti_bccd.json")),
+const PRESETS: &[(&str, &str)] = presets![
+    "retinanet_pvig_ti_shapes",
+    "retinanet_pvig_ti_bccd",
+    "retinanet_pvig_ti_fpn_1x_coco",
+    "retinanet_pvig_s_fpn_1x_coco",
+    "retinanet_resnet18_fpn_1x_coco",
+    "retinanet_resnet50_fpn_1x_coco",
 ];
 
 impl Config {
@@ -292,6 +299,69 @@ mod tests {
         assert!(text.contains("train.lr"), "{text}");
         let text = error(r#"{"model": {"detector": "yolo"}}"#, &[]);
         assert!(text.contains("yolo") && text.contains("retinanet"), "{text}");
+    }
+
+    #[test]
+    fn every_file_of_configs_is_built_in() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter_map(|name| name.strip_suffix(".json").map(String::from))
+            .collect();
+        let mut built_in: Vec<String> = Config::preset_names().map(String::from).collect();
+        files.sort();
+        built_in.sort();
+        assert_eq!(files, built_in);
+    }
+
+    /// A reader of a config need not know the defaults: whatever the run does is written in it.
+    #[test]
+    fn the_coco_configs_write_out_the_whole_experiment() {
+        // Null, or of no effect with the values beside them; the anchors' two are torchvision's, and off.
+        const UNWRITTEN: [&str; 14] = [
+            "model.backbone.channels",
+            "model.backbone.blocks",
+            "model.anchors.round",
+            "model.anchors.strides_from_image",
+            "model.loss.beta",
+            "data.root",
+            "data.builtin",
+            "data.train.limit",
+            "data.val.limit",
+            "train.max_iters",
+            "train.momentum",
+            "train.betas",
+            "train.lr_end",
+            "train.threads",
+        ];
+        let mut keys = Vec::new();
+        paths(&serde_json::to_value(Config::default()).unwrap(), "", &mut keys);
+        for (name, text) in PRESETS.iter().filter(|(name, _)| name.ends_with("_1x_coco")) {
+            let file: Value = serde_json::from_str(text).unwrap();
+            let graph = file["model"]["backbone"]["name"].as_str().unwrap().starts_with("pvig");
+            let of_graph = |key: &str| {
+                ["conv", "k", "drop_path", "graph", "relative"]
+                    .iter()
+                    .any(|k| key == format!("model.backbone.{k}"))
+            };
+            let missing: Vec<&String> = keys
+                .iter()
+                .filter(|key| !UNWRITTEN.contains(&key.as_str()) && (graph || !of_graph(key)))
+                .filter(|key| file.pointer(&format!("/{}", key.replace('.', "/"))).is_none())
+                .collect();
+            assert!(missing.is_empty(), "{name} lacks {missing:?}");
+        }
+    }
+
+    #[test]
+    fn the_coco_configs_of_one_family_differ_in_the_backbone_only() {
+        let of = |name: &str| Config::preset(&format!("retinanet_{name}_fpn_1x_coco"), &[]).unwrap();
+        for (one, other) in [("pvig_ti", "pvig_s"), ("resnet18", "resnet50")] {
+            let mut renamed = of(one);
+            renamed.model.backbone.name = other.into();
+            assert_eq!(renamed, of(other));
+        }
     }
 
     #[test]
