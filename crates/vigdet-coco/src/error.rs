@@ -1,0 +1,48 @@
+//! What can go wrong, each as one line for a person.
+
+use std::path::PathBuf;
+
+/// A problem with a file or with what is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be opened or read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not JSON, or not the JSON that is expected here.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file, and what is wrong there.
+        message: String,
+    },
+    /// The data contradict themselves, wherever they came from.
+    #[error("{0}")]
+    Data(String),
+}
+
+impl Error {
+    /// Names the file that the data came from.
+    pub(crate) fn in_file(self, path: &std::path::Path) -> Error {
+        match self {
+            Error::Data(message) => Error::File { path: path.to_path_buf(), message },
+            other => other,
+        }
+    }
+}
+
+/// The usual shorthand.
+pub type Result<T> = std::result::Result<T, Error>;

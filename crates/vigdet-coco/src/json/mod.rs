@@ -1,0 +1,5 @@
+//! COCO's JSON files.
+
+mod raw;
+pub(crate) mod read;
+pub(crate) mod write;

@@ -1,0 +1,148 @@
+//! Reading annotation files and results files.
+
+use super::raw::{Bbox, Flag, RawAnnotation, RawDataset, RawDetection, RawSegmentation};
+use crate::error::{Error, Result};
+use crate::types::{Annotation, Category, Dataset, Detection, Image, Segmentation};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// Reads an annotation file (COCO's `instances_*.json`).
+///
+/// What an annotation lacks is filled in where there is one sensible value: `bbox` from the segmentation, `area` from the
+/// box, `iscrowd` with false. Keys that COCO's data model does not have are passed over.
+///
+/// # Errors
+/// One line that says where and what: the file cannot be read, is not JSON, lacks a key or has a wrong type somewhere, two
+/// images, categories or annotations share an id, or an annotation names an image or a category that is not there.
+pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
+    let path = path.as_ref();
+    let bytes = read_bytes(path)?;
+    let raw: RawDataset = parse(path, &bytes)?;
+    dataset(raw).map_err(|error| error.in_file(path))
+}
+
+/// Reads a results file: a list of detections, each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` or
+/// both. Whether the images are those of a ground truth is checked by the evaluation.
+///
+/// # Errors
+/// One line that says where and what.
+pub fn read_results(path: impl AsRef<Path>) -> Result<Vec<Detection>> {
+    let path = path.as_ref();
+    let bytes = read_bytes(path)?;
+    let raw: Vec<RawDetection> = parse(path, &bytes)?;
+    raw.into_iter()
+        .enumerate()
+        .map(|(index, raw)| detection(index, raw))
+        .collect::<Result<_>>()
+        .map_err(|error| error.in_file(path))
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })
+}
+
+fn parse<'a, T: serde::Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::File { path: path.to_path_buf(), message: explain::<T>(bytes, &error) })
+}
+
+/// Says where in the data an error is. Parses a second time, with the path to each value kept, which is slow but only done
+/// for a file that is wrong.
+fn explain<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> String {
+    let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
+    match serde_path_to_error::deserialize::<_, T>(deserializer) {
+        Err(found) if found.path().iter().len() > 0 => format!("{}: {}", found.path(), found.inner()),
+        _ => error.to_string(),
+    }
+}
+
+fn dataset(raw: RawDataset) -> Result<Dataset> {
+    let images: Vec<Image> = raw.images.into_iter().map(Image::from).collect();
+    let categories: Vec<Category> = raw.categories.into_iter().map(Category::from).collect();
+    let image_ids = unique("images", images.iter().map(|image| image.id))?;
+    let category_ids = unique("categories", categories.iter().map(|category| category.id))?;
+    unique("annotations", raw.annotations.iter().map(|annotation| annotation.id.0))?;
+    let annotations = raw
+        .annotations
+        .into_iter()
+        .map(|raw| {
+            let annotation = annotation(raw)?;
+            let Annotation { id, image_id, category_id, .. } = annotation;
+            if !image_ids.contains(&image_id) {
+                return Err(Error::Data(format!(
+                    "annotation {id} is in image {image_id}, which is not among the images"
+                )));
+            }
+            if !category_ids.contains(&category_id) {
+                return Err(Error::Data(format!(
+                    "annotation {id} has category {category_id}, which is not among the categories"
+                )));
+            }
+            Ok(annotation)
+        })
+        .collect::<Result<_>>()?;
+    Ok(Dataset { images, annotations, categories })
+}
+
+fn unique(what: &str, ids: impl ExactSizeIterator<Item = i64>) -> Result<HashSet<i64>> {
+    let mut seen = HashSet::with_capacity(ids.len());
+    for id in ids {
+        if !seen.insert(id) {
+            return Err(Error::Data(format!("two {what} have the id {id}: ids must be unique")));
+        }
+    }
+    Ok(seen)
+}
+
+fn annotation(raw: RawAnnotation) -> Result<Annotation> {
+    let id = raw.id.0;
+    let segmentation = raw.segmentation.map(|RawSegmentation(segmentation)| segmentation);
+    let bbox = match (raw.bbox.and_then(|Bbox(bbox)| bbox), &segmentation) {
+        (Some(bbox), _) => bbox,
+        (None, Some(Segmentation::Rle(rle))) => rle.bbox(),
+        (None, Some(Segmentation::Polygons(polygons)))
+            if polygons.iter().any(|polygon| polygon.len() >= 2) =>
+        {
+            extent(polygons)
+        }
+        (None, _) => {
+            return Err(Error::Data(format!("annotation {id} has neither a `bbox` nor a `segmentation`")));
+        }
+    };
+    Ok(Annotation {
+        id,
+        image_id: raw.image_id.0,
+        category_id: raw.category_id.0,
+        bbox,
+        area: raw.area.unwrap_or(bbox[2] * bbox[3]),
+        iscrowd: raw.iscrowd.is_some_and(|Flag(flag)| flag),
+        segmentation,
+    })
+}
+
+/// Smallest box around the points of polygons.
+fn extent(polygons: &[Vec<f64>]) -> [f64; 4] {
+    let (mut low, mut high) = ([f64::INFINITY; 2], [f64::NEG_INFINITY; 2]);
+    for point in polygons.iter().flat_map(|polygon| polygon.chunks_exact(2)) {
+        for axis in 0..2 {
+            low[axis] = low[axis].min(point[axis]);
+            high[axis] = high[axis].max(point[axis]);
+        }
+    }
+    [low[0], low[1], high[0] - low[0], high[1] - low[1]]
+}
+
+fn detection(index: usize, raw: RawDetection) -> Result<Detection> {
+    let bbox = raw.bbox.and_then(|Bbox(bbox)| bbox);
+    let segmentation = raw.segmentation.map(|RawSegmentation(segmentation)| segmentation);
+    if bbox.is_none() && segmentation.is_none() {
+        return Err(Error::Data(format!("result {index} has neither a `bbox` nor a `segmentation`")));
+    }
+    Ok(Detection {
+        image_id: raw.image_id.0,
+        category_id: raw.category_id.0,
+        bbox,
+        score: raw.score,
+        segmentation,
+    })
+}
