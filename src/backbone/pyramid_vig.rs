@@ -15,9 +15,9 @@ use crate::graph::relative::RelativePosition;
 use crate::graph::{GraphTrace, Grapher, GrapherSpec};
 
 /// Side of the published position embedding: 224 pixels at stride 4.
-const GRID: i64 = 56;
+pub(crate) const NATIVE_GRID: i64 = 56;
 /// Average pooling that makes the candidates of each stage from its nodes.
-const REDUCE: [i64; 4] = [4, 2, 1, 1];
+pub(crate) const REDUCE: [i64; 4] = [4, 2, 1, 1];
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 
 /// (channels, blocks) of each stage of a published model.
@@ -138,9 +138,9 @@ impl PyramidVig {
         );
         let eps = config.norm_eps;
         let total: i64 = blocks.iter().sum();
-        let max_dilation = (GRID / 8).pow(2) / config.k;
+        let max_dilation = (NATIVE_GRID / 8).pow(2) / config.k;
         let layers = path / "backbone";
-        let (mut index, mut layer, mut grid) = (0, 0, GRID as usize);
+        let (mut index, mut layer, mut grid) = (0, 0, NATIVE_GRID as usize);
         let mut stages = Vec::new();
         for (s, (&c, &depth)) in channels.iter().zip(&blocks).enumerate() {
             let down = (s > 0).then(|| {
@@ -193,7 +193,7 @@ impl PyramidVig {
         }
         let model = Self {
             stem: Stem::new(&(path / "stem" / "convs"), channels[0], eps),
-            pos_embed: path.zeros("pos_embed", &[1, channels[0], GRID, GRID]),
+            pos_embed: path.zeros("pos_embed", &[1, channels[0], NATIVE_GRID, NATIVE_GRID]),
             stages,
             channels: channels.to_vec(),
             config: config.clone(),
@@ -244,7 +244,7 @@ impl Backbone for PyramidVig {
         });
         let x = self.stem.forward(&channels_last(images), norms_at(0));
         let size = x.size();
-        let position = if size[2..] == [GRID, GRID] {
+        let position = if size[2..] == [NATIVE_GRID, NATIVE_GRID] {
             self.pos_embed.shallow_clone()
         } else {
             self.pos_embed.upsample_bicubic2d([size[2], size[3]], false, None, None)

@@ -5,15 +5,17 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
-use safetensors::{Dtype, SafeTensors};
 use tch::{nn, Kind, Tensor};
 
+use super::file::WeightFile;
 use super::save::{sorted_variables, Metadata};
+use crate::backbone::pyramid_vig::{NATIVE_GRID, REDUCE};
 
 /// Where a backbone's variables live in a detector: a file of a backbone alone has its names without this.
 const BACKBONE: &str = "backbone.body.";
-/// Layers whose size is the number of classes.
-const CLASSIFIERS: [&str; 4] = ["cls_logits", "cls_score", "bbox_pred", "mask_fcn_logits"];
+/// Layers whose size is the number of classes: of detectors, of ViG's classifier and of ResNet's.
+const CLASSIFIERS: [&str; 6] =
+    ["cls_logits", "cls_score", "bbox_pred", "mask_fcn_logits", "prediction.4", "fc"];
 
 /// What a file must and may hold.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +38,8 @@ pub struct LoadReport {
     pub unused: Vec<String>,
     /// Of the loaded: position embeddings that were resized to the model's grid.
     pub reshaped: Vec<String>,
+    /// Where in a trainer's checkpoint the weights were (`state_dict`, `model`, …); `None`: it holds nothing else.
+    pub key: Option<&'static str>,
     /// Of the missing: classifiers for another number of classes (see [`LoadOptions::other_classes`]).
     pub other_classes: Vec<String>,
 }
@@ -43,6 +47,9 @@ pub struct LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} tensors loaded", self.loaded.len())?;
+        if let Some(key) = self.key {
+            write!(f, " from its `{key}`")?;
+        }
         let mut list = |what: &str, names: &[String]| match names {
             [] => Ok(()),
             [all @ ..] if all.len() <= 4 => write!(f, ", {} {what} ({})", all.len(), all.join(", ")),
@@ -58,9 +65,13 @@ impl fmt::Display for LoadReport {
     }
 }
 
-/// Copies a safetensors file's tensors into the variables of a store that have the same name. The file may hold a whole
-/// detector or a backbone alone, whose names lack `backbone.body.`. Constants of the published ViG code (`relative_pos`) and
-/// the step counters of batch norms are passed over.
+/// Copies a file's tensors into the variables of a store that have the same name. The file is safetensors or a PyTorch zip archive
+/// (`.pth`, `.pth.tar`, `.pt`) with a state dict, bare or under `state_dict_ema`, `model_ema`, `state_dict` or `model`, with or without
+/// `module.` before its names; nothing in it is executed.
+///
+/// File and model may each be a whole detector, or a backbone or classifier, whose names lack `backbone.body.`. torchvision's older names of heads
+/// count as the newer ones. A position embedding of another grid is resized. Constants of the published ViG code (`relative_pos`)
+/// are checked and passed over, step counters of batch norms are passed over.
 ///
 /// # Errors
 /// If the file cannot be read or is cut off, if no name matches, if a shape differs (but see [`LoadOptions::other_classes`]), or if
@@ -70,20 +81,26 @@ pub fn load_into(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Re
 }
 
 fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<LoadReport> {
-    let bytes = read(path)?;
-    let file = parse(&bytes)?;
+    let file = WeightFile::open(path)?;
     let variables = sorted_variables(store);
     let names: HashMap<&str, usize> =
         variables.iter().enumerate().map(|(i, (name, _))| (name.as_str(), i)).collect();
-    let find =
-        |name: &str| names.get(name).or_else(|| names.get(format!("{BACKBONE}{name}").as_str())).copied();
+    let find = |name: &str| {
+        let with = || names.get(format!("{BACKBONE}{name}").as_str());
+        let without = || names.get(name.strip_prefix(BACKBONE)?);
+        let newer = || names.get(newer_name(name)?.as_str());
+        names.get(name).or_else(with).or_else(without).or_else(newer).copied()
+    };
 
-    let mut report = LoadReport::default();
+    let mut report = LoadReport { key: file.key(), ..Default::default() };
     let mut sources: Vec<Option<Tensor>> = variables.iter().map(|_| None).collect();
-    let mut entries = file.names();
-    entries.sort_unstable();
-    for entry in entries {
-        if is_constant(entry) {
+    let entries = file.names()?;
+    for entry in &entries {
+        if entry.ends_with("relative_pos") {
+            check_relative(&file, &entries, entry)?;
+            continue;
+        }
+        if entry.ends_with("num_batches_tracked") {
             continue;
         }
         let Some(index) = find(entry) else {
@@ -91,7 +108,7 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
             continue;
         };
         let (name, variable) = &variables[index];
-        let mut source = tensor(&file, entry)?;
+        let mut source = file.tensor(entry)?;
         if source.size() != variable.size() {
             if let Some(resized) = resize_position(name, &source, variable) {
                 source = resized;
@@ -124,7 +141,7 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
     ensure!(
         !report.loaded.is_empty(),
         "none of its {} tensors ({}, …) is one of this model's ({}, …)",
-        file.len(),
+        entries.len(),
         report.unused.first().map_or("none", String::as_str),
         variables.first().map_or("none", |v| v.0.as_str()),
     );
@@ -149,36 +166,61 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
     Ok(report)
 }
 
-/// What a safetensors file says about itself; empty if it says nothing.
+/// What a file of weights says about itself; empty if it says nothing, as PyTorch's.
 pub fn read_metadata(path: &Path) -> Result<Metadata> {
-    let read = || -> Result<Metadata> {
-        let bytes = read(path)?;
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-        Ok(metadata.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect())
-    };
-    read().with_context(|| format!("cannot read {}", path.display()))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    ensure!(path.exists(), "there is no such file");
-    ensure!(!path.is_dir(), "it is a folder; name the .safetensors file in it");
-    Ok(std::fs::read(path)?)
-}
-
-fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>> {
-    SafeTensors::deserialize(bytes).map_err(broken)
-}
-
-fn broken(error: safetensors::SafeTensorError) -> anyhow::Error {
-    anyhow::anyhow!("it is not a whole safetensors file ({error}): cut off, or of another format?")
-}
-
-fn is_constant(name: &str) -> bool {
-    name.ends_with("relative_pos") || name.ends_with("num_batches_tracked")
+    let file = WeightFile::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(file.metadata())
 }
 
 fn is_classifier(name: &str) -> bool {
-    name.rsplit('.').nth(1).is_some_and(|layer| CLASSIFIERS.contains(&layer))
+    name.rsplit_once('.').is_some_and(|(layer, _)| {
+        CLASSIFIERS
+            .iter()
+            .any(|c| layer.strip_suffix(c).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+    })
+}
+
+/// What torchvision calls today what its older files (those with batch norm's epsilon 0) call `name`; `None`: the same.
+fn newer_name(name: &str) -> Option<String> {
+    let (layer, kind) = name.rsplit_once('.')?;
+    let (parent, last) = layer.rsplit_once('.')?;
+    let numbered = |suffix: &str| parent.ends_with(suffix).then(|| last.parse::<usize>().ok()).flatten();
+    if layer == "rpn.head.conv" {
+        Some(format!("{layer}.0.0.{kind}"))
+    } else if let Some(number) = last.strip_prefix("mask_fcn").and_then(|n| n.parse::<usize>().ok()) {
+        Some(format!("{parent}.{}.0.{kind}", number.checked_sub(1)?))
+    } else if numbered("fpn.inner_blocks").or_else(|| numbered("fpn.layer_blocks")).is_some() {
+        Some(format!("{layer}.0.{kind}"))
+    } else {
+        // Every second module of the older towers is a relu.
+        let number = numbered("classification_head.conv").or_else(|| numbered("regression_head.conv"))?;
+        Some(format!("{parent}.{}.0.{kind}", number / 2))
+    }
+}
+
+/// Refuses a `relative_pos` that is not of the shape that the published code makes for the file's own grid: `[1, n, n / r²]`
+/// for a stage of n nodes whose candidates are pooled by r. Its numbers are a formula's, and computed here, not read.
+fn check_relative(file: &WeightFile, entries: &[String], name: &str) -> Result<()> {
+    let found = file.shape(name).unwrap_or_default();
+    // `[prefix]backbone.N.0.relative_pos`: the stage is the number of downsampling layers before layer N.
+    let place = name.strip_suffix(".0.relative_pos").and_then(|layer| layer.rsplit_once("backbone."));
+    let expected = place.and_then(|(prefix, layer)| {
+        let layer: usize = layer.parse().ok()?;
+        let down = |n: &usize| entries.binary_search(&format!("{prefix}backbone.{n}.conv.0.weight")).is_ok();
+        let stage = (0..layer).filter(down).count();
+        let grid =
+            file.shape(&format!("{prefix}pos_embed")).and_then(|s| s.get(2).copied()).unwrap_or(NATIVE_GRID);
+        let nodes = (grid >> stage).pow(2);
+        Some([1, nodes, nodes / REDUCE.get(stage)?.pow(2)])
+    });
+    match expected {
+        Some(expected) => ensure!(
+            found == expected,
+            "{name} has shape {found:?} in the file, where a Pyramid ViG of its grid has {expected:?}"
+        ),
+        None => bail!("{name} is no constant of Pyramid ViG"),
+    }
+    Ok(())
 }
 
 /// A learned position embedding `[1, C, h, w]` on the grid of `like`, bicubically, as the published code resizes it.
@@ -186,23 +228,6 @@ fn resize_position(name: &str, source: &Tensor, like: &Tensor) -> Option<Tensor>
     let (from, to) = (source.size(), like.size());
     let fits = name.ends_with("pos_embed") && from.len() == 4 && to.len() == 4 && from[..2] == to[..2];
     fits.then(|| source.to_kind(Kind::Float).upsample_bicubic2d([to[2], to[3]], false, None, None))
-}
-
-fn tensor(file: &SafeTensors, name: &str) -> Result<Tensor> {
-    let view = file.tensor(name).map_err(broken)?;
-    let kind = match view.dtype() {
-        Dtype::F32 => Kind::Float,
-        Dtype::F64 => Kind::Double,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        Dtype::U8 => Kind::Uint8,
-        Dtype::BOOL => Kind::Bool,
-        other => bail!("{name} holds {other:?} numbers, which vigdet does not read"),
-    };
-    let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-    Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
 }
 
 #[cfg(test)]
@@ -252,7 +277,7 @@ mod tests {
         let tensors = vec![
             ("stem.weight".to_string(), t(&[2, 3])),
             ("pos_embed".to_string(), t(&[1, 2, 8, 8])),
-            ("relative_pos".to_string(), t(&[5])),
+            ("backbone.0.0.relative_pos".to_string(), t(&[1, 64, 4])),
             ("prediction.0.weight".to_string(), t(&[7])),
         ];
         write_tensors(&tensors, &path, &Metadata::new()).unwrap();
@@ -283,6 +308,143 @@ mod tests {
         assert_eq!(report.other_classes, ["head.cls_logits.weight"]);
         assert_eq!(report.missing, ["head.cls_logits.weight"]);
         assert_eq!(value(&to, "backbone.body.stem.weight"), 2.0);
+    }
+
+    /// What `tests/fixtures/weights/make.py` writes, and its model.
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/weights").join(name)
+    }
+
+    fn fixture_model() -> nn::VarStore {
+        let store = nn::VarStore::new(Device::Cpu);
+        let root = store.root();
+        let _ = (&root / "stem").zeros("weight", &[2, 3]);
+        let _ = (&root / "stem").zeros("shift", &[2]);
+        let _ = root.zeros("pos_embed", &[1, 2, 4, 4]);
+        store
+    }
+
+    #[test]
+    fn pytorch_files_of_every_form_give_their_numbers() {
+        for (name, key) in [
+            ("bare.pth", None),
+            ("checkpoint.pth.tar", Some("state_dict")),
+            ("averaged.pth", Some("state_dict_ema")),
+            ("model.pt", Some("model")),
+        ] {
+            let to = fixture_model();
+            let options = LoadOptions { complete: true, ..Default::default() };
+            let report = load_into(&to, &fixture(name), &options).unwrap();
+            assert_eq!(report.key, key, "{name}");
+            assert_eq!(report.loaded, ["pos_embed", "stem.shift", "stem.weight"], "{name}");
+            assert_eq!(report.reshaped, ["pos_embed"], "{name}");
+            assert!(report.unused.is_empty(), "{name}: {:?}", report.unused);
+            let numbers = |variable: &str| -> Vec<f32> {
+                to.variables()[variable].detach().flatten(0, -1).try_into().unwrap()
+            };
+            assert_eq!(numbers("stem.weight"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "{name}");
+            assert_eq!(numbers("stem.shift"), [10.0, 20.0], "{name}");
+            assert!((value(&to, "pos_embed") - 1.0).abs() < 1e-6, "{name}");
+        }
+    }
+
+    #[test]
+    fn bad_pytorch_files_are_refused_and_say_why() {
+        let to = fixture_model();
+        let of = |path: &Path| error(load_into(&to, path, &LoadOptions::default()));
+        for (name, why) in [
+            ("code.pth", "system"),
+            ("module.pth", "torch.nn.modules.linear.Linear"),
+            ("list.pth", "state_dict()"),
+            ("script.pt", "TorchScript"),
+            ("old.pth", "before 1.6"),
+        ] {
+            let text = of(&fixture(name));
+            assert!(text.contains(why) && text.contains(name), "{text}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.pth");
+        let bytes = std::fs::read(fixture("bare.pth")).unwrap();
+        for length in [4, 100, bytes.len() / 2, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            assert!(of(&path).contains("not a whole PyTorch file"), "{length}");
+        }
+        // One flipped bit among the numbers.
+        let mut flipped = bytes.clone();
+        let at = bytes.windows(4).position(|w| w == 5f32.to_le_bytes()).unwrap();
+        flipped[at] ^= 1;
+        std::fs::write(&path, flipped).unwrap();
+        assert!(of(&path).contains("broken"), "{}", of(&path));
+        std::fs::write(&path, "name = pvig_s\n").unwrap();
+        assert!(of(&path).contains("of another format"), "{}", of(&path));
+        assert_eq!(value(&to, "stem.weight"), 0.0);
+    }
+
+    #[test]
+    fn half_right_names_are_listed_and_a_complete_load_refuses_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        let t = |v: &[f32]| Tensor::from_slice(v);
+        let tensors = vec![("stem.scale".to_string(), t(&[3.0])), ("stem.shift".to_string(), t(&[1.0, 2.0]))];
+        write_tensors(&tensors, &path, &Metadata::new()).unwrap();
+        let to = fixture_model();
+        let text = error(load_into(&to, &path, &LoadOptions { complete: true, ..Default::default() }));
+        assert!(text.contains("2 of the model's 3") && text.contains("pos_embed"), "{text}");
+        assert_eq!(value(&to, "stem.shift"), 0.0);
+        let report = load_into(&to, &path, &LoadOptions::default()).unwrap();
+        assert_eq!(report.loaded, ["stem.shift"]);
+        assert_eq!(report.missing, ["pos_embed", "stem.weight"]);
+        assert_eq!(report.unused, ["stem.scale"]);
+        assert_eq!(
+            report.to_string(),
+            "1 tensors loaded, 2 missing in the file (pos_embed, stem.weight), 1 in the file unused (stem.scale)"
+        );
+    }
+
+    #[test]
+    fn constants_of_another_shape_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        let to = fixture_model();
+        let t = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+        // A grid of 8 × 8: 64 nodes and 64 / 16 candidates in stage 1, 16 nodes and 16 / 4 in stage 2, behind layer 1.
+        for (first, second, fits) in [
+            ([1, 64, 4], [1, 16, 4], true),
+            ([1, 64, 16], [1, 16, 4], false),
+            ([1, 64, 4], [1, 64, 4], false),
+        ] {
+            let tensors = vec![
+                ("pos_embed".to_string(), t(&[1, 2, 8, 8])),
+                ("backbone.0.0.relative_pos".to_string(), t(&first)),
+                ("backbone.1.conv.0.weight".to_string(), t(&[1])),
+                ("backbone.2.0.relative_pos".to_string(), t(&second)),
+            ];
+            write_tensors(&tensors, &path, &Metadata::new()).unwrap();
+            let result = load_into(&to, &path, &LoadOptions::default());
+            assert_eq!(result.is_ok(), fits, "{first:?} {second:?}: {result:?}");
+            if !fits {
+                assert!(error(result).contains("relative_pos has shape"));
+            }
+        }
+    }
+
+    #[test]
+    fn older_torchvision_names_are_known_by_the_newer_ones() {
+        for (older, newer) in [
+            ("rpn.head.conv.weight", "rpn.head.conv.0.0.weight"),
+            ("backbone.fpn.inner_blocks.2.bias", "backbone.fpn.inner_blocks.2.0.bias"),
+            ("head.classification_head.conv.6.weight", "head.classification_head.conv.3.0.weight"),
+            ("roi_heads.mask_head.mask_fcn4.bias", "roi_heads.mask_head.3.0.bias"),
+        ] {
+            assert_eq!(newer_name(older).as_deref(), Some(newer));
+            assert!(newer_name(newer).is_none_or(|n| n != newer));
+        }
+        assert_eq!(newer_name("backbone.body.conv1.weight"), None);
+        for (name, is) in
+            [("prediction.4.weight", true), ("fc.bias", true), ("backbone.0.1.fc1.0.weight", false)]
+        {
+            assert_eq!(is_classifier(name), is, "{name}");
+        }
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! Weights in files: reading them into a model, writing them, and what a file says about itself.
 
+mod file;
 mod load;
+mod pickle;
 mod save;
+mod torch;
 
+pub use file::WeightFile;
 pub use load::{load_into, read_metadata, LoadOptions, LoadReport};
 pub use save::{metadata_of, save, sorted_variables, write_atomically, write_tensors, Metadata};

@@ -1,0 +1,127 @@
+//! A file of named tensors, of either format that is read: safetensors, or PyTorch's.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{anyhow, bail, ensure, Context, Result};
+use safetensors::tensor::Metadata as Header;
+use safetensors::{Dtype, SafeTensors};
+use tch::{Kind, Tensor};
+
+use super::save::Metadata;
+use super::torch::TorchFile;
+
+/// How a zip archive starts.
+const ZIP: &[u8] = b"PK\x03\x04";
+/// How PyTorch's files started before version 1.6: a pickle, whose first value is a magic number.
+const OLD_TORCH: &[u8] = b"\x80\x02\x8a\x0a";
+
+/// A file of named tensors.
+pub enum WeightFile {
+    /// safetensors: the whole file in memory.
+    Safetensors {
+        /// The file's bytes.
+        bytes: Vec<u8>,
+        /// Names, shapes and places, checked against the bytes.
+        header: Header,
+        /// Where the tensors begin.
+        start: usize,
+    },
+    /// PyTorch's zip archive.
+    Torch(Box<TorchFile>),
+}
+
+impl WeightFile {
+    /// Opens a file of either format, by its content.
+    ///
+    /// # Errors
+    /// If there is none, if it is cut off, or of another format.
+    pub fn open(path: &Path) -> Result<Self> {
+        ensure!(path.exists(), "there is no such file");
+        ensure!(!path.is_dir(), "it is a folder; name the file of weights in it");
+        let mut start = Vec::new();
+        File::open(path)?.take(4).read_to_end(&mut start)?;
+        if start == ZIP {
+            return Ok(Self::Torch(Box::new(TorchFile::open(path)?)));
+        }
+        ensure!(
+            start != OLD_TORCH,
+            "it is of PyTorch before 1.6; load it there with torch.load and save its state dict again"
+        );
+        let bytes = std::fs::read(path)?;
+        let (length, header) = SafeTensors::read_metadata(&bytes).map_err(|error| {
+            anyhow!(
+                "it is neither a PyTorch file nor a whole safetensors file ({error}): cut off, or of another format?"
+            )
+        })?;
+        // Before the header are the 8 bytes of its length.
+        Ok(Self::Safetensors { bytes, header, start: length + 8 })
+    }
+
+    /// Names of the tensors, sorted.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = match self {
+            Self::Safetensors { header, .. } => header.tensors().into_keys().collect(),
+            Self::Torch(file) => file.names().into_iter().map(String::from).collect(),
+        };
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("two of its tensors are called {}", twice[0]);
+        }
+        Ok(names)
+    }
+
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        match self {
+            Self::Safetensors { header, .. } => {
+                header.info(name).map(|info| info.shape.iter().map(|&n| n as i64).collect())
+            }
+            Self::Torch(file) => file.shape(name).map(<[i64]>::to_vec),
+        }
+    }
+
+    /// A tensor's numbers, on the CPU, in the kind that the file has.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        match self {
+            Self::Safetensors { bytes, header, start } => {
+                let info = header.info(name).with_context(|| format!("there is no {name}"))?;
+                let kind = match info.dtype {
+                    Dtype::F32 => Kind::Float,
+                    Dtype::F64 => Kind::Double,
+                    Dtype::F16 => Kind::Half,
+                    Dtype::BF16 => Kind::BFloat16,
+                    Dtype::I64 => Kind::Int64,
+                    Dtype::I32 => Kind::Int,
+                    Dtype::U8 => Kind::Uint8,
+                    Dtype::BOOL => Kind::Bool,
+                    other => bail!("{name} holds {other:?} numbers, which vigdet does not read"),
+                };
+                let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+                let (from, to) = info.data_offsets;
+                let data = bytes.get(start + from..start + to).context("the file is cut off")?;
+                Ok(Tensor::f_from_data_size(data, &shape, kind)?)
+            }
+            Self::Torch(file) => file.tensor(name),
+        }
+    }
+
+    /// What the file says about itself; empty if it says nothing.
+    pub fn metadata(&self) -> Metadata {
+        match self {
+            Self::Safetensors { header, .. } => {
+                header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+            }
+            Self::Torch(_) => Metadata::new(),
+        }
+    }
+
+    /// Where in a trainer's checkpoint the weights were, if not bare.
+    pub fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Safetensors { .. } => None,
+            Self::Torch(file) => file.key(),
+        }
+    }
+}
