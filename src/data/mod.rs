@@ -1,5 +1,20 @@
 //! Images and their objects: files to batches. Knows nothing of models.
+//!
+//! [`CocoDataset`] reads a split, [`Loader`] makes [`Batch`]es of it on worker threads, [`prepare`] makes one of images in memory.
 
+pub mod augment;
+mod batch;
+pub mod coco;
+pub mod color;
+pub mod decode;
+mod loader;
+pub mod order;
+mod report;
+pub mod resize;
 mod sample;
 
+pub use batch::prepare;
+pub use coco::{Class, CocoDataset};
+pub use loader::{Epoch, Loader, LoaderOptions};
+pub use report::OpenReport;
 pub use sample::{Batch, ImageInfo, Sample, Target};

@@ -1,0 +1,89 @@
+//! Samples to a batch: resize, normalise, pad.
+
+use anyhow::{ensure, Result};
+use image::RgbImage;
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use super::augment::scale_boxes;
+use super::resize::{output_size, resize_into, Normalise, Slot};
+use super::sample::{Batch, ImageInfo, Sample, Target};
+use crate::config::DataConfig;
+
+/// Resizes, normalises and pads images that are in memory: a batch for inference, without objects.
+///
+/// `infos` name the images; their width and height are replaced by the images' own.
+pub fn prepare(images: &[RgbImage], infos: &[ImageInfo], config: &DataConfig) -> Result<Batch> {
+    ensure!(
+        images.len() == infos.len(),
+        "{} images with {} names: there must be one for each",
+        images.len(),
+        infos.len()
+    );
+    let parts = images.iter().zip(infos).map(|(image, info)| {
+        let info = ImageInfo { width: image.width(), height: image.height(), ..info.clone() };
+        Part { image, info, target: Target::default(), scale: 1.0 }
+    });
+    assemble(parts.collect(), config)
+}
+
+/// [`prepare`] with objects: `scales` multiply the size that `config` asks for, one factor per sample.
+pub(super) fn collate(samples: Vec<Sample>, scales: &[f64], config: &DataConfig) -> Result<Batch> {
+    let parts = samples.iter().zip(scales).map(|(sample, &scale)| Part {
+        image: &sample.image,
+        info: sample.info.clone(),
+        target: sample.target.clone(),
+        scale,
+    });
+    assemble(parts.collect(), config)
+}
+
+struct Part<'a> {
+    image: &'a RgbImage,
+    info: ImageInfo,
+    target: Target,
+    scale: f64,
+}
+
+fn assemble(parts: Vec<Part>, config: &DataConfig) -> Result<Batch> {
+    ensure!(!parts.is_empty(), "a batch needs at least one image");
+    let [short, long] = config.size.map(f64::from);
+    let sizes: Vec<(u32, u32)> = parts
+        .iter()
+        .map(|part| {
+            let (width, height) = part.image.dimensions();
+            ensure!(width > 0 && height > 0, "image {} has no pixels", part.info.file);
+            Ok(output_size(width, height, short * part.scale, long * part.scale, config.resize))
+        })
+        .collect::<Result<_>>()?;
+    let padded = |side: fn(&(u32, u32)) -> u32| {
+        let most = sizes.iter().map(side).max().unwrap_or(1);
+        most.next_multiple_of(config.pad) as usize
+    };
+    let (columns, rows) = (padded(|s| s.0), padded(|s| s.1));
+
+    let images =
+        Tensor::empty([parts.len() as i64, 3, rows as i64, columns as i64], (Kind::Float, Device::Cpu));
+    // SAFETY: a fresh, contiguous float tensor of exactly so many elements, which nothing else knows of yet; every element is
+    // written before anyone reads it.
+    let data = unsafe {
+        std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), parts.len() * 3 * rows * columns)
+    };
+    let normalise = Normalise::new(config.mean, config.std);
+    data.par_chunks_exact_mut(3 * rows * columns).zip(&parts).zip(&sizes).try_for_each(
+        |((data, part), &size)| {
+            resize_into(part.image, size, config.resize, &normalise, Slot { data, rows, columns })
+        },
+    )?;
+
+    let mut batch = Batch { images, sizes: Vec::new(), targets: Vec::new(), infos: Vec::new() };
+    for (part, (width, height)) in parts.into_iter().zip(sizes) {
+        let mut target = part.target;
+        let (from_width, from_height) = part.image.dimensions();
+        scale_boxes(&mut target, width as f32 / from_width as f32, height as f32 / from_height as f32);
+        batch.sizes.push((i64::from(height), i64::from(width)));
+        batch.targets.push(target);
+        batch.infos.push(part.info);
+    }
+    Ok(batch)
+}

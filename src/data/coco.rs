@@ -1,0 +1,317 @@
+//! A split of a data set in COCO's layout: an annotation file and a folder of images.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{bail, ensure, Context, Result};
+use vigdet_coco::types::{Annotation, Dataset};
+
+use super::decode;
+use super::report::OpenReport;
+use super::sample::{ImageInfo, Sample, Target};
+use crate::config::SplitConfig;
+
+/// Objects whose clipped box has a side shorter than this, in pixels, are dropped (as mmdetection does): their regression targets
+/// would be huge, and no detector sees them.
+const SHORTEST_SIDE: f64 = 1.0;
+
+/// A box may leave its image by this much, in pixels, before it counts as clipped: annotations are rounded to hundredths.
+const ROUNDING: f64 = 0.01;
+
+/// A class of a data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// The annotation file's category id: any number.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+}
+
+/// Images and objects of one split, in the order of their ids.
+///
+/// Category ids of any kind become labels 0, 1, 2, … in the order of the ids.
+#[derive(Debug)]
+pub struct CocoDataset {
+    folder: PathBuf,
+    dataset: Dataset,
+    infos: Vec<ImageInfo>,
+    /// For each image, where its annotations are in `dataset.annotations`.
+    objects: Vec<Vec<usize>>,
+    classes: Vec<Class>,
+    labels: HashMap<i64, i64>,
+    report: OpenReport,
+}
+
+impl CocoDataset {
+    /// Reads the annotations of `split`, whose paths are relative to `root`, and checks them.
+    ///
+    /// With `for_training`, images without a usable object that is not a crowd are dropped. `split.limit` then keeps the first images.
+    ///
+    /// Errors: files that are not there or not COCO, contradictory (ids used twice, annotations of unknown images or
+    /// categories), file names that leave the image folder, a folder with none of the images, nothing left to use. What can be worked with is counted in
+    /// [`CocoDataset::report`].
+    pub fn open(split: &SplitConfig, root: &Path, for_training: bool) -> Result<Self> {
+        let path = root.join(&split.annotations);
+        let folder = root.join(&split.images);
+        ensure!(
+            path.is_file(),
+            "there is no annotation file {}: --data takes a folder with COCO's layout; other names go with \
+             --set data.train.annotations=… and data.val.annotations=…",
+            path.display()
+        );
+        ensure!(
+            folder.is_dir(),
+            "there is no image folder {}: --data takes a folder with COCO's layout; other names go with \
+             --set data.train.images=… and data.val.images=…",
+            folder.display()
+        );
+        let dataset = vigdet_coco::read_dataset(&path)?;
+        Self::from_dataset(dataset, folder, split.limit, for_training)
+            .with_context(|| format!("annotations {}", path.display()))
+    }
+
+    /// [`CocoDataset::open`] for annotations in memory, whose ids must be unique; file names are relative to `folder`.
+    pub fn from_dataset(
+        mut dataset: Dataset,
+        folder: PathBuf,
+        limit: Option<usize>,
+        for_training: bool,
+    ) -> Result<Self> {
+        ensure!(!dataset.categories.is_empty(), "the file has no categories");
+        let (classes, labels) = classes(&dataset);
+        dataset.images.sort_by_key(|image| image.id);
+        let mut report = OpenReport { images_in_file: dataset.images.len(), ..OpenReport::default() };
+        for image in &mut dataset.images {
+            check_name(&image.file_name).with_context(|| format!("image {}", image.id))?;
+            if image.width == 0 || image.height == 0 {
+                // Clipping and grouping need a size: it is in the file's header. An unreadable file is reported when it is used.
+                report.sizes_missing += 1;
+                if let Ok((width, height, _)) = decode::dimensions(&folder.join(&image.file_name)) {
+                    (image.width, image.height) = (width, height);
+                }
+            }
+        }
+        check_present(&dataset, &folder)?;
+
+        let index: HashMap<i64, usize> =
+            dataset.images.iter().enumerate().map(|(i, image)| (image.id, i)).collect();
+        let mut objects: Vec<Vec<usize>> = vec![Vec::new(); dataset.images.len()];
+        let mut usable: Vec<bool> = vec![false; dataset.images.len()];
+        for (at, annotation) in dataset.annotations.iter().enumerate() {
+            let Some(&i) = index.get(&annotation.image_id) else {
+                bail!(
+                    "annotation {} is in image {}, which is not among the images",
+                    annotation.id,
+                    annotation.image_id
+                );
+            };
+            ensure!(
+                labels.contains_key(&annotation.category_id),
+                "annotation {} has category {}, which is not among the categories",
+                annotation.id,
+                annotation.category_id
+            );
+            objects[i].push(at);
+            let image = &dataset.images[i];
+            usable[i] |= clip(annotation, image.width, image.height).is_some() && !annotation.iscrowd;
+        }
+
+        // Which images stay.
+        let mut kept: Vec<usize> =
+            (0..dataset.images.len()).filter(|&i| !for_training || usable[i]).collect();
+        report.without_objects = usable.iter().filter(|u| !**u).count();
+        report.dropped = dataset.images.len() - kept.len();
+        if let Some(limit) = limit {
+            report.over_limit = kept.len().saturating_sub(limit);
+            kept.truncate(limit);
+        }
+        ensure!(
+            !kept.is_empty(),
+            "no image is left to {}",
+            if for_training {
+                "train on: none has an object (an annotation that is not a crowd, with a box inside its image)"
+            } else {
+                "evaluate on"
+            }
+        );
+        let kept_objects: Vec<Vec<usize>> = kept.iter().map(|&i| std::mem::take(&mut objects[i])).collect();
+        let (dataset, objects) = restrict(dataset, &kept, kept_objects);
+        let infos: Vec<ImageInfo> = dataset
+            .images
+            .iter()
+            .map(|image| ImageInfo {
+                id: image.id,
+                file: image.file_name.clone(),
+                width: image.width,
+                height: image.height,
+            })
+            .collect();
+        report.images = infos.len();
+        report.classes = classes.len();
+        for (image, of_image) in dataset.images.iter().zip(&objects) {
+            for &at in of_image {
+                count(&mut report, &dataset.annotations[at], image.width, image.height);
+            }
+        }
+        Ok(Self { folder, dataset, infos, objects, classes, labels, report })
+    }
+
+    /// The classes: label `i` is `classes()[i]`.
+    pub fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    /// The label of a category id.
+    pub fn label(&self, category_id: i64) -> Option<i64> {
+        self.labels.get(&category_id).copied()
+    }
+
+    /// The category id of a label.
+    ///
+    /// # Panics
+    /// If there is no such label: labels come from this data set or from a model built for it.
+    pub fn category_id(&self, label: i64) -> i64 {
+        self.classes[label as usize].id
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.infos.len()
+    }
+
+    /// Whether there is no image. [`CocoDataset::open`] never gives such a data set.
+    pub fn is_empty(&self) -> bool {
+        self.infos.is_empty()
+    }
+
+    /// Image `i` as the annotation file describes it.
+    pub fn info(&self, i: usize) -> &ImageInfo {
+        &self.infos[i]
+    }
+
+    /// Where image `i` is.
+    pub fn path(&self, i: usize) -> PathBuf {
+        self.folder.join(&self.infos[i].file)
+    }
+
+    /// What was found and what was left out.
+    pub fn report(&self) -> &OpenReport {
+        &self.report
+    }
+
+    /// The images that are used and all their annotations as they were in the file: what an evaluation needs.
+    pub fn ground_truth(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    /// The objects of image `i`, with their boxes clipped to an image of `width × height` pixels.
+    pub fn target(&self, i: usize, width: u32, height: u32) -> Target {
+        let mut target = Target::default();
+        for &at in &self.objects[i] {
+            let annotation = &self.dataset.annotations[at];
+            let (Some(corners), Some(&label)) =
+                (clip(annotation, width, height), self.labels.get(&annotation.category_id))
+            else {
+                continue;
+            };
+            target.boxes.push(corners.map(|v| v as f32));
+            target.labels.push(label);
+            target.crowd.push(annotation.iscrowd);
+            target.segmentations.push(annotation.segmentation.clone());
+        }
+        target
+    }
+
+    /// Decodes image `i`. The sample's `info` has the size of the decoded image, which counts where the annotation file says otherwise;
+    /// with `exif` that is the size after turning.
+    pub fn sample(&self, i: usize, exif: bool) -> Result<Sample> {
+        let image = decode::open(&self.path(i), exif)?;
+        let (width, height) = image.dimensions();
+        let info = ImageInfo { width, height, ..self.infos[i].clone() };
+        Ok(Sample { info, image, target: self.target(i, width, height) })
+    }
+}
+
+/// Classes in the order of their category ids, and the label of each id.
+fn classes(dataset: &Dataset) -> (Vec<Class>, HashMap<i64, i64>) {
+    let mut classes: Vec<Class> =
+        dataset.categories.iter().map(|c| Class { id: c.id, name: c.name.clone() }).collect();
+    classes.sort_by_key(|class| class.id);
+    let labels = classes.iter().zip(0..).map(|(class, label)| (class.id, label)).collect();
+    (classes, labels)
+}
+
+/// Refuses names that lead out of the image folder. Links inside the folder are its owner's and are followed.
+fn check_name(name: &str) -> Result<()> {
+    ensure!(!name.is_empty(), "file_name is empty");
+    let inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    ensure!(inside, "file_name `{name}` leaves the image folder: names must be relative to it, without `..`");
+    Ok(())
+}
+
+/// A wrong folder is better told at once than by a skipped image at a time.
+fn check_present(dataset: &Dataset, folder: &Path) -> Result<()> {
+    let first: Vec<&str> = dataset.images.iter().take(8).map(|image| image.file_name.as_str()).collect();
+    if let Some(name) = first.first() {
+        ensure!(
+            first.iter().any(|name| folder.join(name).exists()),
+            "the images are not in {} (looked for {name}{})",
+            folder.display(),
+            if first.len() > 1 { format!(" and {} more", first.len() - 1) } else { String::new() }
+        );
+    }
+    Ok(())
+}
+
+/// Corners of an annotation's box inside an image, or `None` where too little is left of it. An unknown size (0) does not clip.
+fn clip(annotation: &Annotation, width: u32, height: u32) -> Option<[f64; 4]> {
+    let [x, y, w, h] = annotation.bbox;
+    let bound = |side: u32| if side == 0 { f64::INFINITY } else { f64::from(side) };
+    let (right, bottom) = (bound(width), bound(height));
+    let corners =
+        [x.clamp(0.0, right), y.clamp(0.0, bottom), (x + w).clamp(0.0, right), (y + h).clamp(0.0, bottom)];
+    let keep = corners.iter().all(|v| v.is_finite())
+        && corners[2] - corners[0] >= SHORTEST_SIDE
+        && corners[3] - corners[1] >= SHORTEST_SIDE;
+    keep.then_some(corners)
+}
+
+fn count(report: &mut OpenReport, annotation: &Annotation, width: u32, height: u32) {
+    let Some(corners) = clip(annotation, width, height) else {
+        report.degenerate += 1;
+        return;
+    };
+    let [x, y, w, h] = annotation.bbox;
+    let moved = corners.iter().zip([x, y, x + w, y + h]).any(|(a, b)| (a - b).abs() > ROUNDING);
+    report.clipped += usize::from(moved);
+    if annotation.iscrowd {
+        report.crowds += 1;
+    } else {
+        report.objects += 1;
+    }
+}
+
+/// The kept images and their annotations alone, with the annotations' new places.
+fn restrict(dataset: Dataset, kept: &[usize], objects: Vec<Vec<usize>>) -> (Dataset, Vec<Vec<usize>>) {
+    let mut place = vec![usize::MAX; dataset.annotations.len()];
+    for &at in objects.iter().flatten() {
+        place[at] = 0;
+    }
+    let mut annotations = Vec::new();
+    for (at, annotation) in dataset.annotations.into_iter().enumerate() {
+        if place[at] == 0 {
+            place[at] = annotations.len();
+            annotations.push(annotation);
+        }
+    }
+    let objects =
+        objects.into_iter().map(|of_image| of_image.into_iter().map(|at| place[at]).collect()).collect();
+    let mut wanted = kept.iter().copied().peekable();
+    let images = dataset
+        .images
+        .into_iter()
+        .enumerate()
+        .filter_map(|(i, image)| wanted.next_if_eq(&i).map(|_| image))
+        .collect();
+    (Dataset { images, annotations, categories: dataset.categories }, objects)
+}

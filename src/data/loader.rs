@@ -1,0 +1,281 @@
+//! Batches, made by worker threads ahead of whoever consumes them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{mpsc, Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail, Context, Result};
+use rayon::prelude::*;
+
+use super::augment::{augment, draw_scale};
+use super::batch::collate;
+use super::coco::CocoDataset;
+use super::order::{generator, Order};
+use super::sample::{Batch, Sample};
+use crate::config::{DataConfig, OnError};
+
+/// In training an unreadable image is replaced by the next one that can be read, looking at most so far.
+const MOST_REPLACEMENTS: usize = 100;
+
+/// What a [`Loader`] does with the data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoaderOptions {
+    /// Images of a batch. The last batches of an epoch may have fewer.
+    pub batch_size: usize,
+    /// Shuffle and augment. Otherwise the data set's order, each image once, unchanged.
+    pub train: bool,
+    /// Seed of the order and of the augmentation.
+    pub seed: u64,
+}
+
+/// Decodes, augments, resizes, normalises and pads on its own threads.
+///
+/// The batches of an epoch, and every pixel in them, depend on the data, the config, the seed and the epoch's number only: not on the number of
+/// threads, nor on where an epoch is entered. Memory is bounded: at most [`Loader::ahead`] batches are decoded or waiting.
+#[derive(Debug)]
+pub struct Loader {
+    shared: Arc<Shared>,
+    order: Order,
+    pool: rayon::ThreadPool,
+    ahead: usize,
+}
+
+/// What the workers need.
+#[derive(Debug)]
+struct Shared {
+    dataset: Arc<CocoDataset>,
+    config: DataConfig,
+    options: LoaderOptions,
+    /// Unreadable images and why, by file name.
+    skipped: Mutex<BTreeMap<String, String>>,
+    /// Images whose size is not what the annotation file says, and what to know of it, by file name.
+    resized: Mutex<BTreeMap<String, String>>,
+}
+
+impl Loader {
+    /// Starts `config.workers` threads (0: one per core). Errors: a batch size of 0, threads that cannot be started.
+    pub fn new(dataset: Arc<CocoDataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self> {
+        if options.batch_size == 0 {
+            bail!("a batch must have at least one image");
+        }
+        let workers = match config.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(workers)
+            .thread_name(|i| format!("loader-{i}"))
+            .build()
+            .context("cannot start the loader's threads")?;
+        let order = Order {
+            batch_size: options.batch_size,
+            shuffle: options.train.then_some(options.seed),
+            group_by_aspect: config.group_by_aspect,
+        };
+        // Two batches hide one slow image; small batches need more of them to keep every thread busy.
+        let ahead = (2 * workers).div_ceil(options.batch_size).max(2);
+        let shared = Shared {
+            dataset,
+            config: config.clone(),
+            options,
+            skipped: Mutex::default(),
+            resized: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared), order, pool, ahead })
+    }
+
+    /// Batches of one epoch, the last ones perhaps smaller. (Without `train`, unreadable images may leave fewer.)
+    pub fn batches_per_epoch(&self) -> usize {
+        self.order.batches(self.shared.dataset.len())
+    }
+
+    /// How many batches at most are being made or waiting at any time.
+    pub fn ahead(&self) -> usize {
+        self.ahead
+    }
+
+    /// Starts `epoch` at its batch `first_batch` (0: from the beginning; a resumed run: where it stopped).
+    pub fn epoch(&self, epoch: usize, first_batch: usize) -> Epoch<'_> {
+        let sizes: Vec<(u32, u32)> = (0..self.shared.dataset.len())
+            .map(|i| (self.shared.dataset.info(i).width, self.shared.dataset.info(i).height))
+            .collect();
+        let plan: VecDeque<Vec<usize>> =
+            self.order.plan(epoch, &sizes).into_iter().skip(first_batch).collect();
+        let mut epoch = Epoch {
+            loader: self,
+            epoch,
+            plan,
+            coming: VecDeque::new(),
+            stop: Arc::new(AtomicBool::new(false)),
+            waited: Duration::ZERO,
+        };
+        epoch.fill();
+        epoch
+    }
+
+    /// Images that could not be read so far, and why, in the order of their names.
+    pub fn skipped(&self) -> Vec<(String, String)> {
+        listed(&self.shared.skipped)
+    }
+
+    /// Images seen so far whose size is not the one in the annotation file, and what that means, in the order of their names.
+    pub fn resized(&self) -> Vec<(String, String)> {
+        listed(&self.shared.resized)
+    }
+}
+
+fn listed(map: &Mutex<BTreeMap<String, String>>) -> Vec<(String, String)> {
+    let map = map.lock().unwrap_or_else(PoisonError::into_inner);
+    map.iter().map(|(file, reason)| (file.clone(), reason.clone())).collect()
+}
+
+/// The batches of one epoch, in order. Dropping it stops the work ahead.
+#[derive(Debug)]
+pub struct Epoch<'a> {
+    loader: &'a Loader,
+    epoch: usize,
+    /// Batches that are not started yet.
+    plan: VecDeque<Vec<usize>>,
+    /// Batches that are, in order.
+    coming: VecDeque<mpsc::Receiver<Result<Option<Batch>>>>,
+    stop: Arc<AtomicBool>,
+    waited: Duration,
+}
+
+impl Epoch<'_> {
+    /// How long the consumer has waited for batches in all.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// See [`Loader::skipped`].
+    pub fn skipped(&self) -> Vec<(String, String)> {
+        self.loader.skipped()
+    }
+
+    /// Starts batches until as many are on their way as memory allows.
+    fn fill(&mut self) {
+        while self.coming.len() < self.loader.ahead {
+            let Some(images) = self.plan.pop_front() else { return };
+            let (sender, receiver) = mpsc::sync_channel(1);
+            let (shared, stop, epoch) = (self.loader.shared.clone(), self.stop.clone(), self.epoch);
+            self.loader.pool.spawn(move || {
+                if !stop.load(Ordering::Relaxed) {
+                    // An error here means that nobody waits any more.
+                    let _ = sender.send(shared.batch(epoch, &images));
+                }
+            });
+            self.coming.push_back(receiver);
+        }
+    }
+}
+
+impl Iterator for Epoch<'_> {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let receiver = self.coming.pop_front()?;
+            let start = Instant::now();
+            let batch = receiver
+                .recv()
+                .unwrap_or_else(|_| Err(anyhow!("a loader thread died; its message is above this one")));
+            self.waited += start.elapsed();
+            self.fill();
+            match batch.transpose() {
+                // No image of the batch could be read.
+                None => continue,
+                batch => return batch,
+            }
+        }
+    }
+}
+
+impl Drop for Epoch<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    /// The batch of these images, or `None` if all of them were skipped.
+    fn batch(&self, epoch: usize, images: &[usize]) -> Result<Option<Batch>> {
+        let loaded: Vec<Option<(Sample, f64)>> =
+            images.par_iter().map(|&i| self.load(epoch, i)).collect::<Result<_>>()?;
+        let (samples, scales): (Vec<Sample>, Vec<f64>) = loaded.into_iter().flatten().unzip();
+        if samples.is_empty() {
+            return Ok(None);
+        }
+        collate(samples, &scales, &self.config).map(Some)
+    }
+
+    /// Image `i`, augmented, and the factor of its size. `None`: it is unreadable and left out.
+    fn load(&self, epoch: usize, i: usize) -> Result<Option<(Sample, f64)>> {
+        if !self.options.train {
+            return Ok(self.read(i)?.map(|sample| (sample, 1.0)));
+        }
+        let images = self.dataset.len();
+        for step in 0..images.min(MOST_REPLACEMENTS) {
+            let at = (i + step) % images;
+            if let Some(sample) = self.read(at)? {
+                let mut rng = generator(self.options.seed, epoch, i as u64);
+                let scale = draw_scale(self.config.scale, &mut rng);
+                return Ok(Some((augment(sample, &self.config, &mut rng), scale)));
+            }
+        }
+        bail!(
+            "image {} and the {} after it could not be read; the first reason: {}",
+            self.dataset.info(i).file,
+            images.min(MOST_REPLACEMENTS) - 1,
+            self.skipped
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(&self.dataset.info(i).file)
+                .map_or("unknown", String::as_str)
+        )
+    }
+
+    /// Decodes image `i`. `None`: it cannot be read, which is on record now.
+    fn read(&self, i: usize) -> Result<Option<Sample>> {
+        let info = self.dataset.info(i);
+        match self.dataset.sample(i, self.config.exif) {
+            Ok(sample) => {
+                self.check_size(i, &sample);
+                Ok(Some(sample))
+            }
+            Err(error) if self.config.on_error == OnError::Stop => {
+                Err(error.context("data.on_error is `stop`; `skip` leaves unreadable images out"))
+            }
+            Err(error) => {
+                let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+                skipped.entry(info.file.clone()).or_insert_with(|| format!("{error:#}"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Puts on record that an image has not the size that its annotation says.
+    fn check_size(&self, i: usize, sample: &Sample) {
+        let (said, is) = (self.dataset.info(i), &sample.info);
+        if (said.width, said.height) == (is.width, is.height) {
+            return;
+        }
+        let turned = (said.width, said.height) == (is.height, is.width);
+        let advice = match (turned, self.config.exif) {
+            (true, false) => {
+                "; it looks turned: if its boxes were drawn as viewers show it, set data.exif=true"
+            }
+            (true, true) => {
+                "; it looks turned: if its boxes are in the pixels as stored, set data.exif=false"
+            }
+            _ => "; its boxes are taken to be in the pixels of the image",
+        };
+        let text = format!(
+            "is {}×{}, not {}×{} as the annotation file says{advice}",
+            is.width, is.height, said.width, said.height
+        );
+        let mut resized = self.resized.lock().unwrap_or_else(PoisonError::into_inner);
+        resized.entry(is.file.clone()).or_insert(text);
+    }
+}

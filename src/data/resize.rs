@@ -1,0 +1,193 @@
+//! Resizing, with normalisation straight into a batch's float buffer.
+
+use anyhow::{Context, Result};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::RgbImage;
+
+use crate::config::ResizeKind;
+
+/// Width and height after resizing: the shorter side becomes `short`, unless the longer would then be above `long`.
+///
+/// [`ResizeKind::Antialias`] rounds as detectron2's `ResizeShortestEdge` and mmdetection do, [`ResizeKind::Bilinear`] rounds down as
+/// torchvision's `GeneralizedRCNNTransform` does (with its float arithmetic: 427 → 800 may give 799).
+pub fn output_size(width: u32, height: u32, short: f64, long: f64, kind: ResizeKind) -> (u32, u32) {
+    let (w, h) = (f64::from(width), f64::from(height));
+    let (new_w, new_h) = match kind {
+        ResizeKind::Bilinear => {
+            let scale = (short / w.min(h)).min(long / w.max(h));
+            ((w * scale).floor(), (h * scale).floor())
+        }
+        ResizeKind::Antialias => {
+            let scale = short / w.min(h);
+            let (mut new_w, mut new_h) = if h < w { (scale * w, short) } else { (short, scale * h) };
+            if new_w.max(new_h) > long {
+                let shrink = long / new_w.max(new_h);
+                new_w *= shrink;
+                new_h *= shrink;
+            }
+            ((new_w + 0.5).floor(), (new_h + 0.5).floor())
+        }
+    };
+    (new_w.max(1.0) as u32, new_h.max(1.0) as u32)
+}
+
+/// The place of one image in a batch: three planes of `rows × columns` floats.
+pub struct Slot<'a> {
+    /// `[3, rows, columns]`, contiguous.
+    pub data: &'a mut [f32],
+    /// Padded height.
+    pub rows: usize,
+    /// Padded width.
+    pub columns: usize,
+}
+
+/// Channel-wise `(value / 255 − mean) / std`, as one multiplication and one addition.
+#[derive(Clone, Copy, Debug)]
+pub struct Normalise {
+    scale: [f32; 3],
+    shift: [f32; 3],
+}
+
+impl Normalise {
+    /// `mean` and `std` are for values in 0–1.
+    pub fn new(mean: [f32; 3], std: [f32; 3]) -> Self {
+        Self { scale: std.map(|s| 1.0 / (255.0 * s)), shift: std::array::from_fn(|c| -mean[c] / std[c]) }
+    }
+}
+
+/// Resizes `image` to `(width, height)`, normalises it into the upper left of `slot` and fills the rest of `slot` with zeros.
+///
+/// `slot` must be at least as large. [`ResizeKind::Bilinear`] interpolates in float, as torchvision does on tensors;
+/// [`ResizeKind::Antialias`] gives Pillow's 8-bit result first.
+pub fn resize_into(
+    image: &RgbImage,
+    (width, height): (u32, u32),
+    kind: ResizeKind,
+    normalise: &Normalise,
+    slot: Slot,
+) -> Result<()> {
+    let (w, h) = (width as usize, height as usize);
+    let Slot { data, rows, columns } = slot;
+    debug_assert!(w <= columns && h <= rows && data.len() == 3 * rows * columns);
+    for plane in data.chunks_exact_mut(rows * columns) {
+        plane[h * columns..].fill(0.0);
+        if w < columns {
+            plane[..h * columns].chunks_exact_mut(columns).for_each(|row| row[w..].fill(0.0));
+        }
+    }
+    let same = image.dimensions() == (width, height);
+    match kind {
+        _ if same => normalise_rows(image, normalise, data, columns, rows),
+        ResizeKind::Antialias => {
+            let resized = antialias(image, width, height)?;
+            normalise_rows(&resized, normalise, data, columns, rows);
+        }
+        ResizeKind::Bilinear => bilinear(image, (w, h), normalise, data, columns, rows),
+    }
+    Ok(())
+}
+
+/// Pillow's `resize(…, BILINEAR)`: a triangle filter whose support grows when shrinking, 8 bits in and out.
+pub fn antialias(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)?;
+    let mut resized = Image::new(width, height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    Resizer::new().resize(&source, &mut resized, &options)?;
+    RgbImage::from_raw(width, height, resized.into_vec()).context("the resized image has another size")
+}
+
+fn normalise_rows(image: &RgbImage, normalise: &Normalise, data: &mut [f32], columns: usize, rows: usize) {
+    let table: [[f32; 256]; 3] =
+        std::array::from_fn(|c| std::array::from_fn(|v| v as f32 * normalise.scale[c] + normalise.shift[c]));
+    let width = image.width() as usize;
+    let (red, rest) = data.split_at_mut(rows * columns);
+    let (green, blue) = rest.split_at_mut(rows * columns);
+    for (y, row) in image.as_raw().chunks_exact(3 * width).enumerate() {
+        let at = y * columns..y * columns + width;
+        let planes = red[at.clone()].iter_mut().zip(&mut green[at.clone()]).zip(&mut blue[at]);
+        for (((r, g), b), pixel) in planes.zip(row.chunks_exact(3)) {
+            *r = table[0][usize::from(pixel[0])];
+            *g = table[1][usize::from(pixel[1])];
+            *b = table[2][usize::from(pixel[2])];
+        }
+    }
+}
+
+/// Where an output pixel takes its two input pixels from, and the weight of the second.
+#[derive(Clone, Copy)]
+struct Tap {
+    first: usize,
+    second: usize,
+    weight: f32,
+}
+
+/// PyTorch's `interpolate(…, mode="bilinear", align_corners=False)` along one axis.
+fn taps(input: usize, output: usize) -> Vec<Tap> {
+    let scale = input as f32 / output as f32;
+    (0..output)
+        .map(|i| {
+            let at = (scale * (i as f32 + 0.5) - 0.5).max(0.0);
+            let first = (at as usize).min(input - 1);
+            Tap { first, second: (first + 1).min(input - 1), weight: at - first as f32 }
+        })
+        .collect()
+}
+
+/// Two-by-two bilinear: each needed input row is stretched once, and each output row blends two of them.
+fn bilinear(
+    image: &RgbImage,
+    (width, height): (usize, usize),
+    normalise: &Normalise,
+    data: &mut [f32],
+    columns: usize,
+    rows: usize,
+) {
+    let source_width = image.width() as usize;
+    let source = image.as_raw();
+    let across = taps(source_width, width);
+    let stretch = |row: usize, out: &mut [f32]| {
+        let pixels = &source[3 * source_width * row..3 * source_width * (row + 1)];
+        let (red, rest) = out.split_at_mut(width);
+        let (green, blue) = rest.split_at_mut(width);
+        for (((tap, r), g), b) in across.iter().zip(red).zip(green).zip(blue) {
+            let (p, q) =
+                (&pixels[3 * tap.first..3 * tap.first + 3], &pixels[3 * tap.second..3 * tap.second + 3]);
+            let blend = |c: usize| {
+                let (p, q) = (f32::from(p[c]), f32::from(q[c]));
+                p + (q - p) * tap.weight
+            };
+            *r = blend(0);
+            *g = blend(1);
+            *b = blend(2);
+        }
+    };
+    // The two stretched rows that the current output row lies between, with their input row's number.
+    let mut upper = (usize::MAX, vec![0.0f32; 3 * width]);
+    let mut lower = (usize::MAX, vec![0.0f32; 3 * width]);
+    for (y, tap) in taps(image.height() as usize, height).into_iter().enumerate() {
+        if upper.0 != tap.first {
+            if lower.0 == tap.first {
+                std::mem::swap(&mut upper, &mut lower);
+            } else {
+                stretch(tap.first, &mut upper.1);
+                upper.0 = tap.first;
+            }
+        }
+        if lower.0 != tap.second {
+            stretch(tap.second, &mut lower.1);
+            lower.0 = tap.second;
+        }
+        for c in 0..3 {
+            let (scale, shift) = (normalise.scale[c], normalise.shift[c]);
+            let (from_upper, from_lower) = (scale * (1.0 - tap.weight), scale * tap.weight);
+            let start = c * rows * columns + y * columns;
+            let out = &mut data[start..start + width];
+            let above = &upper.1[c * width..(c + 1) * width];
+            let below = &lower.1[c * width..(c + 1) * width];
+            for ((o, a), b) in out.iter_mut().zip(above).zip(below) {
+                *o = a * from_upper + b * from_lower + shift;
+            }
+        }
+    }
+}
