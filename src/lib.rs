@@ -1,15 +1,19 @@
 //! Object detection with Vision GNN backbones.
 //!
+//! - [`cli`]: what the programs share.
 //! - [`config`]: the types behind `configs/*.json`.
 //! - [`graph`]: what makes ViG ViG: neighbours, aggregation, the Grapher block.
 //! - [`backbone`]: Pyramid ViG and ResNet: images to one map per stage.
 //! - [`data`]: COCO files and built-in shapes to batches of images.
 //! - [`detect`]: RetinaNet and its parts.
+//! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
 //! - [`weights`]: reading and writing them, by name.
 
 pub mod backbone;
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod detect;
 pub mod graph;
+pub mod train;
 pub mod weights;

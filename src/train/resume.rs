@@ -1,0 +1,76 @@
+//! What may change when a run goes on.
+
+use std::path::Path;
+
+use anyhow::{bail, Context, Result};
+use serde_json::Value;
+
+use super::run_dir::RunDir;
+use crate::config::Config;
+
+/// Keys that do not change what a step computes, only how many there are and what is written.
+const FREE: [&str; 7] = [
+    "train.epochs",
+    "train.max_iters",
+    "train.eval_every",
+    "train.threads",
+    "checkpoint",
+    "data.workers",
+    "data.root",
+];
+
+/// The config of the run in a folder, with changes.
+pub fn config_of(folder: &Path, changes: &[String]) -> Result<Config> {
+    let run = RunDir::open(folder)?;
+    let text = std::fs::read_to_string(run.config())
+        .with_context(|| format!("cannot read {}", run.config().display()))?;
+    Config::from_json_with(&text, changes).with_context(|| format!("config {}", run.config().display()))
+}
+
+/// Refuses a config that would make a resumed run another run.
+pub fn check(folder: &Path, config: &Config) -> Result<()> {
+    let before = serde_json::to_value(config_of(folder, &[])?)?;
+    let now = serde_json::to_value(config)?;
+    if let Some((key, before, now)) = difference("", &before, &now) {
+        bail!(
+            "{key} is {now} but the run in {} has {before}: a resumed run keeps its config (but for {})",
+            folder.display(),
+            FREE.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// The first key that differs and may not, with both values.
+fn difference(path: &str, before: &Value, now: &Value) -> Option<(String, Value, Value)> {
+    if FREE.contains(&path) || before == now {
+        return None;
+    }
+    match (before, now) {
+        (Value::Object(before), Value::Object(now)) => now.iter().find_map(|(key, value)| {
+            let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            difference(&here, before.get(key).unwrap_or(&Value::Null), value)
+        }),
+        _ => Some((path.to_string(), before.clone(), now.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_resumed_run_may_be_longer_but_not_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path()).unwrap();
+        let config = Config::default();
+        run.describe(&config, json!({}), false).unwrap();
+        check(folder.path(), &config).unwrap();
+        let changed = |change: &str| config_of(folder.path(), &[change.to_string()]).unwrap();
+        check(folder.path(), &changed("train.epochs=99")).unwrap();
+        check(folder.path(), &changed("checkpoint.keep=9")).unwrap();
+        let error = check(folder.path(), &changed("train.lr=7")).unwrap_err().to_string();
+        assert!(error.contains("train.lr is 7.0 but the run"), "{error}");
+    }
+}

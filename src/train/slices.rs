@@ -1,0 +1,27 @@
+//! The memory of parameters on the CPU, for updates in place.
+
+use tch::{Device, Kind, Tensor};
+
+/// Numbers that one task works on: small enough to spread small models over threads, large enough to be worth a task.
+pub const CHUNK: usize = 1 << 15;
+
+/// The numbers of a dense float32 CPU tensor, to be written in place.
+///
+/// # Safety
+/// While the slice lives, nothing else may read or write the tensor's memory: no other slice of it, no libtorch call on it or on a view
+/// of it. Callers here hold the training loop, between a backward pass and the next forward pass.
+#[allow(clippy::mut_from_ref)]
+pub unsafe fn numbers(tensor: &Tensor) -> &mut [f32] {
+    debug_assert!(is_plain(tensor));
+    match tensor.numel() {
+        0 => &mut [],
+        // SAFETY: a contiguous float32 tensor on the CPU has `numel` numbers behind its pointer and keeps them while it is
+        // borrowed; the caller answers for nobody else using them.
+        n => unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), n) },
+    }
+}
+
+/// Whether the tensor is what [`numbers`] takes.
+pub fn is_plain(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.is_contiguous()
+}
