@@ -2,13 +2,17 @@
 //!
 //! - [`types`]: images, annotations, categories, detections
 //! - [`read_dataset`], [`read_results`], [`write_results`]: the JSON files
+//! - [`eval`]: the evaluation
 //! - [`rle`]: run-length-coded masks
 
 mod error;
+pub mod eval;
 mod json;
+pub mod report;
 pub mod rle;
+pub mod run;
 pub mod types;
 
 pub use error::{Error, Result};
-pub use json::read::{read_dataset, read_results};
+pub use json::read::{read_dataset, read_dataset_with_warnings, read_results};
 pub use json::write::{write_dataset, write_results};

@@ -1,1 +1,153 @@
-fn main() {}
+//! `coco_eval`: COCO's numbers for a results file.
+
+use anyhow::{bail, Context, Result};
+use clap::{Parser, ValueEnum};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use vigdet_coco::eval::{evaluate, AreaRange, Evaluation, IouType, Params, STAT_NAMES};
+use vigdet_coco::{read_dataset_with_warnings, read_results, report, run};
+
+/// Evaluates detections as pycocotools does. Without arguments: those of the newest run under runs/.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Annotation file (COCO's instances_*.json). By default the one that the run in the folder of --dt was tested on.
+    #[arg(long, value_name = "FILE")]
+    gt: Option<PathBuf>,
+    /// Results file, [{"image_id", "category_id", "bbox" and/or "segmentation", "score"}, ...]. By default that of the newest run.
+    #[arg(long, value_name = "FILE")]
+    dt: Option<PathBuf>,
+    /// Overlap of boxes or of masks.
+    #[arg(long = "type", value_name = "TYPE", default_value = "bbox")]
+    kind: Kind,
+    /// Writes the numbers, unrounded, to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Prints a table of the classes, best first.
+    #[arg(long)]
+    per_class: bool,
+    /// IoU thresholds, separated by commas [default: 0.50 to 0.95 in steps of 0.05].
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    iou: Option<Vec<f64>>,
+    /// Numbers of detections in an image and category that count, separated by commas.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10,100")]
+    max_dets: Vec<usize>,
+    /// A range of object areas NAME:MIN:MAX in square pixels, any number of times [default: COCO's all, small, medium, large].
+    #[arg(long, value_name = "RANGE", value_parser = area_range)]
+    area: Vec<AreaRange>,
+    /// Takes all categories for one, as for proposals.
+    #[arg(long)]
+    class_agnostic: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    Bbox,
+    Segm,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Bbox => "bbox",
+            Kind::Segm => "segm",
+        }
+    }
+}
+
+fn area_range(text: &str) -> Result<AreaRange, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let [label, min, max] = parts[..] else { return Err("not NAME:MIN:MAX".to_owned()) };
+    let number = |text: &str| text.parse::<f64>().map_err(|_| format!("{text:?} is not a number"));
+    Ok(AreaRange::new(label, number(min)?, number(max)?))
+}
+
+fn main() -> ExitCode {
+    match evaluated(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn evaluated(arguments: &Arguments) -> Result<()> {
+    let (truth_path, results_path) = files(arguments)?;
+    let (truth, warnings) = read_dataset_with_warnings(&truth_path)?;
+    let results = read_results(&results_path)?;
+    let mut params = Params {
+        max_dets: arguments.max_dets.clone(),
+        use_categories: !arguments.class_agnostic,
+        ..Params::default()
+    };
+    if let Some(thresholds) = &arguments.iou {
+        params.iou_thresholds = thresholds.clone();
+    }
+    if !arguments.area.is_empty() {
+        params.areas = arguments.area.clone();
+    }
+    let iou_type = match arguments.kind {
+        Kind::Bbox => IouType::Bbox,
+        Kind::Segm => IouType::Segm,
+    };
+    let evaluation =
+        evaluate(&truth, &results, iou_type, &params).with_context(|| results_path.display().to_string())?;
+    for warning in warnings.iter().chain(&evaluation.warnings) {
+        eprintln!("warning: {warning}");
+    }
+    println!("{}", evaluation.summary());
+    if arguments.per_class {
+        println!("\n{}", report::class_table(&evaluation));
+    }
+    if let Some(path) = &arguments.json {
+        write_json(path, arguments.kind, &evaluation)?;
+    }
+    Ok(())
+}
+
+/// The annotation file and the results file.
+fn files(arguments: &Arguments) -> Result<(PathBuf, PathBuf)> {
+    let results = match &arguments.dt {
+        Some(path) => path.clone(),
+        None if arguments.gt.is_some() => bail!("--gt needs a results file: --dt FILE"),
+        None => {
+            let name = format!("{}.json", arguments.kind.name());
+            let Some(folder) = run::newest(Path::new("runs"), &name) else {
+                bail!(
+                    "no run with a {name} under runs/: train one (train_det), or name the files: coco_eval --gt \
+                     ANNOTATIONS --dt RESULTS"
+                );
+            };
+            eprintln!("evaluating {}", folder.join(&name).display());
+            folder.join(name)
+        }
+    };
+    let truth = match &arguments.gt {
+        Some(path) => path.clone(),
+        None => run::ground_truth_beside(&results)?,
+    };
+    Ok((truth, results))
+}
+
+fn write_json(path: &Path, kind: Kind, evaluation: &Evaluation) -> Result<()> {
+    let stats = evaluation.summary().stats;
+    let metrics: serde_json::Map<String, serde_json::Value> =
+        STAT_NAMES.iter().zip(stats).map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+    let per_iou: Vec<_> = evaluation
+        .ap_per_iou()
+        .iter()
+        .zip(&evaluation.params.iou_thresholds)
+        .map(|(ap, iou)| json!({"iou": iou, "ap": ap}))
+        .collect();
+    let value = json!({
+        "type": kind.name(),
+        "stats": stats,
+        "metrics": metrics,
+        "per_iou": per_iou,
+        "per_class": evaluation.per_class(),
+    });
+    let text = serde_json::to_string_pretty(&value)?;
+    std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+}

@@ -63,9 +63,17 @@ pub(super) struct RawAnnotation {
     #[serde(default)]
     pub iscrowd: Option<Flag>,
     #[serde(default)]
-    pub ignore: Option<Flag>,
+    ignore: Option<Flag>,
     #[serde(default)]
     pub segmentation: Option<RawSegmentation>,
+}
+
+impl RawAnnotation {
+    /// `ignore` is there and says something else than `iscrowd`.
+    pub fn ignore_differs(&self) -> bool {
+        let crowd = matches!(self.iscrowd, Some(Flag(true)));
+        self.ignore.as_ref().is_some_and(|&Flag(ignore)| ignore != crowd)
+    }
 }
 
 #[derive(serde::Deserialize)]

@@ -2,6 +2,7 @@
 
 use super::raw::{Bbox, Flag, RawAnnotation, RawDataset, RawDetection, RawSegmentation};
 use crate::error::{Error, Result};
+use crate::eval::Warning;
 use crate::types::{Annotation, Category, Dataset, Detection, Image, Segmentation};
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,10 +16,21 @@ use std::path::Path;
 /// One line that says where and what: the file cannot be read, is not JSON, lacks a key or has a wrong type somewhere, two
 /// images, categories or annotations share an id, or an annotation names an image or a category that is not there.
 pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
+    read_dataset_with_warnings(path).map(|(dataset, _)| dataset)
+}
+
+/// Reads an annotation file as [`read_dataset`] does, and says what in it an evaluation does not use as one might think.
+///
+/// # Errors
+/// Those of [`read_dataset`].
+pub fn read_dataset_with_warnings(path: impl AsRef<Path>) -> Result<(Dataset, Vec<Warning>)> {
     let path = path.as_ref();
     let bytes = read_bytes(path)?;
     let raw: RawDataset = parse(path, &bytes)?;
-    dataset(raw).map_err(|error| error.in_file(path))
+    let overwritten = raw.annotations.iter().filter(|annotation| annotation.ignore_differs()).count();
+    let warnings = (overwritten > 0).then_some(Warning::IgnoreOverwritten { annotations: overwritten });
+    let dataset = dataset(raw).map_err(|error| error.in_file(path))?;
+    Ok((dataset, warnings.into_iter().collect()))
 }
 
 /// Reads a results file: a list of detections, each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` or

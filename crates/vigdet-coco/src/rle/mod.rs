@@ -10,6 +10,7 @@ mod polygon;
 mod text;
 
 pub use overlap::{box_iou, iou};
+pub(crate) use overlap::{extent, runs_iou, Extent};
 pub use text::Runs;
 
 use serde::{Serialize, Serializer};

@@ -1,6 +1,6 @@
 //! Two masks, or two boxes, over each other.
 
-use super::{Rle, Runs};
+use super::Rle;
 
 /// How masks are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,14 +137,15 @@ pub fn iou(detection: &Rle, truth: &Rle, crowd: bool) -> f64 {
     if detection.size() != truth.size() {
         return -1.0;
     }
-    runs_iou(detection.runs(), truth.runs(), crowd.then(|| detection.area()))
+    let runs = |mask: &Rle| mask.runs().collect::<Vec<_>>();
+    runs_iou(&runs(detection), &runs(truth), crowd.then(|| detection.area()))
 }
 
 /// Intersection over union of masks whose boxes overlap; over `area` where given.
 #[inline]
-pub(crate) fn runs_iou(detection: Runs<'_>, truth: impl Iterator<Item = u32>, area: Option<u32>) -> f64 {
+pub(crate) fn runs_iou(detection: &[u32], truth: &[u32], area: Option<u32>) -> f64 {
     let (mut shared, mut whole) = (0u32, 0u32);
-    both(detection, truth, |step, in_a, in_b, _, _, _| {
+    both(detection.iter().copied(), truth.iter().copied(), |step, in_a, in_b, _, _, _| {
         if in_a || in_b {
             whole = whole.wrapping_add(step);
             if in_a && in_b {

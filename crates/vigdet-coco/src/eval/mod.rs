@@ -1,0 +1,182 @@
+//! The COCO evaluation: match, accumulate, summarize.
+//!
+//! ```
+//! use vigdet_coco::eval::{evaluate, IouType, Params};
+//! use vigdet_coco::types::{Annotation, Category, Dataset, Detection, Image};
+//!
+//! let truth = Dataset {
+//!     images: vec![Image { id: 1, ..Image::default() }],
+//!     categories: vec![Category { id: 18, name: "dog".into(), ..Category::default() }],
+//!     annotations: vec![Annotation {
+//!         id: 1, image_id: 1, category_id: 18, bbox: [10.0, 10.0, 40.0, 40.0], area: 1600.0, ..Annotation::default()
+//!     }],
+//! };
+//! let detection = Detection {
+//!     image_id: 1, category_id: 18, bbox: Some([10.0, 10.0, 40.0, 42.0]), score: 0.9, ..Detection::default()
+//! };
+//! let evaluation = evaluate(&truth, &[detection], IouType::Bbox, &Params::default())?;
+//! // The overlap is 40 / 42: right at all thresholds.
+//! assert!((evaluation.summary().stats[0] - 1.0).abs() < 1e-12);
+//! println!("{}", evaluation.summary());
+//! # Ok::<(), vigdet_coco::Error>(())
+//! ```
+
+mod accumulate;
+mod group;
+mod ids;
+mod matching;
+mod params;
+mod per_class;
+mod shapes;
+mod summary;
+mod warning;
+
+pub use params::{linspace, AreaRange, Params};
+pub use per_class::ClassResult;
+pub use summary::{Summary, STAT_NAMES};
+pub use warning::Warning;
+
+use crate::error::Result;
+use crate::types::{Category, Dataset, Detection};
+use accumulate::Curves;
+use group::{bins, Scope};
+use ndarray::{s, Array4, Array5};
+use rayon::prelude::*;
+use shapes::Shapes;
+
+/// What overlaps are measured on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IouType {
+    /// Boxes.
+    Bbox,
+    /// Masks.
+    Segm,
+}
+
+/// The result of an evaluation, as pycocotools' `COCOeval.eval`.
+///
+/// T IoU thresholds, R recall thresholds, K categories (sorted by id; one without `use_categories`), A area ranges and M numbers
+/// of detections.
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// [T, R, K, A, M]: precision at each recall. −1 where a category has no objects.
+    pub precision: Array5<f64>,
+    /// [T, R, K, A, M]: score of the detection at which each recall is reached, 0 where it is not, −1 where there are no objects.
+    pub scores: Array5<f64>,
+    /// [T, K, A, M]: highest recall. −1 where a category has no objects.
+    pub recall: Array4<f64>,
+    /// Boxes or masks.
+    pub iou_type: IouType,
+    /// The parameters as used: numbers of detections and ids sorted.
+    pub params: Params,
+    /// The K categories. Empty without `use_categories`.
+    pub categories: Vec<Category>,
+    /// Objects of each category that are not crowds.
+    pub objects: Vec<usize>,
+    /// Where the rules surprise.
+    pub warnings: Vec<Warning>,
+}
+
+impl Evaluation {
+    /// COCO's twelve numbers.
+    pub fn summary(&self) -> Summary {
+        Summary::of(self)
+    }
+
+    /// T numbers: average precision over all categories at each IoU threshold, objects of all sizes, with the largest number of
+    /// detections. −1 where there are no objects.
+    pub fn ap_per_iou(&self) -> Vec<f64> {
+        let Some(a) = self.params.areas.iter().position(|area| area.label == "all") else {
+            return vec![-1.0; self.params.iou_thresholds.len()];
+        };
+        let of_areas = self.precision.slice(s![.., .., .., a, self.params.max_dets.len() - 1]);
+        of_areas.outer_iter().map(|values| summary::mean_of_present(values.iter().copied())).collect()
+    }
+
+    /// The numbers of each category, in the order of their ids. Empty without `use_categories`.
+    pub fn per_class(&self) -> Vec<ClassResult> {
+        per_class::of(self)
+    }
+}
+
+/// Evaluates detections as pycocotools does.
+///
+/// The numbers are those of `COCOeval` (`evaluate`, `accumulate`, `summarize`) of pycocotools 2.0.11 to the last bit. Where its
+/// rules surprise, [`Evaluation::warnings`] says so; where it crashes, there is a value or an error:
+/// - no detections: zeros
+/// - results given as polygons or uncompressed masks: evaluated as masks
+/// - results of which some have no box, or no mask, where others do: each is taken as it is
+///
+/// # Errors
+/// A detection is in an image that `truth` does not have, a mask is missing or impossible, a parameter is.
+pub fn evaluate(
+    truth: &Dataset,
+    detections: &[Detection],
+    iou_type: IouType,
+    params: &Params,
+) -> Result<Evaluation> {
+    let params = params.checked()?;
+    let mut warnings = Vec::new();
+    if detections.is_empty() {
+        warnings.push(Warning::NoResults);
+    }
+    if !params.max_dets.contains(&100) {
+        warnings.push(Warning::NoHundred);
+    }
+    if truth.annotations.iter().any(|annotation| annotation.id == 0) {
+        warnings.push(Warning::IdZero);
+    }
+    let scope = Scope::new(truth, &params);
+    let bins = bins(truth, detections, &scope, &params, &mut warnings)?;
+    let least = params.iou_thresholds.iter().map(|&t| matching::highest(t)).fold(f64::INFINITY, f64::min);
+    let shapes = Shapes::new(truth, detections, iou_type, &scope, least, &mut warnings);
+    let curves: Vec<Curves> = (bins.detections.par_iter())
+        .zip(&bins.truths)
+        .with_max_len(1)
+        .map(|(detection_bin, truth_bin)| {
+            let matches = matching::category(
+                &shapes,
+                detections,
+                &truth.annotations,
+                detection_bin,
+                truth_bin,
+                &params,
+            )?;
+            Ok(accumulate::curves(&matches, &params, None))
+        })
+        .collect::<Result<_>>()?;
+    warnings.extend(shapes.warnings());
+    let objects = (bins.truths.iter())
+        .map(|bin| bin.iter().filter(|member| !truth.annotations[member.index as usize].iscrowd).count())
+        .collect();
+    let (precision, scores, recall) = stacked(&curves, &params);
+    let categories = if params.use_categories { categories(truth, &scope) } else { Vec::new() };
+    Ok(Evaluation { precision, scores, recall, iou_type, params, categories, objects, warnings })
+}
+
+/// The categories of the scope; one that the ground truth does not have keeps its id and no name.
+fn categories(truth: &Dataset, scope: &Scope) -> Vec<Category> {
+    let mut categories: Vec<Category> =
+        scope.categories.sorted().iter().map(|&id| Category { id, ..Category::default() }).collect();
+    for category in &truth.categories {
+        if let Some(place) = scope.categories.place(category.id) {
+            categories[place] = category.clone();
+        }
+    }
+    categories
+}
+
+/// Puts the categories' numbers beside each other.
+fn stacked(curves: &[Curves], params: &Params) -> (Array5<f64>, Array5<f64>, Array4<f64>) {
+    let (t_count, r_count, k_count) =
+        (params.iou_thresholds.len(), params.recall_thresholds.len(), curves.len());
+    let (a_count, m_count) = (params.areas.len(), params.max_dets.len());
+    let at = |t: usize, a: usize, m: usize| (a * m_count + m) * t_count + t;
+    let shape = (t_count, r_count, k_count, a_count, m_count);
+    let precision =
+        Array5::from_shape_fn(shape, |(t, r, k, a, m)| curves[k].precision[at(t, a, m) * r_count + r]);
+    let scores = Array5::from_shape_fn(shape, |(t, r, k, a, m)| curves[k].scores[at(t, a, m) * r_count + r]);
+    let shape = (t_count, k_count, a_count, m_count);
+    let recall = Array4::from_shape_fn(shape, |(t, k, a, m)| curves[k].recall[at(t, a, m)]);
+    (precision, scores, recall)
+}

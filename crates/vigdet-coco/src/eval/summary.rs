@@ -1,0 +1,125 @@
+//! The twelve numbers.
+
+use super::{Evaluation, Params};
+use ndarray::{s, Axis};
+use std::fmt;
+
+/// COCO's twelve numbers. `Display` gives the twelve lines of pycocotools.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// AP, AP at IoU 0.5, at 0.75, of small, medium and large objects; average recall with 1, 10 and 100 detections, of small,
+    /// medium and large objects. −1 where there are no objects.
+    pub stats: [f64; 12],
+    lines: [String; 12],
+}
+
+/// Keys of the twelve numbers, in order, as detection papers name them.
+pub const STAT_NAMES: [&str; 12] =
+    ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"];
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.lines.join("\n"))
+    }
+}
+
+/// One line of the summary: a mean over part of precision or recall.
+struct Line {
+    average_precision: bool,
+    /// A single IoU threshold, or all.
+    iou: Option<f64>,
+    area: &'static str,
+    max_dets: usize,
+}
+
+impl Summary {
+    pub(crate) fn of(evaluation: &Evaluation) -> Summary {
+        let params = &evaluation.params;
+        // pycocotools reads the first three numbers of detections, whatever they are; but the first line is for 100.
+        let max = |i: usize| params.max_dets[i.min(params.max_dets.len() - 1)];
+        let line = |average_precision, iou, area, max_dets| Line { average_precision, iou, area, max_dets };
+        let lines = [
+            line(true, None, "all", 100),
+            line(true, Some(0.5), "all", max(2)),
+            line(true, Some(0.75), "all", max(2)),
+            line(true, None, "small", max(2)),
+            line(true, None, "medium", max(2)),
+            line(true, None, "large", max(2)),
+            line(false, None, "all", max(0)),
+            line(false, None, "all", max(1)),
+            line(false, None, "all", max(2)),
+            line(false, None, "small", max(2)),
+            line(false, None, "medium", max(2)),
+            line(false, None, "large", max(2)),
+        ];
+        let stats = lines.each_ref().map(|line| line.value(evaluation));
+        let mut texts = lines.iter().zip(stats).map(|(line, value)| line.text(params, value));
+        Summary { stats, lines: std::array::from_fn(|_| texts.next().unwrap_or_default()) }
+    }
+}
+
+impl Line {
+    fn value(&self, evaluation: &Evaluation) -> f64 {
+        let params = &evaluation.params;
+        let area = params.areas.iter().position(|area| area.label == self.area);
+        let max = params.max_dets.iter().position(|&max| max == self.max_dets);
+        let (Some(a), Some(m)) = (area, max) else { return -1.0 };
+        let chosen = |t: usize| self.iou.map_or(true, |iou| params.iou_thresholds[t] == iou);
+        let thresholds: Vec<usize> = (0..params.iou_thresholds.len()).filter(|&t| chosen(t)).collect();
+        if self.average_precision {
+            let part = evaluation.precision.slice(s![.., .., .., a, m]);
+            mean_of_present(part.select(Axis(0), &thresholds).iter().copied())
+        } else {
+            let part = evaluation.recall.slice(s![.., .., a, m]);
+            mean_of_present(part.select(Axis(0), &thresholds).iter().copied())
+        }
+    }
+
+    fn text(&self, params: &Params, value: f64) -> String {
+        let (title, kind) =
+            if self.average_precision { ("Average Precision", "(AP)") } else { ("Average Recall", "(AR)") };
+        let iou = match self.iou {
+            Some(iou) => format!("{iou:.2}"),
+            None => {
+                let (first, last) = (params.iou_thresholds.first(), params.iou_thresholds.last());
+                format!("{:.2}:{:.2}", first.unwrap_or(&0.0), last.unwrap_or(&0.0))
+            }
+        };
+        format!(
+            " {title:<18} {kind} @[ IoU={iou:<9} | area={:>6} | maxDets={:>3} ] = {value:.3}",
+            self.area, self.max_dets
+        )
+    }
+}
+
+/// Mean of what is above −1, as numpy computes it, to the last bit; −1 of nothing.
+pub(crate) fn mean_of_present(values: impl Iterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.filter(|&value| value > -1.0).collect();
+    if values.is_empty() {
+        -1.0
+    } else {
+        pairwise_sum(&values) / values.len() as f64
+    }
+}
+
+/// numpy's order of summation: eight running sums in blocks of up to 128, halves above.
+fn pairwise_sum(values: &[f64]) -> f64 {
+    let count = values.len();
+    if count < 8 {
+        return values.iter().fold(0.0, |sum, value| sum + value);
+    }
+    if count <= 128 {
+        let mut sums: [f64; 8] = std::array::from_fn(|i| values[i]);
+        let blocks = values[8..].chunks_exact(8);
+        let rest = blocks.remainder();
+        for block in blocks {
+            for (sum, value) in sums.iter_mut().zip(block) {
+                *sum += value;
+            }
+        }
+        let [a, b, c, d, e, f, g, h] = sums;
+        return rest.iter().fold(((a + b) + (c + d)) + ((e + f) + (g + h)), |sum, value| sum + value);
+    }
+    let half = count / 2 / 8 * 8;
+    pairwise_sum(&values[..half]) + pairwise_sum(&values[half..])
+}

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Compares coco_eval with pycocotools on real data and on generated cases.
+
+    python compare.py --bin ../../../../target/debug/coco_eval [--data ../shared/datasets] [--cases 2000]
+
+Needs pycocotools 2.0.11. Every one of the twelve numbers must agree to 1e-12, the printed lines and the classes' APs too.
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+
+import cases
+
+TOLERANCE = 1e-12
+
+
+def run(binary, folder, case):
+    gt, dt, out = folder / "gt.json", folder / "dt.json", folder / "out.json"
+    gt.write_text(json.dumps(case["truth"]))
+    dt.write_text(json.dumps(case["results"]))
+    command = [binary, "--gt", gt, "--dt", dt, "--type", case["type"], "--json", out]
+    if case.get("max_dets"):
+        command += ["--max-dets", ",".join(map(str, case["max_dets"]))]
+    if case.get("ious"):
+        command += ["--iou", ",".join(map(repr, case["ious"]))]
+    if not case.get("use_cats", True):
+        command += ["--class-agnostic"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{case.get('name', case.get('seed'))}: {done.stderr}")
+    return json.loads(out.read_text()), done.stdout.rstrip("\n")
+
+
+def check(binary, folder, case):
+    """Largest difference; stops at a case that differs."""
+    ours, text = run(binary, folder, case)
+    pairs = list(zip(ours["stats"], case["stats"]))
+    aps = {c["category_id"]: c["ap"] for c in ours["per_class"]}
+    pairs += list(zip((aps[k] for k in sorted(aps)), case["class_ap"]))
+    worst = max(abs(a - b) for a, b in pairs)
+    name = case.get("name", f"case {case.get('seed')}")
+    if worst > TOLERANCE or text != case["text"] or len(aps) != len(case["class_ap"]):
+        sys.exit(f"{name} ({case['type']}) differs by {worst}\nours:\n{text}\npycocotools:\n{case['text']}")
+    return worst
+
+
+def perturbed(truth, rng, masks):
+    """Results near the ground truth: moved, rescaled, doubled, missed, of another class, with scores that tie."""
+    ids = [c["id"] for c in truth["categories"]]
+    sizes = {i["id"]: i for i in truth["images"]}
+    results = []
+    for a in truth["annotations"]:
+        for _ in range(rng.choice([0, 1, 1, 1, 2])):
+            r = {"image_id": a["image_id"], "category_id": a["category_id"], "score": round(rng.random(), 2)}
+            if rng.random() < 0.1:
+                r["category_id"] = rng.choice(ids)
+            b = cases.jittered(rng, a["bbox"])
+            if masks:
+                image = sizes[a["image_id"]]
+                x, y, w, h = b
+                shape = [[x, y, x + w, y, x + w, y + h, x, y + h]] if rng.random() < 0.3 else cases.polygon(rng, b)
+                rle = cases.mask_utils.merge(cases.mask_utils.frPyObjects(shape, image["height"], image["width"]))
+                r["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+            else:
+                r["bbox"] = b
+            results.append(r)
+    return results
+
+
+def itself(truth):
+    return [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1.0}
+        for a in truth["annotations"]
+    ]
+
+
+def real(data):
+    coco = data / "coco-eval"
+    truth = json.loads((coco / "instances_val2014_100.json").read_text())
+    for kind in ["bbox", "segm"]:
+        results = json.loads((coco / f"instances_val2014_fake{kind}100_results.json").read_text())
+        yield {"name": f"coco-eval {kind}", "type": kind, "truth": truth, "results": results}
+        yield {"name": f"coco-eval {kind} as bbox", "type": "bbox", "truth": truth, "results": results}
+    yield {"name": "coco-eval boxes as segm", "type": "segm", "truth": truth, "results": json.loads(
+        (coco / "instances_val2014_fakebbox100_results.json").read_text())}
+    rng = random.Random(0)
+    for split in ["val2017", "train2017"]:
+        truth = json.loads((data / "coco-mini" / "annotations" / f"instances_{split}.json").read_text())
+        yield {"name": f"coco-mini {split} itself", "type": "bbox", "truth": truth, "results": itself(truth)}
+        yield {"name": f"coco-mini {split} itself as segm", "type": "segm", "truth": truth, "results": itself(truth)}
+        for i in range(3):
+            yield {"name": f"coco-mini {split} perturbed {i}", "type": "bbox", "truth": truth,
+                   "results": perturbed(truth, rng, False)}
+            yield {"name": f"coco-mini {split} perturbed masks {i}", "type": "segm", "truth": truth,
+                   "results": perturbed(truth, rng, True)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", required=True)
+    parser.add_argument("--data", type=pathlib.Path)
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for case in real(arguments.data) if arguments.data else []:
+            ev, text = cases.evaluate(case["truth"], case["results"], case["type"])
+            case |= {"stats": list(ev.stats), "text": text.rstrip("\n"), "class_ap": cases.class_aps(ev)}
+            difference = check(arguments.bin, folder, case)
+            worst = max(worst, difference)
+            print(f"{case['name']}: AP {case['stats'][0]:.6f}, largest difference {difference:.1e}")
+        done = 0
+        for seed in range(arguments.seed, arguments.seed + arguments.cases):
+            case = cases.make(seed)
+            if not case["results"]:
+                continue
+            worst = max(worst, check(arguments.bin, folder, cases.expected(case)))
+            done += 1
+        print(f"{done} generated cases agree")
+    print(f"largest difference {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()
