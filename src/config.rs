@@ -80,16 +80,30 @@ impl DetectorKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BackboneConfig {
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, resnet18 or resnet50.
+    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50.
     pub name: String,
-    /// Channels of each stage; null: those of the named model.
+    /// ViG: channels of each stage (isotropic: of the one there is); null: those of the named model.
     pub channels: Option<Vec<i64>>,
-    /// Blocks of each stage; null: those of the named model.
+    /// ViG: blocks of each stage; null: those of the named model.
     pub blocks: Option<Vec<i64>>,
-    /// Graph convolution: `mr` (max-relative).
+    /// Side of the images, in pixels, that position embeddings are made for; other images get resized ones.
+    pub image_size: i64,
+    /// Graph convolution: `mr` (max-relative), `edge`, `gin` or `sage`.
     pub conv: GraphConvKind,
-    /// Neighbours of each node.
+    /// Neighbours of each node, in the first block.
     pub k: i64,
+    /// Neighbours in the last block, with a straight line between; null: `k` (pyramid) or twice `k` (isotropic).
+    pub k_last: Option<i64>,
+    /// Groups of the convolutions after aggregation (the paper's heads).
+    pub heads: i64,
+    /// Dilated neighbours: of the k·d nearest every d-th, d rising by one every four blocks.
+    pub dilation: bool,
+    /// Training: probability that a block takes k random ones of its k·d nearest instead (the published code's epsilon is 0.2, off by default).
+    pub stochastic_dilation: f64,
+    /// The fully connected layers (1×1 convolutions) around each graph convolution.
+    pub grapher_fc: bool,
+    /// The feed-forward network after each graph convolution.
+    pub ffn: bool,
     /// Stochastic depth of the last block; it rises linearly from 0 at the first.
     pub drop_path: f64,
     /// How neighbours are searched and aggregated.
@@ -110,8 +124,15 @@ impl Default for BackboneConfig {
             name: "pvig_s".into(),
             channels: None,
             blocks: None,
+            image_size: 224,
             conv: GraphConvKind::Mr,
             k: 9,
+            k_last: None,
+            heads: 4,
+            dilation: true,
+            stochastic_dilation: 0.0,
+            grapher_fc: true,
+            ffn: true,
             drop_path: 0.1,
             graph: Search::Fused,
             relative: RelativeKind::Published,
@@ -123,21 +144,23 @@ impl Default for BackboneConfig {
 }
 
 impl BackboneConfig {
-    /// Channels and blocks of the four stages: those written in the config, else those of the named model.
-    pub fn stages(&self, preset: Option<([i64; 4], [i64; 4])>) -> Result<([i64; 4], [i64; 4])> {
-        let pick =
-            |written: &Option<Vec<i64>>, of_preset: Option<[i64; 4]>, what: &str| -> Result<[i64; 4]> {
-                match written {
-                    Some(values) => {
-                        let four =
-                            <[i64; 4]>::try_from(values.as_slice()).ok().filter(|v| v.iter().all(|c| *c > 0));
-                        four.with_context(|| {
-                            format!("model.backbone.{what} must be four numbers above 0, not {values:?}")
-                        })
-                    }
-                    None => of_preset.with_context(|| format!("there is no backbone `{}`", self.name)),
-                }
-            };
+    /// Channels and blocks of the stages: those written in the config, else those of the named model; as many as the model has.
+    pub fn stages<const N: usize>(
+        &self,
+        preset: Option<([i64; N], [i64; N])>,
+    ) -> Result<([i64; N], [i64; N])> {
+        let pick = |written: &Option<Vec<i64>>, of_preset: Option<[i64; N]>, what: &str| match written {
+            Some(values) => {
+                let fits = <[i64; N]>::try_from(values.as_slice()).ok().filter(|v| v.iter().all(|c| *c > 0));
+                fits.with_context(|| {
+                    format!(
+                        "model.backbone.{what} of {} must be {N} number(s) above 0, not {values:?}",
+                        self.name
+                    )
+                })
+            }
+            None => of_preset.with_context(|| format!("there is no backbone `{}`", self.name)),
+        };
         Ok((
             pick(&self.channels, preset.map(|p| p.0), "channels")?,
             pick(&self.blocks, preset.map(|p| p.1), "blocks")?,
@@ -152,6 +175,12 @@ pub enum GraphConvKind {
     /// Max-relative graph convolution (Li et al., 2019), the paper's choice.
     #[default]
     Mr,
+    /// EdgeConv (Wang et al., 2019).
+    Edge,
+    /// Graph isomorphism network (Xu et al., 2019).
+    Gin,
+    /// GraphSAGE with max pooling (Hamilton et al., 2017).
+    Sage,
 }
 
 /// The feature pyramid.

@@ -5,6 +5,7 @@
 //! - [`graph`]: what makes ViG ViG: neighbours, aggregation, the Grapher block.
 //! - [`backbone`]: Pyramid ViG and ResNet: images to one map per stage.
 //! - [`data`]: COCO files and built-in shapes to batches of images.
+//! - [`describe`]: what a model costs.
 //! - [`detect`]: RetinaNet and its parts.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
 //! - [`weights`]: reading and writing them, by name.
@@ -13,6 +14,7 @@ pub mod backbone;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod describe;
 pub mod detect;
 pub mod graph;
 pub mod train;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{nn, Device, Kind, Tensor};
 use vigdet::backbone::Classifier;
-use vigdet::config::BackboneConfig;
+use vigdet::config::{BackboneConfig, GraphConvKind};
 use vigdet::graph::knn::Search;
 use vigdet::graph::GraphTrace;
 
@@ -26,6 +26,22 @@ fn wave(shape: &[i64]) -> Tensor {
     Tensor::arange(count, (Kind::Double, Device::Cpu)).sin().to_kind(Kind::Float).view(shape)
 }
 
+/// (images, height, width) of the training pass.
+const TRAIN: (i64, i64, i64) = (4, 64, 96);
+
+/// The images of `pixels` in make.py.
+fn pixels((images, height, width): (i64, i64, i64)) -> Tensor {
+    let shape = [images, 3, height, width];
+    let mut state = 1u32;
+    let bytes: Vec<f32> = (0..shape.iter().product::<i64>())
+        .map(|_| {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            (state >> 24) as f32
+        })
+        .collect();
+    (Tensor::from_slice(&bytes).view(shape) - 128) / 64
+}
+
 fn relative_error(got: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(got.size(), expected.size());
     let scale = expected.abs().max().double_value(&[]);
@@ -37,7 +53,7 @@ impl Fixture {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/vig/{name}.safetensors"));
         let tensors = Tensor::read_safetensors(&path).unwrap().into_iter().collect();
-        Self { tensors, config: BackboneConfig { name: "pvig_ti".into(), drop_path: 0.0, ..config } }
+        Self { tensors, config: BackboneConfig { drop_path: 0.0, ..config } }
     }
 
     fn get(&self, name: &str) -> &Tensor {
@@ -60,20 +76,17 @@ impl Fixture {
         (vs, model)
     }
 
-    fn images(&self, size: &str) -> Tensor {
-        (self.get(&format!("{size}.images")).to_kind(Kind::Float) - 128) / 64
-    }
-
     fn edges(&self, prefix: &str) -> Vec<Tensor> {
         let edges = |i: usize| self.tensors.get(&format!("{prefix}.edges.{i}"));
         (0..).map_while(edges).map(|e| e.to_kind(Kind::Int64)).collect()
     }
 
     /// Maps, logits and searches at one size, neighbours given.
-    fn check_forward(&self, size: &str, search: Search) {
+    fn check_forward(&self, batch: (i64, i64, i64), search: Search) {
+        let size = format!("{}x{}", batch.1, batch.2);
         let (_, model) = self.model(search);
-        let mut trace = GraphTrace::with_edges(self.edges(size));
-        let out = tch::no_grad(|| model.forward(&self.images(size), false, Some(&mut trace))).unwrap();
+        let mut trace = GraphTrace::with_edges(self.edges(&size));
+        let out = tch::no_grad(|| model.forward(&pixels(batch), false, Some(&mut trace))).unwrap();
         for (i, map) in out.maps.iter().enumerate() {
             let error = relative_error(map, self.get(&format!("{size}.map.{i}")));
             assert!(error < MAPS, "{size}, {search:?}: map {i} differs by {error:e}");
@@ -91,22 +104,21 @@ impl Fixture {
     }
 
     /// Loss, gradients and running statistics of one training pass, neighbours given.
-    fn check_training(&self, size: &str, search: Search) {
+    fn check_training(&self, search: Search) {
         let (vs, model) = self.model(search);
-        let prefix = format!("train.{size}");
-        let mut trace = GraphTrace::with_edges(self.edges(&prefix));
-        let out = model.forward(&self.images(size), true, Some(&mut trace)).unwrap();
+        let mut trace = GraphTrace::with_edges(self.edges("train"));
+        let out = model.forward(&pixels(TRAIN), true, Some(&mut trace)).unwrap();
         let parts: Vec<Tensor> =
             out.maps.iter().chain([&out.logits]).map(|m| (m * wave(&m.size())).mean(Kind::Float)).collect();
         let loss = Tensor::stack(&parts, 0).sum(Kind::Float);
         loss.backward();
-        let expected = self.get(&format!("{prefix}.loss")).double_value(&[]);
+        let expected = self.get("train.loss").double_value(&[]);
         let found = loss.double_value(&[]);
         assert!((found - expected).abs() < 1e-4, "{search:?}: the loss is {found}, not {expected}");
         let trained: HashMap<String, Tensor> = vs.variables();
         let mut compared = 0;
         for (name, expected) in &self.tensors {
-            if let Some(name) = name.strip_prefix(&format!("{prefix}.gradient.")) {
+            if let Some(name) = name.strip_prefix("train.gradient.") {
                 let gradient = trained[name].grad().flatten(0, -1);
                 let gradient =
                     if gradient.size()[0] > 4000 { gradient.slice(0, 0, None, 8) } else { gradient };
@@ -122,9 +134,7 @@ impl Fixture {
                 let error = norm(&(&gradient - &expected)) / scale;
                 assert!(error < GRADIENTS, "{search:?}: gradient of {name} differs by {error:e}");
                 compared += 1;
-            } else if let Some(name) =
-                name.strip_prefix(&format!("{prefix}.")).filter(|n| n.contains("running"))
-            {
+            } else if let Some(name) = name.strip_prefix("train.").filter(|n| n.contains("running")) {
                 let error = relative_error(&trained[name], expected);
                 assert!(error < MAPS, "{search:?}: {name} differs by {error:e}");
                 compared += 1;
@@ -135,11 +145,14 @@ impl Fixture {
 }
 
 const SEARCHES: [Search; 3] = [Search::Fused, Search::Dense, Search::Chunked];
+/// (images, height, width) of the forward passes.
+const SIZES: [(i64, i64, i64); 3] = [(1, 70, 100), (1, 32, 32), (2, 64, 64)];
 
 fn pyramid() -> Fixture {
     Fixture::open(
         "pvig_mr",
         BackboneConfig {
+            name: "pvig_ti".into(),
             channels: Some(vec![8, 12, 16, 20]),
             blocks: Some(vec![1, 1, 3, 1]),
             ..Default::default()
@@ -147,13 +160,44 @@ fn pyramid() -> Fixture {
     )
 }
 
+fn isotropic() -> Fixture {
+    Fixture::open(
+        "vig_mr",
+        BackboneConfig {
+            name: "vig_ti".into(),
+            channels: Some(vec![16]),
+            blocks: Some(vec![5]),
+            k: 3,
+            ..Default::default()
+        },
+    )
+}
+
+fn with_convolution(name: &str, conv: GraphConvKind) -> Fixture {
+    Fixture::open(
+        name,
+        BackboneConfig {
+            name: "pvig_ti".into(),
+            channels: Some(vec![8, 8, 8, 12]),
+            blocks: Some(vec![1, 1, 1, 1]),
+            conv,
+            ..Default::default()
+        },
+    )
+}
+
+fn check(fixture: &Fixture) {
+    for search in SEARCHES {
+        SIZES.into_iter().for_each(|size| fixture.check_forward(size, search));
+        fixture.check_training(search);
+    }
+}
+
 #[test]
 fn pyramid_vig_gives_the_reference_maps_at_any_size() {
     let fixture = pyramid();
-    for size in ["70x100", "32x32", "64x64"] {
-        for search in SEARCHES {
-            fixture.check_forward(size, search);
-        }
+    for search in SEARCHES {
+        SIZES.into_iter().for_each(|size| fixture.check_forward(size, search));
     }
 }
 
@@ -161,6 +205,26 @@ fn pyramid_vig_gives_the_reference_maps_at_any_size() {
 fn pyramid_vig_trains_as_the_reference_does() {
     let fixture = pyramid();
     for search in SEARCHES {
-        fixture.check_training("64x64", search);
+        fixture.check_training(search);
     }
+}
+
+#[test]
+fn isotropic_vig_is_the_reference() {
+    check(&isotropic());
+}
+
+#[test]
+fn edge_convolution_is_the_reference() {
+    check(&with_convolution("pvig_edge", GraphConvKind::Edge));
+}
+
+#[test]
+fn graph_isomorphism_is_the_reference() {
+    check(&with_convolution("pvig_gin", GraphConvKind::Gin));
+}
+
+#[test]
+fn graph_sage_is_the_reference() {
+    check(&with_convolution("pvig_sage", GraphConvKind::Sage));
 }

@@ -7,6 +7,7 @@ use tch::{nn, Tensor};
 use super::layers::{ConvBn, ConvSpec};
 use super::{build, Backbone};
 use crate::config::BackboneConfig;
+use crate::describe::{convolution, Describe, Layer, Size};
 use crate::graph::GraphTrace;
 
 /// Width of ViG's hidden layer before the classes.
@@ -83,5 +84,20 @@ impl Classifier {
             Head::Linear(linear) => linear.forward(&mean.flatten(1, -1)),
         };
         Ok(Classified { maps, logits })
+    }
+}
+
+impl Describe for Classifier {
+    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+        self.backbone.describe(image, visit);
+        let one = (1, 1);
+        match &self.head {
+            Head::Prediction { hidden, classes } => {
+                hidden.describe(one, visit);
+                convolution(classes, 1, one, visit);
+            }
+            Head::Linear(linear) => visit(Layer::Weights { weights: linear.ws.numel() as u64, places: 1 }),
+        }
+        one
     }
 }

@@ -3,6 +3,11 @@
 use tch::nn::{self, Module, ModuleT};
 use tch::Tensor;
 
+use crate::describe::{convolution, Describe, Layer, Size};
+
+/// How much of a batch's statistics enters the running ones.
+const MOMENTUM: f64 = 0.1;
+
 /// Puts `[B, C, H, W]` into channels-last memory (the shape stays): 1×1 convolutions are then plain matrix products, and
 /// a node's features lie side by side for the graph.
 pub fn channels_last(x: &Tensor) -> Tensor {
@@ -100,17 +105,67 @@ pub struct ConvBn {
     pub conv: nn::Conv2D,
     /// The batch norm over `out` channels.
     pub norm: nn::BatchNorm,
+    stride: i64,
+    eps: f64,
+}
+
+/// A batch norm as what it does: times `scale`, plus `shift`, both `[channels]`.
+#[derive(Debug)]
+pub struct Affine {
+    scale: Tensor,
+    shift: Tensor,
+}
+
+impl Affine {
+    /// Values with the channels last, `[…, channels]`, normalised.
+    pub fn apply(&self, values: &Tensor) -> Tensor {
+        values * &self.scale + &self.shift
+    }
 }
 
 impl ConvBn {
     /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`).
     pub fn new(conv: nn::Path, norm: nn::Path, spec: ConvSpec, eps: f64) -> Self {
-        Self { conv: spec.build(conv), norm: batch_norm(norm, spec.output, eps) }
+        Self { conv: spec.build(conv), norm: batch_norm(norm, spec.output, eps), stride: spec.stride, eps }
     }
 
     /// `[B, in, H, W]` to `[B, out, H / stride, W / stride]`. `train`: batch statistics.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         self.norm.forward_t(&self.conv.forward(x), train)
+    }
+
+    /// The batch norm with its running statistics.
+    pub fn affine(&self) -> Affine {
+        self.affine_with(&self.norm.running_mean, &self.norm.running_var)
+    }
+
+    /// The batch norm with a batch's statistics, which also enter the running ones: mean and variance, each `[out]`, of `count` values a
+    /// channel.
+    pub fn batch_affine(&self, mean: &Tensor, variance: &Tensor, count: f64) -> Affine {
+        tch::no_grad(|| {
+            let enter = |running: &Tensor, new: &Tensor| {
+                let mut running = running.shallow_clone();
+                let _ = running.g_mul_scalar_(1.0 - MOMENTUM).g_add_(&(new * MOMENTUM));
+            };
+            enter(&self.norm.running_mean, mean);
+            // The running variance is the unbiased one.
+            enter(&self.norm.running_var, &(variance * (count / (count - 1.0))));
+        });
+        self.affine_with(mean, variance)
+    }
+
+    fn affine_with(&self, mean: &Tensor, variance: &Tensor) -> Affine {
+        let scale = (variance + self.eps).rsqrt();
+        let scale = match &self.norm.ws {
+            Some(weight) => scale * weight,
+            None => scale,
+        };
+        let shift = -mean * &scale;
+        let shift = match &self.norm.bs {
+            Some(bias) => shift + bias,
+            None => shift,
+        };
+        Affine { scale, shift }
     }
 
     /// Takes the weights out of training.
@@ -122,6 +177,12 @@ impl ConvBn {
     }
 }
 
+impl Describe for ConvBn {
+    fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+        convolution(&self.conv, self.stride, size, visit)
+    }
+}
+
 /// Takes a convolution's weights out of training.
 pub fn freeze(conv: &nn::Conv2D) {
     for weight in std::iter::once(&conv.ws).chain(&conv.bs) {
@@ -129,8 +190,9 @@ pub fn freeze(conv: &nn::Conv2D) {
     }
 }
 
-/// A batch norm with weight 1, bias 0 and momentum 0.1.
+/// A batch norm with weight 1, bias 0 and [`MOMENTUM`].
 pub fn batch_norm(path: nn::Path, channels: i64, eps: f64) -> nn::BatchNorm {
-    let config = nn::BatchNormConfig { eps, ws_init: nn::Init::Const(1.0), ..Default::default() };
+    let ws_init = nn::Init::Const(1.0);
+    let config = nn::BatchNormConfig { eps, momentum: MOMENTUM, ws_init, ..Default::default() };
     nn::batch_norm2d(path, channels, config)
 }

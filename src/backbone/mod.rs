@@ -4,19 +4,23 @@ mod classifier;
 pub mod layers;
 pub mod pyramid_vig;
 pub mod resnet;
+pub mod vig;
+mod vig_block;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{ensure, Result};
 use tch::{nn, Tensor};
 
 use crate::config::BackboneConfig;
+use crate::describe::{Layer, Size};
 use crate::graph::GraphTrace;
 
 pub use classifier::{Classified, Classifier};
-pub use pyramid_vig::PyramidVig;
 pub use resnet::ResNet;
+pub use vig::Vig;
 
 /// Names that [`build`] knows.
-pub const NAMES: [&str; 6] = ["pvig_ti", "pvig_s", "pvig_m", "pvig_b", "resnet18", "resnet50"];
+pub const NAMES: [&str; 9] =
+    ["pvig_ti", "pvig_s", "pvig_m", "pvig_b", "vig_ti", "vig_s", "vig_b", "resnet18", "resnet50"];
 
 /// A feature extractor: a detector owns one and never asks which.
 pub trait Backbone: std::fmt::Debug {
@@ -37,19 +41,26 @@ pub trait Backbone: std::fmt::Debug {
     /// Tells where in a run the next forward is: what is random in training is drawn from these two numbers alone, so that a
     /// resumed run draws what the uninterrupted one would.
     fn set_iteration(&self, _seed: u64, _iteration: u64) {}
+
+    /// Reports every layer to `visit` for one image of this size in pixels, and gives the size of each stage's map.
+    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size>;
 }
 
 /// Builds the backbone that a config names, with random weights under `path`, in the published names.
+///
+/// # Errors
+/// If there is no such backbone, or the config asks it for what it cannot do.
 pub fn build(path: &nn::Path, config: &BackboneConfig) -> Result<Box<dyn Backbone>> {
     ensure!(
-        (0..=4).contains(&config.frozen_stages),
-        "model.backbone.frozen_stages counts the stages 1 to 4 (0: none); {} is not one",
-        config.frozen_stages
+        NAMES.contains(&config.name.as_str()),
+        "there is no backbone `{}`; there are {}",
+        config.name,
+        NAMES.join(", ")
     );
-    Ok(match config.name.as_str() {
-        "resnet18" | "resnet50" => Box::new(ResNet::new(path, config)?),
-        name if name.starts_with("pvig_") => Box::new(PyramidVig::new(path, config)?),
-        name => bail!("there is no backbone `{name}`; there are {}", NAMES.join(", ")),
+    Ok(if config.name.starts_with("resnet") {
+        Box::new(ResNet::new(path, config)?)
+    } else {
+        Box::new(Vig::new(path, config)?)
     })
 }
 

@@ -1,12 +1,13 @@
 //! ResNet-18 and ResNet-50 (He et al., 2016) in torchvision's form (stride in the 3×3 convolution) and names: the baseline that
 //! every detection paper compares with.
 
-use anyhow::{bail, Result};
+use anyhow::{bail, ensure, Result};
 use tch::{nn, Tensor};
 
 use super::layers::{channels_last, ConvBn, ConvSpec, Init};
 use super::{check_batch, Backbone};
 use crate::config::BackboneConfig;
+use crate::describe::{Describe, Layer, Size};
 use crate::graph::GraphTrace;
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
@@ -72,6 +73,11 @@ impl ResNet {
             "resnet50" => ([3, 4, 6, 3], true),
             name => bail!("there is no ResNet `{name}`; there are resnet18 and resnet50"),
         };
+        ensure!(
+            (0..=4).contains(&config.frozen_stages),
+            "model.backbone.frozen_stages counts the stages 1 to 4 (0: none); {} is not one",
+            config.frozen_stages
+        );
         let eps = config.norm_eps;
         let stem = ConvSpec::new(3, 64, 7).stride(2).no_bias().init(Init::FanOut);
         let stem = ConvBn::new(path / "conv1", path / "bn1", stem, eps);
@@ -130,5 +136,23 @@ impl Backbone for ResNet {
             maps.push(x.shallow_clone());
         }
         Ok(maps)
+    }
+
+    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
+        let half = |(h, w): Size| ((h + 1) / 2, (w + 1) / 2);
+        let mut size = half(self.stem.describe(image, visit));
+        let mut sizes = Vec::new();
+        for stage in &self.stages {
+            for block in stage {
+                if let Some(downsample) = &block.downsample {
+                    downsample.describe(size, visit);
+                }
+                for layer in &block.layers {
+                    size = layer.describe(size, visit);
+                }
+            }
+            sizes.push(size);
+        }
+        sizes
     }
 }

@@ -108,6 +108,8 @@ impl Config {
             (0.0..1.0).contains(&m.backbone.drop_path),
             "model.backbone.drop_path must be at least 0 and below 1"
         );
+        positive("model.backbone.heads", m.backbone.heads as f64)?;
+        share("model.backbone.stochastic_dilation", m.backbone.stochastic_dilation)?;
         positive("model.fpn.channels", m.fpn.channels as f64)?;
         positive("model.head.channels", m.head.channels as f64)?;
         ensure!(m.head.convs >= 0, "model.head.convs must not be negative");

@@ -1,33 +1,126 @@
-//! Max-relative aggregation (Li et al., 2019; ViG, equation 4) without a `[B, C, N, k]` tensor.
+//! What a node takes from its neighbours, without a `[B, C, N, k]` tensor.
 //!
-//! max_j (y_j − x) = (max_j y_j) − x: a kernel without gradient finds which neighbour is the largest in each channel; one
-//! `gather` with that index then gives the value and, by itself, the exact gradient.
+//! The largest of the neighbours' values: a kernel without gradient finds which neighbour it is in each channel; one `gather` with that
+//! index then gives the value and, by itself, the exact gradient. So max_j (y_j − x) = (max_j y_j) − x (max-relative, Li et al.,
+//! 2019; ViG, equation 4).
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::kernel::arg_max_rows;
+use super::knn::Search;
 use super::slices::{f32_slice, i64_slice, i64_tensor};
 
-/// The largest difference between a node and its neighbours, channel by channel.
+/// The largest of each node's neighbours, channel by channel: `[B, N, C]`.
 ///
-/// `x` `[B, N, C]` are the nodes, `y` `[B, M, C]` the candidates, `edges` int64 `[B, N, k]` indices into the M candidates. Gives
-/// `[B, N, C]`. `fused` takes the kernel where it can (float32 on the CPU): of equal neighbours the one that comes first in `edges` then takes
-/// the whole gradient. Otherwise plain tensor operations make the `[B, N, k, C]` tensor, and equal neighbours share the gradient.
-pub fn max_relative(x: &Tensor, y: &Tensor, edges: &Tensor, fused: bool) -> Result<Tensor> {
-    let (b, n, c) = x.size3()?;
-    let (_, m, _) = y.size3()?;
-    let (_, _, k) = edges.size3()?;
-    if !fused || x.device() != Device::Cpu || x.kind() != Kind::Float {
-        let flat = edges.reshape([b, n * k, 1]).expand([b, n * k, c], false);
-        let neighbours = y.gather(1, &flat, false).view([b, n, k, c]);
-        return Ok((neighbours - x.unsqueeze(2)).amax([2], false));
+/// `y` `[B, M, C]` are the candidates, `edges` int64 `[B, N, k]` indices of them. [`Search::Fused`] takes the kernel where it can
+/// (float32 on the CPU) and else works as [`Search::Chunked`], in tensor operations, one neighbour at a time: of equal neighbours the one that
+/// comes first in `edges` takes the whole gradient. [`Search::Dense`] makes the `[B, N, k, C]` tensor, as the published code
+/// does, and equal neighbours share the gradient.
+pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
+    let (b, m, c) = y.size3()?;
+    let (_, n, k) = edges.size3()?;
+    let index = match how {
+        Search::Dense => return Ok(neighbours(y, edges)?.f_amax([2], false)?),
+        Search::Fused if y.device() == Device::Cpu && y.kind() == Kind::Float => {
+            let values = y.detach().contiguous();
+            let (values, edges) = (f32_slice(&values)?, edges.contiguous());
+            let edges = i64_slice(&edges)?;
+            i64_tensor(&[b, n, c], |rows| {
+                arg_max_rows(
+                    values, edges, b as usize, n as usize, m as usize, c as usize, k as usize, rows, None,
+                );
+            })
+        }
+        Search::Fused | Search::Chunked => tch::no_grad(|| -> Result<Tensor> {
+            let place = |j: i64| edges.narrow(2, j, 1).expand([b, n, c], false);
+            let mut index = place(0);
+            let mut best = y.gather(1, &index, false);
+            for j in 1..k {
+                let here = place(j);
+                let value = y.gather(1, &here, false);
+                let better = value.gt_tensor(&best).logical_or(&value.isnan());
+                index = here.where_self(&better, &index);
+                best = value.where_self(&better, &best);
+            }
+            Ok(index)
+        })?,
+    };
+    Ok(y.f_gather(1, &index, false)?)
+}
+
+/// The sum of each node's neighbours, `[B, N, C]`; `y` and `edges` as for [`largest`].
+pub fn sum(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
+    if how == Search::Dense {
+        return Ok(neighbours(y, edges)?.sum_dim_intlist([2i64].as_slice(), false, None::<Kind>));
     }
-    let values = y.detach().contiguous();
-    let (values, edges) = (f32_slice(&values)?, edges.contiguous());
-    let edges = i64_slice(&edges)?;
-    let largest = i64_tensor(&[b, n, c], |rows| {
-        arg_max_rows(values, edges, b as usize, n as usize, m as usize, c as usize, k as usize, rows, None);
-    });
-    Ok(y.gather(1, &largest, false) - x)
+    let (b, m, c) = y.size3()?;
+    let (_, n, k) = edges.size3()?;
+    let flat = flat_edges(edges, m)?;
+    let bags = Tensor::arange(b * n, (Kind::Int64, y.device())) * k;
+    // 0: sums, with an exact gradient and nothing of size k in between.
+    let (sums, ..) = Tensor::f_embedding_bag(
+        &y.reshape([b * m, c]),
+        &flat,
+        &bags,
+        false,
+        0,
+        false,
+        None::<Tensor>,
+        false,
+    )?;
+    Ok(sums.view([b, n, c]))
+}
+
+/// How many nodes each candidate is a neighbour of, `[B·M, 1]` in the kind of `like`.
+pub fn popularity(edges: &Tensor, candidates: i64, like: &Tensor) -> Result<Tensor> {
+    let batch = edges.size()[0];
+    let counts = flat_edges(edges, candidates)?.f_bincount(None::<Tensor>, batch * candidates)?;
+    Ok(counts.to_kind(like.kind()).unsqueeze(1))
+}
+
+/// All neighbours of all nodes, `[B, N, k, C]`.
+pub fn neighbours(y: &Tensor, edges: &Tensor) -> Result<Tensor> {
+    let (b, _, c) = y.size3()?;
+    let (_, n, k) = edges.size3()?;
+    let flat = edges.reshape([b, n * k, 1]).expand([b, n * k, c], false);
+    Ok(y.f_gather(1, &flat, false)?.view([b, n, k, c]))
+}
+
+/// `[B, N, k]` indices of M candidates an image, as indices `[B·N·k]` of the batch's B·M.
+fn flat_edges(edges: &Tensor, candidates: i64) -> Result<Tensor> {
+    let batch = edges.size()[0];
+    let first = Tensor::arange(batch, (Kind::Int64, edges.device())).view([batch, 1, 1]) * candidates;
+    Ok((edges + first).flatten(0, -1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_gives_the_same_values_and_gradients() {
+        let options = (Kind::Float, Device::Cpu);
+        let (b, n, m, c, k) = (2, 30, 12, 35, 4);
+        let values = (Tensor::arange(b * m * c, options) * 0.7).sin().view([b, m, c]);
+        let edges = (Tensor::arange(b * n * k, (Kind::Int64, Device::Cpu)) * 7).remainder(m).view([b, n, k]);
+        let weight = (Tensor::arange(b * n * c, options) * 0.3).cos().view([b, n, c]);
+        for aggregate in [largest, sum] {
+            let run = |how| {
+                let y = values.copy().set_requires_grad(true);
+                let out = aggregate(&y, &edges, how).unwrap();
+                (&out * &weight).sum(Kind::Float).backward();
+                (out.detach(), y.grad())
+            };
+            let (expected, gradient) = run(Search::Dense);
+            for how in [Search::Fused, Search::Chunked] {
+                let (out, grad) = run(how);
+                assert!((out - &expected).abs().max().double_value(&[]) < 1e-6, "{how:?}");
+                assert!((grad - &gradient).abs().max().double_value(&[]) < 1e-5, "{how:?}");
+            }
+        }
+        let counted = popularity(&edges, m, &values).unwrap();
+        assert_eq!(counted.sum(Kind::Float).double_value(&[]), (b * n * k) as f64);
+        assert_eq!(counted.size(), [b * m, 1]);
+    }
 }

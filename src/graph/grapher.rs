@@ -1,84 +1,152 @@
 //! The Grapher block of ViG (Han et al., 2022, section 3.2): nodes look up their neighbours and mix with them.
 
 use anyhow::Result;
+use rand::seq::index::sample;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use tch::{nn, Tensor};
 
-use super::aggregate::max_relative;
-use super::knn::{Neighbours, Search};
+use super::conv::{Graph, GraphConv};
+use super::knn::Neighbours;
 use super::relative::RelativePosition;
 use super::trace::{BlockTrace, GraphTrace};
 use crate::backbone::layers::{channels_last, ConvBn, ConvSpec};
+use crate::config::GraphConvKind;
+use crate::describe::{Describe, Layer, Size};
 
 /// What a Grapher is made from.
 #[derive(Clone, Debug)]
 pub struct GrapherSpec {
     /// Channels C.
     pub channels: i64,
+    /// The graph convolution.
+    pub conv: GraphConvKind,
     /// How many neighbours, how far apart, and how they are found.
     pub neighbours: Neighbours,
+    /// Training: probability of taking k random ones of the k·d nearest in place of every d-th.
+    pub stochastic: f64,
     /// Side of the average pooling that makes candidates from nodes; 1: the nodes themselves.
     pub reduce: i64,
     /// Groups of the update convolution (the paper's heads).
     pub heads: i64,
+    /// Whether there are fully connected layers (1×1 convolutions) around the graph convolution.
+    pub fc: bool,
     /// The relative position that is added to similarities; `None`: none (isotropic ViG).
     pub relative: Option<RelativePosition>,
     /// Epsilon of the batch norms.
     pub norm_eps: f64,
 }
 
-/// 1×1 convolution, max-relative graph convolution, 1×1 convolution. The residual sum is the caller's.
+/// 1×1 convolution, graph convolution to 2C channels, 1×1 convolution. The residual sum is the caller's. Without fully connected layers, the graph
+/// convolution alone, to C channels.
 #[derive(Debug)]
 pub struct Grapher {
-    fc1: ConvBn,
-    /// The update after aggregation: a 1×1 convolution in `heads` groups on `[x₀, m₀, x₁, m₁, …]`, 2C channels.
-    update: ConvBn,
-    fc2: ConvBn,
+    fc: Option<(ConvBn, ConvBn)>,
+    conv: GraphConv,
     spec: GrapherSpec,
 }
 
 impl Grapher {
-    /// Variables `fc1.*`, `graph_conv.gconv.nn.*` and `fc2.*` under `path`.
-    pub fn new(path: &nn::Path, spec: GrapherSpec) -> Self {
+    /// Variables `fc1.*`, `graph_conv.gconv.*` and `fc2.*` under `path`.
+    ///
+    /// # Errors
+    /// If the heads do not divide the channels.
+    pub fn new(path: &nn::Path, spec: GrapherSpec) -> Result<Self> {
         let c = spec.channels;
-        let pair = |p: nn::Path, conv: ConvSpec| ConvBn::new(&p / "0", &p / "1", conv, spec.norm_eps);
-        Self {
-            fc1: pair(path / "fc1", ConvSpec::new(c, c, 1)),
-            update: pair(
-                path / "graph_conv" / "gconv" / "nn",
-                ConvSpec::new(2 * c, 2 * c, 1).groups(spec.heads),
-            ),
-            fc2: pair(path / "fc2", ConvSpec::new(2 * c, c, 1)),
-            spec,
-        }
+        let layer = |name: &str, conv: ConvSpec| {
+            let p = path / name;
+            ConvBn::new(&p / "0", &p / "1", conv, spec.norm_eps)
+        };
+        let conv = GraphConv::new(
+            &(path / "graph_conv" / "gconv"),
+            spec.conv,
+            c,
+            if spec.fc { 2 * c } else { c },
+            spec.heads,
+            spec.norm_eps,
+            spec.neighbours.search,
+        )?;
+        let fc =
+            spec.fc.then(|| (layer("fc1", ConvSpec::new(c, c, 1)), layer("fc2", ConvSpec::new(2 * c, c, 1))));
+        Ok(Self { fc, conv, spec })
     }
 
-    /// `[B, C, H, W]` to `[B, C, H, W]`, without the residual sum.
-    pub fn forward(&self, x: &Tensor, train: bool, trace: Option<&mut GraphTrace>) -> Result<Tensor> {
-        let (b, c, h, w) = x.size4()?;
-        let z = channels_last(&self.fc1.forward(x, train));
+    /// `[B, C, H, W]` to `[B, C, H, W]`, without the residual sum. `noise` draws what is random in training; `None`: nothing is.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        train: bool,
+        noise: Option<&mut ChaCha8Rng>,
+        trace: Option<&mut GraphTrace>,
+    ) -> Result<Tensor> {
+        let (_, _, h, w) = x.size4()?;
+        let nodes = channels_last(&match &self.fc {
+            Some((fc1, _)) => fc1.forward(x, train),
+            None => x.shallow_clone(),
+        });
         let pooled = (self.spec.reduce > 1).then(|| {
             let kernel = [self.spec.reduce.min(h), self.spec.reduce.min(w)];
-            channels_last(&z.avg_pool2d(kernel, kernel, [0, 0], false, true, None::<i64>))
+            channels_last(&nodes.avg_pool2d(kernel, kernel, [0, 0], false, true, None::<i64>))
         });
-        let candidates = pooled.as_ref().unwrap_or(&z);
-        let (_, _, ch, cw) = candidates.size4()?;
-        let mut edges = self.spec.neighbours.find(&z, candidates, self.spec.relative.as_ref())?;
+        let candidates = pooled.as_ref().unwrap_or(&nodes);
+        let mut edges = self.find(&nodes, candidates, noise)?;
         if let Some(trace) = trace {
+            let (_, _, ch, cw) = candidates.size4()?;
             edges = trace.record(BlockTrace { edges, nodes: (h, w), candidates: (ch, cw) })?;
         }
+        let out = self.conv.forward(Graph { nodes: &nodes, candidates, edges: &edges }, train)?;
+        Ok(match &self.fc {
+            Some((_, fc2)) => fc2.forward(&out, train),
+            None => out,
+        })
+    }
 
-        // Rows [B, N, C] and [B, M, C]: views, since both are channels-last.
-        let rows = z.permute([0, 2, 3, 1]).reshape([b, h * w, c]);
-        let candidate_rows = candidates.permute([0, 2, 3, 1]).reshape([b, ch * cw, c]);
-        let relative =
-            max_relative(&rows, &candidate_rows, &edges, self.spec.neighbours.search == Search::Fused)?;
-        let mixed = Tensor::stack(&[&rows, &relative], -1).reshape([b, h, w, 2 * c]).permute([0, 3, 1, 2]);
-        let out = self.update.forward(&mixed, train).gelu("none");
-        Ok(self.fc2.forward(&out, train))
+    fn find(&self, nodes: &Tensor, candidates: &Tensor, noise: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
+        let Neighbours { search, .. } = self.spec.neighbours;
+        let relative = self.spec.relative.as_ref();
+        if let Some(noise) = noise.filter(|_| self.spec.stochastic > 0.0) {
+            if noise.random::<f64>() < self.spec.stochastic {
+                let (_, _, ch, cw) = candidates.size4()?;
+                let (k, dilation) = self.spec.neighbours.among((ch * cw) as usize);
+                let all = Neighbours { k: k * dilation, dilation: 1, search };
+                let found = all.find(nodes, candidates, relative)?;
+                let drawn: Vec<i64> = sample(noise, k * dilation, k).into_iter().map(|i| i as i64).collect();
+                return Ok(found.index_select(2, &Tensor::from_slice(&drawn).to_device(found.device())));
+            }
+        }
+        self.spec.neighbours.find(nodes, candidates, relative)
     }
 
     /// The convolutions with their norms, in order.
-    pub fn layers(&self) -> [&ConvBn; 3] {
-        [&self.fc1, &self.update, &self.fc2]
+    pub fn layers(&self) -> Vec<&ConvBn> {
+        let (fc1, fc2) = self.fc.as_ref().map(|(a, b)| (a, b)).unzip();
+        fc1.into_iter().chain(self.conv.layers()).chain(fc2).collect()
+    }
+
+    /// Takes the weights out of training.
+    pub fn freeze(&self) {
+        self.layers().into_iter().for_each(ConvBn::freeze);
+        if let Some(scalar) = self.conv.scalars() {
+            let _ = scalar.set_requires_grad(false);
+        }
+    }
+}
+
+impl Describe for Grapher {
+    fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+        let reduce = self.spec.reduce;
+        let pooled = |side: i64| side / reduce.min(side);
+        let candidates = (pooled(size.0) * pooled(size.1)) as u64;
+        let (k, _) = self.spec.neighbours.among(candidates as usize);
+        if let Some((fc1, _)) = &self.fc {
+            fc1.describe(size, visit);
+        }
+        let nodes = (size.0 * size.1) as u64;
+        visit(Layer::Distances { nodes, candidates, channels: self.spec.channels as u64 });
+        self.conv.describe(size, k, visit);
+        if let Some((_, fc2)) = &self.fc {
+            fc2.describe(size, visit);
+        }
+        size
     }
 }

@@ -1,6 +1,7 @@
 //! What makes ViG ViG: the neighbours of a node, their aggregation, and the block around them.
 
 pub mod aggregate;
+mod conv;
 pub mod grapher;
 pub mod kernel;
 pub mod knn;
@@ -8,5 +9,6 @@ pub mod relative;
 pub mod slices;
 mod trace;
 
+pub use conv::{Graph, GraphConv};
 pub use grapher::{Grapher, GrapherSpec};
 pub use trace::{BlockTrace, GraphTrace};

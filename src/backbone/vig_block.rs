@@ -1,0 +1,85 @@
+//! The block that ViG repeats: Grapher and feed-forward network, each with a residual sum (Han et al., 2022, section 3.2).
+
+use anyhow::Result;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use tch::{nn, Tensor};
+
+use super::layers::{ConvBn, ConvSpec};
+use crate::describe::{Describe, Layer, Size};
+use crate::graph::{GraphTrace, Grapher, GrapherSpec};
+
+/// Grapher and feed-forward network.
+#[derive(Debug)]
+pub struct Block {
+    grapher: Grapher,
+    /// C to 4C, GELU, 4C to C; `None` in an ablation.
+    ffn: Option<(ConvBn, ConvBn)>,
+    /// Probability that a branch of this block is left out for an image, in training.
+    drop: f64,
+}
+
+impl Block {
+    /// Variables `0.*` (Grapher) and `1.*` (feed-forward network, if there is one) under `path`.
+    pub fn new(path: &nn::Path, spec: GrapherSpec, ffn: bool, drop: f64) -> Result<Self> {
+        let (c, eps) = (spec.channels, spec.norm_eps);
+        let layer = |name: &str, conv: ConvSpec| {
+            let p = path / "1" / name;
+            ConvBn::new(&p / "0", &p / "1", conv, eps)
+        };
+        let ffn =
+            ffn.then(|| (layer("fc1", ConvSpec::new(c, 4 * c, 1)), layer("fc2", ConvSpec::new(4 * c, c, 1))));
+        Ok(Self { grapher: Grapher::new(&(path / "0"), spec)?, ffn, drop })
+    }
+
+    /// `[B, C, H, W]` to the same. `noise` draws what stochastic depth leaves out and stochastic dilation takes; `None` outside
+    /// training.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        train: bool,
+        mut noise: Option<&mut ChaCha8Rng>,
+        trace: Option<&mut GraphTrace>,
+    ) -> Result<Tensor> {
+        let branch = self.grapher.forward(x, train, noise.as_deref_mut(), trace)?;
+        let x = x + self.keep(branch, noise.as_deref_mut());
+        Ok(match &self.ffn {
+            Some((fc1, fc2)) => {
+                let branch = fc2.forward(&fc1.forward(&x, train).gelu("none"), train);
+                &x + self.keep(branch, noise)
+            }
+            None => x,
+        })
+    }
+
+    /// Stochastic depth (Huang et al., 2016): leaves the branch out for some images, and scales it up for the others.
+    fn keep(&self, branch: Tensor, noise: Option<&mut ChaCha8Rng>) -> Tensor {
+        let Some(noise) = noise.filter(|_| self.drop > 0.0) else { return branch };
+        let images = branch.size()[0];
+        let scale = (1.0 / (1.0 - self.drop)) as f32;
+        let draw = |_| if noise.random::<f64>() < self.drop { 0.0 } else { scale };
+        let mask = Tensor::from_slice(&(0..images).map(draw).collect::<Vec<f32>>());
+        let mask = mask.view([images, 1, 1, 1]).to_device(branch.device()).to_kind(branch.kind());
+        branch * mask
+    }
+
+    /// Takes the weights out of training.
+    pub fn freeze(&self) {
+        self.grapher.freeze();
+        if let Some((fc1, fc2)) = &self.ffn {
+            fc1.freeze();
+            fc2.freeze();
+        }
+    }
+}
+
+impl Describe for Block {
+    fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+        self.grapher.describe(size, visit);
+        if let Some((fc1, fc2)) = &self.ffn {
+            fc1.describe(size, visit);
+            fc2.describe(size, visit);
+        }
+        size
+    }
+}

@@ -1,0 +1,84 @@
+//! What a network costs: multiply-adds counted layer by layer by walking the built model, so they follow every config.
+//!
+//! Counted, as in the ViG paper: convolutions and linear layers without their biases, and nodes × candidates × channels for the distances of each
+//! Grapher. Norms, activations, pooling and resizing are not.
+
+use tch::nn;
+
+/// (height, width) of a map.
+pub type Size = (i64, i64);
+
+/// A layer that multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// A convolution or linear layer: each of its weights is used once at each place of its output.
+    Weights {
+        /// Numbers in the weight.
+        weights: u64,
+        /// Height × width of the output; edges, where a layer belongs to edges.
+        places: u64,
+    },
+    /// The distances of a Grapher's nodes and candidates.
+    Distances {
+        /// Nodes.
+        nodes: u64,
+        /// Candidates.
+        candidates: u64,
+        /// Channels.
+        channels: u64,
+    },
+}
+
+impl Layer {
+    /// Its multiply-adds.
+    pub fn macs(self) -> u64 {
+        match self {
+            Self::Weights { weights, places } => weights * places,
+            Self::Distances { nodes, candidates, channels } => nodes * candidates * channels,
+        }
+    }
+}
+
+/// A part of a network that takes one map to another.
+pub trait Describe {
+    /// Reports every layer for one image's input map of `size`, and gives the size of the output.
+    fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size;
+}
+
+/// Reports a convolution with padding of half its kernel, of this stride.
+pub fn convolution(conv: &nn::Conv2D, stride: i64, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+    let out = ((size.0 - 1).div_euclid(stride) + 1, (size.1 - 1).div_euclid(stride) + 1);
+    visit(Layer::Weights { weights: conv.ws.numel() as u64, places: (out.0 * out.1) as u64 });
+    out
+}
+
+/// Multiply-adds for one image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Macs {
+    /// Of convolutions and linear layers.
+    pub weights: u64,
+    /// Of Grapher distances.
+    pub distances: u64,
+}
+
+impl Macs {
+    /// Adds a layer.
+    pub fn add(&mut self, layer: Layer) {
+        match layer {
+            Layer::Weights { .. } => self.weights += layer.macs(),
+            Layer::Distances { .. } => self.distances += layer.macs(),
+        }
+    }
+
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.weights + self.distances
+    }
+}
+
+/// Numbers that a store's model learns, frozen ones included; running statistics are not learned.
+pub fn parameters(store: &nn::VarStore) -> u64 {
+    let variables = store.variables();
+    let learned = |name: &str| !name.ends_with("running_mean") && !name.ends_with("running_var");
+    variables.iter().filter(|(name, _)| learned(name)).map(|(_, v)| v.numel() as u64).sum()
+}

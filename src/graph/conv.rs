@@ -1,0 +1,225 @@
+//! The graph convolutions of ViG's Table 6: what a node makes of itself and its neighbours.
+//!
+//! Each ends in an update, a 1×1 convolution in groups, batch norm and GELU. EdgeConv and GraphSAGE apply one to every edge, k per node; here that is
+//! done without a tensor of that size, with the same numbers:
+//!
+//! - a convolution is linear, so EdgeConv's W·[x_i, y_j − x_i] is A_i + P_j, with A of the nodes and P of the candidates alone;
+//! - a batch norm scales and shifts each channel, and its statistics over all edges are sums over nodes and candidates;
+//! - GELU falls, then rises, so the largest of GELU(v_j) is that of the largest or of the smallest v_j.
+
+use anyhow::{ensure, Result};
+use tch::nn::Module;
+use tch::{nn, Kind, Tensor};
+
+use super::aggregate::{largest, neighbours, popularity, sum};
+use super::knn::Search;
+use crate::backbone::layers::{ConvBn, ConvSpec};
+use crate::config::GraphConvKind;
+use crate::describe::{Describe, Layer, Size};
+
+/// A graph convolution.
+#[derive(Debug)]
+pub struct GraphConv {
+    layers: Layers,
+    how: Search,
+}
+
+#[derive(Debug)]
+enum Layers {
+    /// nn([x, max_j (y_j − x)]), channels interleaved: [x₀, m₀, x₁, m₁, …].
+    Mr { update: ConvBn },
+    /// max_j nn([x, y_j − x]).
+    Edge { update: ConvBn },
+    /// nn((1 + eps)·x + Σ_j y_j); eps is learned, from 0.
+    Gin { update: ConvBn, eps: Tensor },
+    /// nn2([x, max_j nn1(y_j)]).
+    Sage { message: ConvBn, update: ConvBn },
+}
+
+/// Nodes, candidates and the edges between them.
+#[derive(Clone, Copy, Debug)]
+pub struct Graph<'a> {
+    /// Nodes `[B, C, H, W]`, channels last in memory.
+    pub nodes: &'a Tensor,
+    /// Candidates `[B, C, h, w]`, channels last in memory.
+    pub candidates: &'a Tensor,
+    /// int64 `[B, H·W, k]`, indices of the h·w candidates.
+    pub edges: &'a Tensor,
+}
+
+impl GraphConv {
+    /// From `channels` to `output` channels, in `heads` groups. Variables in the published names (`nn.0.weight`, …; `nn1`, `nn2` and
+    /// `eps` where there are such) under `path`. `how` says how neighbours are aggregated.
+    pub fn new(
+        path: &nn::Path,
+        kind: GraphConvKind,
+        channels: i64,
+        output: i64,
+        heads: i64,
+        eps: f64,
+        how: Search,
+    ) -> Result<Self> {
+        ensure!(
+            heads > 0 && channels % heads == 0 && output % heads == 0,
+            "model.backbone.heads ({heads}) must divide the channels of every stage, {channels} among them"
+        );
+        let layer = |name: &str, input, output| {
+            let p = path / name;
+            ConvBn::new(&p / "0", &p / "1", ConvSpec::new(input, output, 1).groups(heads), eps)
+        };
+        let layers = match kind {
+            GraphConvKind::Mr => Layers::Mr { update: layer("nn", 2 * channels, output) },
+            GraphConvKind::Edge => Layers::Edge { update: layer("nn", 2 * channels, output) },
+            GraphConvKind::Gin => {
+                Layers::Gin { update: layer("nn", channels, output), eps: path.zeros("eps", &[1]) }
+            }
+            GraphConvKind::Sage => Layers::Sage {
+                message: layer("nn1", channels, channels),
+                update: layer("nn2", 2 * channels, output),
+            },
+        };
+        Ok(Self { layers, how })
+    }
+
+    /// `[B, output, H, W]`, channels last in memory.
+    pub fn forward(&self, graph: Graph, train: bool) -> Result<Tensor> {
+        let x = graph.nodes;
+        let how = self.how;
+        match &self.layers {
+            Layers::Mr { update } => {
+                let (b, c, h, w) = x.size4()?;
+                let x = rows(x)?;
+                let relative = largest(&rows(graph.candidates)?, graph.edges, how)? - &x;
+                let mixed = Tensor::stack(&[&x, &relative], -1).reshape([b, h, w, 2 * c]);
+                Ok(update.forward(&mixed.permute([0, 3, 1, 2]), train).gelu("none"))
+            }
+            Layers::Edge { update } if how == Search::Dense => {
+                let (b, c, h, w) = x.size4()?;
+                let k = graph.edges.size()[2];
+                let near = neighbours(&rows(graph.candidates)?, graph.edges)?;
+                let own = rows(x)?.unsqueeze(2).expand([b, h * w, k, c], false);
+                let pairs = Tensor::cat(&[&own, &(near - &own)], 3).permute([0, 3, 1, 2]);
+                let out = update.forward(&pairs, train).gelu("none").amax([3], false);
+                Ok(maps(&out.transpose(1, 2), h, w))
+            }
+            Layers::Edge { update } => edge(update, graph, how, train),
+            Layers::Gin { update, eps } => {
+                let (_, _, h, w) = x.size4()?;
+                let near = maps(&sum(&rows(graph.candidates)?, graph.edges, how)?, h, w);
+                Ok(update.forward(&((eps + 1.0) * x + near), train).gelu("none"))
+            }
+            Layers::Sage { message, update } => {
+                let (_, _, h, w) = x.size4()?;
+                let near = if how == Search::Dense {
+                    let near = neighbours(&rows(graph.candidates)?, graph.edges)?.permute([0, 3, 1, 2]);
+                    message.forward(&near, train).gelu("none").amax([3], false).transpose(1, 2)
+                } else {
+                    let sent = rows(&message.conv.forward(graph.candidates))?;
+                    let norm = if train {
+                        let weight = popularity(graph.edges, sent.size()[1], &sent)?;
+                        let count = graph.edges.numel() as f64;
+                        let flat = sent.flatten(0, 1);
+                        let mean =
+                            (&flat * &weight).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>) / count;
+                        let apart = &flat - &mean;
+                        let variance = (&apart * &apart * &weight).sum_dim_intlist(
+                            [0i64].as_slice(),
+                            false,
+                            None::<Kind>,
+                        ) / count;
+                        message.batch_affine(&mean, &variance, count)
+                    } else {
+                        message.affine()
+                    };
+                    largest(&norm.apply(&sent).gelu("none"), graph.edges, how)?
+                };
+                let mixed = Tensor::cat(&[x, &maps(&near, h, w)], 1);
+                Ok(update.forward(&mixed, train).gelu("none"))
+            }
+        }
+    }
+
+    /// The convolutions with their norms.
+    pub fn layers(&self) -> Vec<&ConvBn> {
+        match &self.layers {
+            Layers::Mr { update } | Layers::Edge { update } | Layers::Gin { update, .. } => vec![update],
+            Layers::Sage { message, update } => vec![message, update],
+        }
+    }
+
+    /// Parameters beside the convolutions.
+    pub fn scalars(&self) -> Option<&Tensor> {
+        match &self.layers {
+            Layers::Gin { eps, .. } => Some(eps),
+            _ => None,
+        }
+    }
+
+    /// Reports its layers for nodes on a grid of `size` with `k` neighbours each: as the paper counts, once per edge where a layer
+    /// belongs to edges.
+    pub fn describe(&self, size: Size, k: usize, visit: &mut dyn FnMut(Layer)) {
+        let mut on_edges = |layer: &ConvBn| {
+            layer.describe(size, &mut |layer| {
+                visit(match layer {
+                    Layer::Weights { weights, places } => {
+                        Layer::Weights { weights, places: places * k as u64 }
+                    }
+                    other => other,
+                });
+            });
+        };
+        match &self.layers {
+            Layers::Mr { update } | Layers::Gin { update, .. } => drop(update.describe(size, visit)),
+            Layers::Edge { update } => on_edges(update),
+            Layers::Sage { message, update } => {
+                on_edges(message);
+                update.describe(size, visit);
+            }
+        }
+    }
+}
+
+/// EdgeConv by sums, maxima and minima.
+fn edge(update: &ConvBn, graph: Graph, how: Search, train: bool) -> Result<Tensor> {
+    let (x, y) = (graph.nodes, graph.candidates);
+    let (_, _, h, w) = x.size4()?;
+    let own = rows(&update.conv.forward(&Tensor::cat(&[x, &x.neg()], 1)))?;
+    // The candidates' part has no bias: A has it.
+    let sent = {
+        let both = Tensor::cat(&[&y.zeros_like(), y], 1);
+        let groups = 2 * x.size()[1] / update.conv.ws.size()[1];
+        rows(&both.f_conv2d(&update.conv.ws, None::<Tensor>, [1], [0], [1], groups)?)?
+    };
+    let norm = if train {
+        // v = A_i + P_j over all edges: mean, then variance of the centred parts, which does not cancel.
+        let (b, n, f) = own.size3()?;
+        let m = sent.size()[1];
+        let k = graph.edges.size()[2] as f64;
+        let count = graph.edges.numel() as f64;
+        let total = |t: Tensor| t.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>) / count;
+        let weight = popularity(graph.edges, m, &sent)?;
+        let (a, p) = (own.flatten(0, 1), sent.flatten(0, 1));
+        let (mean_a, mean_p) = (total(&a * k), total(&p * &weight));
+        let (a, p) = (a - &mean_a, p - &mean_p);
+        let near = sum(&p.view([b, m, f]), graph.edges, how)?.view([b * n, f]);
+        let variance = total(&a * (&a * k + near * 2.0)) + total(&p * &p * weight);
+        update.batch_affine(&(mean_a + mean_p), &variance, count)
+    } else {
+        update.affine()
+    };
+    let at = |extreme: Tensor| norm.apply(&(&own + extreme)).gelu("none");
+    let high = at(largest(&sent, graph.edges, how)?);
+    let low = at(largest(&sent.neg(), graph.edges, how)?.neg());
+    Ok(maps(&high.maximum(&low), h, w))
+}
+
+/// `[B, C, H, W]` to `[B, H·W, C]`: a view where the map is channels-last.
+pub(super) fn rows(maps: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = maps.size4()?;
+    Ok(maps.permute([0, 2, 3, 1]).reshape([b, h * w, c]))
+}
+
+/// The inverse of [`rows`]: channels-last.
+fn maps(rows: &Tensor, h: i64, w: i64) -> Tensor {
+    rows.contiguous().unflatten(1, [h, w]).permute([0, 3, 1, 2])
+}
