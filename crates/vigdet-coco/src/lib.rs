@@ -3,11 +3,13 @@
 //! - [`types`]: images, annotations, categories, detections
 //! - [`read_dataset`], [`read_results`], [`write_results`]: the JSON files
 //! - [`eval`]: the evaluation
+//! - [`plot`]: pictures of results, and the style that they share
 //! - [`rle`]: run-length-coded masks
 
 mod error;
 pub mod eval;
 mod json;
+pub mod plot;
 pub mod report;
 pub mod rle;
 pub mod run;
