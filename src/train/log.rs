@@ -1,0 +1,176 @@
+//! What a run says while it runs: log.jsonl, TensorBoard events, and a progress bar or lines.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use serde_json::{json, Map, Value};
+
+use super::evaluate::Scores;
+use super::events::EventWriter;
+use super::run_dir::RunDir;
+
+/// How often a run that has no terminal to draw on prints a line.
+const LINE_EVERY: Duration = Duration::from_secs(20);
+/// Steps that are timed before the first guess at how long a run will take.
+const STEPS_TO_GUESS: u64 = 5;
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Number of the step, from 1.
+    pub iter: u64,
+    /// Number of the epoch, from 1.
+    pub epoch: usize,
+    /// Sum of the parts.
+    pub loss: f64,
+    /// Each part of the loss.
+    pub parts: Vec<(&'static str, f64)>,
+    /// Learning rate, without the factor of the backbone.
+    pub lr: f64,
+    /// 2-norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// Seconds that the step took, waiting for data included.
+    pub seconds: f64,
+    /// Seconds of it that were spent waiting for data.
+    pub data_wait: f64,
+}
+
+impl Step {
+    fn to_json(&self) -> Value {
+        let mut line = Map::new();
+        line.insert("iter".into(), self.iter.into());
+        line.insert("epoch".into(), self.epoch.into());
+        line.insert("loss".into(), self.loss.into());
+        line.extend(self.parts.iter().map(|(name, value)| (name.to_string(), (*value).into())));
+        line.insert("lr".into(), self.lr.into());
+        line.insert("grad_norm".into(), self.grad_norm.into());
+        line.insert("seconds".into(), self.seconds.into());
+        line.insert("data_wait".into(), self.data_wait.into());
+        Value::Object(line)
+    }
+}
+
+/// Writes a run's log and shows how it goes.
+#[derive(Debug)]
+pub struct Logger {
+    file: File,
+    events: EventWriter,
+    bar: ProgressBar,
+    terminal: bool,
+    total: u64,
+    epochs: usize,
+    /// When a line was last printed.
+    printed: Instant,
+    /// Steps of this process, their seconds, and how many of these went by waiting for data.
+    timed: (u64, f64, f64),
+    /// Seconds of the last evaluation, and how many are left to do.
+    evaluation: f64,
+}
+
+impl Logger {
+    /// For a run of `total` steps in `epochs` epochs that has done `iter` steps.
+    pub fn new(run: &RunDir, iter: u64, total: u64, epochs: usize) -> Result<Self> {
+        let path = run.log();
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let bar = ProgressBar::new(total);
+        let style = ProgressStyle::with_template("{prefix} [{wide_bar}] {pos}/{len}  {msg}")
+            .context("the progress bar's template")?;
+        bar.set_style(style.progress_chars("=> "));
+        bar.set_position(iter);
+        Ok(Self {
+            file,
+            events: EventWriter::create(run.path(), iter)?,
+            bar,
+            terminal: std::io::stderr().is_terminal(),
+            total,
+            epochs,
+            printed: Instant::now(),
+            timed: (0, 0.0, 0.0),
+            evaluation: 0.0,
+        })
+    }
+
+    /// A step was done; after it, `evaluations` evaluations are left in the run.
+    pub fn step(&mut self, step: &Step, evaluations: usize) -> Result<()> {
+        self.line(&step.to_json())?;
+        let mut scalars = vec![("loss/total".to_string(), step.loss)];
+        scalars.extend(step.parts.iter().map(|(name, value)| (format!("loss/{name}"), *value)));
+        scalars.push(("lr".into(), step.lr));
+        scalars.push(("grad_norm".into(), step.grad_norm));
+        scalars.push(("seconds/step".into(), step.seconds));
+        scalars.push(("seconds/data_wait".into(), step.data_wait));
+        self.events.scalars(step.iter, scalars.iter().map(|(tag, value)| (tag.as_str(), *value)))?;
+
+        // The first step of a process warms caches and allocators up: it says nothing of the others.
+        self.timed.0 += 1;
+        if self.timed.0 > 1 {
+            self.timed.1 += step.seconds;
+            self.timed.2 += step.data_wait;
+        }
+        let each = self.timed.1 / (self.timed.0 - 1).max(1) as f64;
+        let left = each * self.total.saturating_sub(step.iter) as f64 + self.evaluation * evaluations as f64;
+        let left = HumanDuration(Duration::from_secs_f64(left.max(0.0)));
+        let waiting = 100.0 * self.timed.2 / self.timed.1.max(1e-9);
+        let parts: Vec<String> =
+            step.parts.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
+        let message = format!(
+            "loss {:.3} ({})  lr {:.1e}  data {waiting:.0}%  {left:#} left",
+            step.loss,
+            parts.join(", "),
+            step.lr
+        );
+        self.bar.set_position(step.iter);
+        self.bar.set_prefix(format!("epoch {}/{}", step.epoch, self.epochs));
+        if self.timed.0 == STEPS_TO_GUESS {
+            self.say(&format!(
+                "{each:.2} s a step: about {left} for the {} steps to go, evaluations not counted",
+                self.total - step.iter
+            ));
+        }
+        if !self.terminal && self.printed.elapsed() > LINE_EVERY {
+            self.say(&format!(
+                "epoch {}/{} step {}/{}  {message}",
+                step.epoch, self.epochs, step.iter, self.total
+            ));
+        }
+        self.bar.set_message(message);
+        Ok(())
+    }
+
+    /// An evaluation was done.
+    pub fn evaluation(&mut self, iter: u64, epoch: usize, scores: &Scores, seconds: f64) -> Result<()> {
+        self.evaluation = seconds;
+        self.line(&json!({ "iter": iter, "epoch": epoch, "bbox": scores.to_json(), "seconds": seconds }))?;
+        let tags: Vec<String> =
+            vigdet_coco::eval::STAT_NAMES.iter().map(|name| format!("bbox/{name}")).collect();
+        self.events.scalars(iter, tags.iter().map(String::as_str).zip(scores.stats))
+    }
+
+    /// Shows how far an evaluation is.
+    pub fn evaluating(&self, done: usize, images: usize) {
+        self.bar.set_message(format!("evaluating: {done} of {images} images"));
+    }
+
+    /// Prints a line above the bar.
+    pub fn say(&mut self, text: &str) {
+        self.printed = Instant::now();
+        self.bar.suspend(|| println!("{text}"));
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn line(&mut self, value: &Value) -> Result<()> {
+        // One write, so that a kill leaves whole lines but for the last.
+        self.file.write_all(format!("{value}\n").as_bytes()).context("cannot write log.jsonl")
+    }
+}

@@ -1,0 +1,505 @@
+//! The training loop.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use serde_json::json;
+use tch::{nn, Device, Kind, Tensor};
+
+use super::checkpoint::{load_state, number, save_state, Best, Progress};
+use super::ema::Ema;
+use super::evaluate::Evaluator;
+use super::log::{Logger, Step};
+use super::optimizer::Optimizer;
+use super::run_dir::{unix_time, write_text, RunDir};
+use super::schedule::Schedule;
+use crate::config::Config;
+use crate::data::{Batch, CocoDataset, Loader, LoaderOptions};
+use crate::detect::{self, Detector};
+use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
+
+/// How a run starts, beside its config.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Go on with the run that is there.
+    pub resume: bool,
+    /// Weights to start from: a whole detector or a backbone alone. A resumed run has its own.
+    pub weights: Option<PathBuf>,
+    /// Where the network runs.
+    pub device: Device,
+    /// The command line, for the record.
+    pub command: Vec<String>,
+    /// Set from outside to end the run after the step at hand, with a checkpoint.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Whether it was stopped from outside; `--resume` goes on with it.
+    pub interrupted: bool,
+    /// The best evaluation, if there was one.
+    pub best: Option<Best>,
+    /// Its twelve lines, if it was done by this process.
+    pub best_lines: Option<String>,
+    /// Where everything is.
+    pub run: RunDir,
+    /// Whether evaluations were done at all.
+    pub evaluated: bool,
+}
+
+/// A detector in training.
+pub struct Trainer {
+    config: Config,
+    options: TrainOptions,
+    run: RunDir,
+    store: nn::VarStore,
+    variables: Vec<(String, Tensor)>,
+    detector: Box<dyn Detector>,
+    optimizer: Optimizer,
+    ema: Option<Ema>,
+    schedule: Schedule,
+    loader: Arc<Loader>,
+    evaluator: Option<Evaluator>,
+    metadata: Metadata,
+    progress: Progress,
+    log: Logger,
+    /// Steps of the whole run.
+    total: u64,
+    /// Forward passes of a step.
+    micro_steps: usize,
+    best_lines: Option<String>,
+}
+
+/// What became of a piece of work.
+enum Flow {
+    Done,
+    Interrupted,
+}
+
+impl Trainer {
+    /// Opens the data, builds the detector, and takes up weights or a whole run. Draws built-in data that is not there yet.
+    ///
+    /// # Errors
+    /// Data, weights or folders that cannot be used. A new run's folder is made last, so a failed start leaves none.
+    pub fn new(config: Config, options: TrainOptions) -> Result<Self> {
+        set_threads(config.train.threads)?;
+        let run = if options.resume { RunDir::open(&options.out)? } else { RunDir::free(&options.out)? };
+        let root = data_root(&config)?;
+        let train = Arc::new(CocoDataset::open(&config.data.train, &root, true)?);
+        println!("train: {}", indented(&train.report().to_string()));
+        let classes: Vec<(i64, String)> = train.classes().iter().map(|c| (c.id, c.name.clone())).collect();
+        let t = &config.train;
+        let micro_batch = t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size);
+        let evaluator =
+            (t.eval_every > 0).then(|| evaluator(&config, &root, micro_batch, &classes)).transpose()?;
+
+        // Initial weights come from libtorch's generator; nothing after this draws from it.
+        tch::manual_seed(t.seed as i64);
+        let store = nn::VarStore::new(options.device);
+        let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
+        let variables = sorted_variables(&store);
+        if let (Some(path), false) = (&options.weights, options.resume) {
+            let report = load_into(&store, path, &LoadOptions { other_classes: true, ..Default::default() })?;
+            println!("weights: {report}");
+        }
+        let mut optimizer = Optimizer::new(&variables, t);
+        let mut ema = t.ema.map(|decay| Ema::new(&variables, decay));
+        let mut progress = Progress::default();
+        if options.resume && run.state().exists() {
+            progress = load_state(&run.state(), &variables, &mut optimizer, ema.as_mut())?;
+        }
+
+        let loader_options = LoaderOptions { batch_size: micro_batch, train: true, seed: t.seed };
+        let loader = Arc::new(Loader::new(train, &config.data, loader_options)?);
+        let micro_steps = t.batch_size.div_ceil(micro_batch);
+        let steps_per_epoch = loader.batches_per_epoch().div_ceil(micro_steps);
+        let total = (t.epochs * steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
+        ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
+        let schedule = Schedule::new(t, steps_per_epoch, total);
+
+        if !options.resume {
+            RunDir::create(&options.out)?;
+        }
+        let start = json!({
+            "command": options.command,
+            "unix_time": unix_time(),
+            "from_iter": progress.iter,
+            "vigdet": env!("CARGO_PKG_VERSION"),
+            "libtorch": "2.13.0",
+            "device": device_name(options.device),
+            "threads": tch::get_num_threads(),
+            "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            "classes": classes.iter().map(|c| &c.1).collect::<Vec<_>>(),
+            "trained_numbers": optimizer.numbers(),
+            "steps": total,
+        });
+        run.describe(&config, start, options.resume)?;
+        let evaluation_pending = progress.evaluated != Some(progress.iter);
+        run.rewind_log(progress.iter, evaluation_pending)?;
+        let log = Logger::new(&run, progress.iter, total as u64, t.epochs)?;
+        println!(
+            "{} with {}, {:.1} M trained numbers, on {} with {} threads: {total} steps of {} images into {}",
+            config.model.detector.name(),
+            config.model.backbone.name,
+            optimizer.numbers() as f64 / 1e6,
+            device_name(options.device),
+            tch::get_num_threads(),
+            t.batch_size,
+            run.path().display()
+        );
+        if options.resume {
+            println!("resuming after step {} (epoch {})", progress.iter, progress.epoch + 1);
+        }
+        let metadata = weights::metadata_of(&config, &classes)?;
+        Ok(Self {
+            total: total as u64,
+            config,
+            options,
+            run,
+            store,
+            variables,
+            detector,
+            optimizer,
+            ema,
+            schedule,
+            loader,
+            evaluator,
+            metadata,
+            progress,
+            log,
+            micro_steps,
+            best_lines: None,
+        })
+    }
+
+    /// Trains to the end, or until stopped from outside.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite, data or files that fail on the way. The last checkpoint stands.
+    pub fn run(mut self) -> Result<Outcome> {
+        let flow = self.train();
+        self.log.finish();
+        let interrupted = matches!(flow?, Flow::Interrupted);
+        Ok(Outcome {
+            interrupted,
+            best: self.progress.best,
+            best_lines: self.best_lines,
+            run: self.run,
+            evaluated: self.evaluator.is_some(),
+        })
+    }
+
+    fn train(&mut self) -> Result<Flow> {
+        loop {
+            let before = Instant::now();
+            if let Flow::Interrupted = self.train_epoch()? {
+                self.save()?;
+                return Ok(Flow::Interrupted);
+            }
+            let trained = before.elapsed();
+            let last = self.progress.iter >= self.total;
+            let number_of_epoch = self.progress.epoch + 1;
+            let every = self.config.train.eval_every;
+            let due = last || (every > 0 && number_of_epoch.is_multiple_of(every));
+            if self.evaluator.is_some() && due && self.progress.evaluated != Some(self.progress.iter) {
+                // A kill during the evaluation shall not cost the epoch.
+                self.save()?;
+                if let Flow::Interrupted = self.evaluate(trained)? {
+                    return Ok(Flow::Interrupted);
+                }
+            }
+            if self.progress.batch == self.loader.batches_per_epoch() {
+                self.progress.epoch += 1;
+                self.progress.batch = 0;
+            }
+            let every = self.config.checkpoint.every_epochs;
+            if last || (every > 0 && number_of_epoch.is_multiple_of(every)) {
+                self.save()?;
+                number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
+            }
+            if last {
+                return Ok(Flow::Done);
+            }
+        }
+    }
+
+    /// The rest of the present epoch, or of the run.
+    fn train_epoch(&mut self) -> Result<Flow> {
+        if self.progress.iter >= self.total {
+            return Ok(Flow::Done);
+        }
+        let loader = self.loader.clone();
+        let mut batches = loader.epoch(self.progress.epoch, self.progress.batch);
+        let mut waited = batches.waited();
+        loop {
+            let start = Instant::now();
+            let mut step = Accumulated::default();
+            while step.forwards < self.micro_steps {
+                let Some(batch) = batches.next() else { break };
+                self.forward_backward(batch?, &mut step)?;
+            }
+            if step.images > 0 {
+                let (lr, grad_norm) = self.update(&step)?;
+                let seconds = start.elapsed();
+                let now_waited = batches.waited();
+                self.progress.seconds += seconds.as_secs_f64();
+                let line = Step {
+                    iter: self.progress.iter,
+                    epoch: self.progress.epoch + 1,
+                    loss: step.parts.iter().map(|p| p.1).sum::<f64>() / step.images as f64,
+                    parts: step.parts.iter().map(|(name, sum)| (*name, sum / step.images as f64)).collect(),
+                    lr,
+                    grad_norm,
+                    seconds: seconds.as_secs_f64(),
+                    data_wait: (now_waited - waited).as_secs_f64(),
+                };
+                waited = now_waited;
+                let left = self.evaluations_left();
+                self.log.step(&line, left)?;
+            }
+            if self.options.stop.load(Ordering::Relaxed) {
+                return Ok(Flow::Interrupted);
+            }
+            if self.progress.batch >= loader.batches_per_epoch() || self.progress.iter >= self.total {
+                break;
+            }
+            if step.images == 0 {
+                bail!(
+                    "the data ended after {} of {} batches",
+                    self.progress.batch,
+                    loader.batches_per_epoch()
+                );
+            }
+            if self
+                .config
+                .checkpoint
+                .every_iters
+                .is_some_and(|n| n > 0 && self.progress.iter.is_multiple_of(n as u64))
+            {
+                self.save()?;
+                number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
+            }
+        }
+        for (file, reason) in loader.skipped().iter().take(5) {
+            self.log.say(&format!("skipped {file}: {reason}"));
+        }
+        Ok(Flow::Done)
+    }
+
+    /// Adds the gradient of one micro batch, times its share of a full batch.
+    fn forward_backward(&mut self, mut batch: Batch, step: &mut Accumulated) -> Result<()> {
+        self.detector.set_iteration(self.config.train.seed, self.progress.forwards);
+        batch.images = batch.images.to_device(self.options.device);
+        let losses = self.detector.losses(&batch)?;
+        let values = part_values(&losses.parts)?;
+        for ((name, _), value) in losses.parts.iter().zip(&values) {
+            ensure!(
+                value.is_finite(),
+                "the loss `{name}` became {value} at step {} on {}; {}",
+                self.progress.iter + 1,
+                batch.names(),
+                self.advice()
+            );
+        }
+        let images = batch.len();
+        let total = losses.total();
+        let share = images as f64 / self.config.train.batch_size as f64;
+        if share == 1.0 { total } else { total * share }.backward();
+
+        step.parts.resize(losses.parts.len(), ("", 0.0));
+        for ((sum, (name, _)), value) in step.parts.iter_mut().zip(&losses.parts).zip(&values) {
+            *sum = (name, sum.1 + value * images as f64);
+        }
+        step.images += images;
+        step.forwards += 1;
+        step.names.push(batch.names());
+        self.progress.forwards += 1;
+        self.progress.batch += 1;
+        Ok(())
+    }
+
+    /// Clips, updates, averages. Returns the learning rate and the norm of the gradient.
+    fn update(&mut self, step: &Accumulated) -> Result<(f64, f64)> {
+        let t = &self.config.train;
+        // The last step of an epoch may have fewer images than a batch.
+        let mut scale = t.batch_size as f64 / step.images as f64;
+        let norm = self.optimizer.gradient_norm() * scale;
+        ensure!(
+            norm.is_finite(),
+            "the gradient became {norm} at step {} on {}; {}",
+            self.progress.iter + 1,
+            step.names.join(", "),
+            self.advice()
+        );
+        if let Some(most) = t.clip_norm {
+            scale *= clip_factor(norm, most);
+        }
+        let lr = t.lr * self.schedule.factor(self.progress.iter as usize);
+        self.optimizer.step(lr, scale);
+        if let Some(ema) = &mut self.ema {
+            ema.update();
+            self.progress.ema_updates = ema.updates();
+        }
+        self.progress.iter += 1;
+        Ok((lr, norm))
+    }
+
+    fn advice(&self) -> String {
+        let advice = "a lower --lr, a longer train.warmup_iters or train.clip_norm may help";
+        if self.run.last().exists() {
+            format!("{advice}; the last checkpoint, {}, is from before", self.run.last().display())
+        } else {
+            format!("{advice}; there was no checkpoint yet")
+        }
+    }
+
+    fn evaluations_left(&self) -> usize {
+        let every = self.config.train.eval_every;
+        if every == 0 {
+            return 0;
+        }
+        self.config.train.epochs.saturating_sub(self.progress.epoch).div_ceil(every)
+    }
+
+    /// Evaluates the weights (their average, where there is one); keeps them if they are the best.
+    fn evaluate(&mut self, trained: Duration) -> Result<Flow> {
+        self.swap();
+        let result = self.evaluate_present(trained);
+        self.swap();
+        result
+    }
+
+    fn evaluate_present(&mut self, trained: Duration) -> Result<Flow> {
+        let Some(evaluator) = &self.evaluator else { return Ok(Flow::Done) };
+        let start = Instant::now();
+        let (stop, log) = (self.options.stop.clone(), &self.log);
+        let found = evaluator.detect(self.detector.as_ref(), self.options.device, |done, images| {
+            log.evaluating(done, images);
+            !stop.load(Ordering::Relaxed)
+        })?;
+        let Some(found) = found else { return Ok(Flow::Interrupted) };
+        let scores = evaluator.score(&found)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let (iter, epoch) = (self.progress.iter, self.progress.epoch + 1);
+        self.progress.seconds += seconds;
+        self.progress.evaluated = Some(iter);
+        let best = self.progress.best.as_ref().is_none_or(|best| scores.ap() > best.ap);
+        if best {
+            // The weights come last but the record of them: a kill in between repeats this.
+            vigdet_coco::write_results(&self.run.detections(), &found)
+                .with_context(|| format!("cannot write {}", self.run.detections().display()))?;
+            let split = &self.config.data.val;
+            let annotations = data_root(&self.config)?.join(&split.annotations);
+            evaluator.write_ground_truth(&annotations, split.limit.is_none(), self.run.path())?;
+            let metrics = json!({ "bbox": scores.to_json(), "epoch": epoch, "iter": iter, "weights": "checkpoints/best.safetensors" });
+            write_text(&self.run.metrics(), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
+            weights::save(&self.store, &self.run.best(), &self.metadata)?;
+            self.progress.best = Some(Best { ap: scores.ap(), epoch, iter });
+            self.best_lines = Some(scores.lines.clone());
+        }
+        let unread = evaluator.skipped();
+        self.log.evaluation(iter, epoch, &scores, seconds)?;
+        for (file, reason) in unread.iter().take(5) {
+            self.log.say(&format!("not evaluated, {file}: {reason}"));
+        }
+        self.log.say(&format!(
+            "epoch {epoch}/{}: AP {:.3}, AP50 {:.3}{}; {:.0} s of training, {seconds:.0} s of evaluation",
+            self.config.train.epochs,
+            scores.stats[0],
+            scores.stats[1],
+            if best { ", the best so far" } else { "" },
+            trained.as_secs_f64()
+        ));
+        Ok(Flow::Done)
+    }
+
+    /// Writes the weights for others, then the state for a resumed run.
+    fn save(&mut self) -> Result<()> {
+        self.swap();
+        let saved = weights::save(&self.store, &self.run.last(), &self.metadata);
+        self.swap();
+        saved?;
+        save_state(&self.run.state(), &self.variables, &self.optimizer, self.ema.as_ref(), &self.progress)
+    }
+
+    fn swap(&mut self) {
+        if let Some(ema) = &mut self.ema {
+            ema.swap();
+        }
+    }
+}
+
+/// What the micro batches of a step have added up to.
+#[derive(Default)]
+struct Accumulated {
+    forwards: usize,
+    images: usize,
+    /// Sum over images of each part of the loss.
+    parts: Vec<(&'static str, f64)>,
+    names: Vec<String>,
+}
+
+/// What gradients of norm `norm` are multiplied with so that it is at most `most` (`torch.nn.utils.clip_grad_norm_`).
+pub fn clip_factor(norm: f64, most: f64) -> f64 {
+    (most / (norm + 1e-6)).min(1.0)
+}
+
+/// The values of the parts of a loss, with one transfer from the device.
+fn part_values(parts: &[(&'static str, Tensor)]) -> Result<Vec<f64>> {
+    let tensors: Vec<Tensor> =
+        parts.iter().map(|(_, t)| t.detach().to_kind(Kind::Double).reshape([])).collect();
+    Ok(Tensor::stack(&tensors, 0).to_device(Device::Cpu).try_into()?)
+}
+
+fn evaluator(config: &Config, root: &Path, batch: usize, classes: &[(i64, String)]) -> Result<Evaluator> {
+    let val = CocoDataset::open(&config.data.val, root, false)
+        .context("validation split (--set train.eval_every=0 trains without one)")?;
+    println!("val: {}", indented(&val.report().to_string()));
+    let evaluator = Evaluator::new(Arc::new(val), &config.data, batch, classes)?;
+    match evaluator.classes_without_category() {
+        0 => {}
+        n => println!("val: {n} classes of the training split are not in it"),
+    }
+    Ok(evaluator)
+}
+
+/// The folder that a config's paths are relative to; built-in data is drawn there if it is not yet.
+pub fn data_root(config: &Config) -> Result<PathBuf> {
+    let root = config.data.root.clone().context(
+        "there is no data: --data DIR names a folder with COCO's layout (annotations/instances_train2017.json, train2017/, …)",
+    )?;
+    Ok(root)
+}
+
+/// One setting for libtorch's threads and for those of vigdet's own kernels; `None`: one per core.
+pub fn set_threads(threads: Option<usize>) -> Result<()> {
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    tch::set_num_threads(threads as i32);
+    // An error means that the pool is there already: a second run in the same process.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    Ok(())
+}
+
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cpu => "cpu".into(),
+        Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+fn indented(text: &str) -> String {
+    text.replace('\n', "\n  ")
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Trainer").field("run", &self.run).field("progress", &self.progress).finish()
+    }
+}
