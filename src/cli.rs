@@ -132,6 +132,7 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    crate::memory::keep_freed();
     match caught(|| run(args)) {
         Ok(code) => code,
         Err(error) => {
