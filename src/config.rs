@@ -462,7 +462,7 @@ pub struct ShapesConfig {
     pub train: usize,
     /// Images of the validation split.
     pub val: usize,
-    /// Longer side of the images, in pixels; the shorter varies.
+    /// Longest side that an image may have, in pixels; sizes and aspect ratios vary.
     pub side: u32,
     /// Seed of the training split; the validation split takes another one made from it.
     pub seed: u64,
