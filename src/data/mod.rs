@@ -9,6 +9,7 @@ pub mod coco;
 pub mod color;
 pub mod decode;
 mod loader;
+pub mod mosaic;
 pub mod order;
 mod report;
 pub mod resize;
