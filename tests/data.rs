@@ -96,6 +96,10 @@ fn damaged_files_are_told_apart_and_named() {
     assert!(message("nearly.jpg", &whole[..whole.len() - 200]).contains("truncated"));
     let progressive = std::fs::read(fixtures().join("progressive.jpg")).unwrap();
     assert!(message("half_progressive.jpg", &progressive[..progressive.len() / 2]).contains("truncated"));
+    // The end of a thumbnail in the headers is not the end of the image.
+    let thumbnail = [0xFF, 0xE1, 0, 6, 0x45, 0xFF, 0xD9, 0x45];
+    let with_thumbnail = [&whole[..2], &thumbnail, &whole[2..whole.len() / 2]].concat();
+    assert!(message("thumbnail.jpg", &with_thumbnail).contains("truncated"));
     let png = std::fs::read(fixtures().join("rgb.png")).unwrap();
     message("half.png", &png[..png.len() / 2]);
     assert!(message("empty.jpg", b"").contains("empty"));
