@@ -394,6 +394,12 @@ pub struct DataConfig {
     pub scale: [f64; 2],
     /// Training: brightness, contrast and saturation change by up to this share; 0 is off.
     pub color: f64,
+    /// Training: cutting out parts of images.
+    pub crop: CropConfig,
+    /// Training: probability of a quarter turn. With both flips at 0.5 all eight positions come equally often.
+    pub rotate: f64,
+    /// Training: probability that an image is put together from parts of four.
+    pub mosaic: f64,
     /// Channel means (red, green, blue) of images in 0–1.
     pub mean: [f32; 3],
     /// Channel standard deviations.
@@ -422,6 +428,9 @@ impl Default for DataConfig {
             flip_vertical: 0.0,
             scale: [1.0, 1.0],
             color: 0.0,
+            crop: CropConfig::default(),
+            rotate: 0.0,
+            mosaic: 0.0,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
             exif: false,
@@ -429,6 +438,24 @@ impl Default for DataConfig {
             on_error: OnError::Skip,
             group_by_aspect: true,
         }
+    }
+}
+
+/// Cutting out a part of an image in training; at least one object stays.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CropConfig {
+    /// How often; 0 is off.
+    pub probability: f64,
+    /// Least share of each side that stays.
+    pub scale: f64,
+    /// Objects with less than this share of their box left are ignored in training (by the mosaic too).
+    pub visible: f64,
+}
+
+impl Default for CropConfig {
+    fn default() -> Self {
+        Self { probability: 0.0, scale: 0.5, visible: 0.3 }
     }
 }
 
@@ -462,7 +489,7 @@ pub struct ShapesConfig {
     pub train: usize,
     /// Images of the validation split.
     pub val: usize,
-    /// Longer side of the images, in pixels; the shorter varies.
+    /// Longest side that an image may have, in pixels; sizes and aspect ratios vary.
     pub side: u32,
     /// Seed of the training split; the validation split takes another one made from it.
     pub seed: u64,

@@ -7,9 +7,12 @@ use image::{Rgb, RgbImage};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{json, Value};
 use tempfile::TempDir;
-use vigdet::config::{DataConfig, OnError, ResizeKind, SplitConfig};
+use vigdet::config::{CropConfig, DataConfig, OnError, ResizeKind, SplitConfig};
+use vigdet::data::augment::{cut, random_crop};
+use vigdet::data::mosaic::mosaic;
+use vigdet::data::order::generator;
 use vigdet::data::resize::{antialias, output_size};
-use vigdet::data::{decode, prepare, Batch, CocoDataset, ImageInfo, Loader, LoaderOptions};
+use vigdet::data::{decode, prepare, Batch, CocoDataset, ImageInfo, Loader, LoaderOptions, Target};
 use vigdet_coco::types::Segmentation;
 
 fn fixtures() -> PathBuf {
@@ -93,6 +96,10 @@ fn damaged_files_are_told_apart_and_named() {
     assert!(message("nearly.jpg", &whole[..whole.len() - 200]).contains("truncated"));
     let progressive = std::fs::read(fixtures().join("progressive.jpg")).unwrap();
     assert!(message("half_progressive.jpg", &progressive[..progressive.len() / 2]).contains("truncated"));
+    // The end of a thumbnail in the headers is not the end of the image.
+    let thumbnail = [0xFF, 0xE1, 0, 6, 0x45, 0xFF, 0xD9, 0x45];
+    let with_thumbnail = [&whole[..2], &thumbnail, &whole[2..whole.len() / 2]].concat();
+    assert!(message("thumbnail.jpg", &with_thumbnail).contains("truncated"));
     let png = std::fs::read(fixtures().join("rgb.png")).unwrap();
     message("half.png", &png[..png.len() / 2]);
     assert!(message("empty.jpg", b"").contains("empty"));
@@ -491,6 +498,102 @@ fn flips_take_their_boxes_along() {
         let batch = loader.epoch(0, 0).next().unwrap().unwrap();
         assert_eq!(assert_box_on_patch(&batch), expected);
     }
+}
+
+#[test]
+fn a_quarter_turn_takes_its_boxes_along() {
+    let (folder, split) = patch();
+    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let options = LoaderOptions { batch_size: 1, train: true, seed: 0 };
+    let config = DataConfig { size: [32, 64], flip: 0.0, rotate: 1.0, workers: 1, ..DataConfig::default() };
+    let batch = Loader::new(data, &config, options).unwrap().epoch(0, 0).next().unwrap().unwrap();
+    assert_eq!(batch.sizes, [(64, 32)]);
+    assert_eq!(assert_box_on_patch(&batch), [22.0, 8.0, 28.0, 20.0]);
+}
+
+#[test]
+fn crops_take_their_boxes_along_and_keep_an_object() {
+    let (folder, split) = patch();
+    let data = CocoDataset::open(&split, folder.path(), true).unwrap();
+    let config = CropConfig { probability: 1.0, scale: 0.2, visible: 0.4 };
+    let mut cut_sides = 0;
+    for i in 0..200 {
+        let mut sample = data.sample(0, false).unwrap();
+        random_crop(&mut sample, &config, &mut generator(1, 0, i));
+        let (width, height) = sample.image.dimensions();
+        assert!((12..=64).contains(&width) && (6..=32).contains(&height), "{width}×{height}");
+        let bright: Vec<(u32, u32)> = sample
+            .image
+            .enumerate_pixels()
+            .filter(|(_, _, p)| p.0[0] == 255)
+            .map(|(x, y, _)| (x, y))
+            .collect();
+        let [x1, y1, x2, y2] = sample.target.boxes[0].map(|v| v as u32);
+        assert_eq!(bright.first(), Some(&(x1, y1)));
+        assert_eq!(bright.last(), Some(&(x2 - 1, y2 - 1)));
+        assert!(bright.len() as f64 >= 0.4 * 72.0 && !sample.target.crowd[0]);
+        cut_sides += usize::from(bright.len() < 72);
+    }
+    assert!(cut_sides > 20, "{cut_sides}");
+}
+
+#[test]
+fn what_a_window_leaves_too_little_of_is_ignored_or_gone() {
+    let target = Target {
+        boxes: vec![
+            [0.0, 0.0, 10.0, 10.0],
+            [18.0, 18.0, 28.0, 28.0],
+            [40.0, 0.0, 50.0, 5.0],
+            [6.0, 6.0, 9.0, 9.0],
+        ],
+        labels: vec![0, 1, 2, 3],
+        crowd: vec![false, false, false, true],
+        segmentations: vec![None, Some(Segmentation::Polygons(vec![vec![1.0; 6]])), None, None],
+    };
+    let seen = cut(&target, [4.0, 4.0, 20.0, 20.0], 0.3);
+    assert_eq!(seen.boxes, [[0.0, 0.0, 6.0, 6.0], [14.0, 14.0, 16.0, 16.0], [2.0, 2.0, 5.0, 5.0]]);
+    assert_eq!((seen.labels, seen.crowd), (vec![0, 1, 3], vec![false, true, true]));
+    assert!(seen.segmentations[1].is_some());
+}
+
+#[test]
+fn a_mosaic_shows_parts_of_four_images_with_their_own_boxes() {
+    // Four plain images, each with one box that covers it: the boxes must tile the result, each on its own colour.
+    let names: Vec<String> = (1..=4).map(|i| format!("{i}.png")).collect();
+    let images: Vec<(i64, &str, u32, u32)> = (1..=4)
+        .zip(&names)
+        .map(|(id, name)| (50 * id, name.as_str(), 40 + 8 * id as u32, 64 - 8 * id as u32))
+        .collect();
+    let annotations: Vec<Value> = (1..=4)
+        .map(|i| object(i, 50 * i, [3, 18, 70, 3][i as usize - 1], [0.0, 0.0, 200.0, 200.0]))
+        .collect();
+    let (folder, split) = on_disk(&images, json!(annotations), categories());
+    let data = CocoDataset::open(&split, folder.path(), true).unwrap();
+    for i in 0..50 {
+        let four = [0, 1, 2, 3].map(|i| data.sample(i, false).unwrap());
+        let all = mosaic(four, 0.0, &mut generator(2, 0, i)).unwrap();
+        assert_eq!(all.image.dimensions(), (48, 56));
+        assert_eq!(all.target.labels, [0, 1, 2, 0]);
+        let mut covered = 0.0;
+        for (b, id) in all.target.boxes.iter().zip([50, 100, 150, 200]) {
+            covered += (b[2] - b[0]) * (b[3] - b[1]);
+            for (x, y) in [(b[0], b[1]), (b[2] - 1.0, b[3] - 1.0)] {
+                assert_eq!(all.image.get_pixel(x as u32, y as u32).0[0], id);
+            }
+        }
+        assert!((covered - 48.0 * 56.0f32).abs() < 0.01, "{covered}");
+    }
+}
+
+#[test]
+fn every_augmentation_together_stays_the_same_for_the_same_seed() {
+    let (folder, split) = forty();
+    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let crop = CropConfig { probability: 0.5, ..CropConfig::default() };
+    let config = |workers| DataConfig { crop: crop.clone(), rotate: 0.5, mosaic: 0.5, ..small(workers) };
+    let one = run(&data, &config(1), TRAIN, 4, 0);
+    assert_eq!(one, run(&data, &config(4), TRAIN, 4, 0));
+    assert_ne!(one, run(&data, &small(1), TRAIN, 4, 0));
 }
 
 #[test]

@@ -140,6 +140,11 @@ impl Config {
         share("data.flip", d.flip)?;
         share("data.flip_vertical", d.flip_vertical)?;
         share("data.color", d.color)?;
+        share("data.crop.probability", d.crop.probability)?;
+        share("data.crop.scale", d.crop.scale)?;
+        share("data.crop.visible", d.crop.visible)?;
+        share("data.rotate", d.rotate)?;
+        share("data.mosaic", d.mosaic)?;
         ensure!(
             d.scale[0] > 0.0 && d.scale[0] <= d.scale[1],
             "data.scale is [least, most] factor; {:?} is not",

@@ -6,11 +6,13 @@ use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, Context, Result};
+use rand::Rng;
 use rayon::prelude::*;
 
 use super::augment::{augment, draw_scale};
 use super::batch::collate;
 use super::coco::CocoDataset;
+use super::mosaic::mosaic;
 use super::order::{generator, Order};
 use super::sample::{Batch, Sample};
 use crate::config::{DataConfig, OnError};
@@ -215,13 +217,28 @@ impl Shared {
         if !self.options.train {
             return Ok(self.read(i)?.map(|sample| (sample, 1.0)));
         }
+        let mut rng = generator(self.options.seed, epoch, i as u64);
+        let scale = draw_scale(self.config.scale, &mut rng);
+        let mut sample = self.read_near(i)?;
+        if self.config.mosaic > 0.0 {
+            // Its own stream: the other draws stay what they are without it.
+            let mut rng = rng.clone();
+            rng.set_stream(1);
+            if rng.random_bool(self.config.mosaic) {
+                let mut other = || self.read_near(rng.random_range(0..self.dataset.len()));
+                let four = [sample, other()?, other()?, other()?];
+                sample = mosaic(four, self.config.crop.visible, &mut rng)?;
+            }
+        }
+        Ok(Some((augment(sample, &self.config, &mut rng), scale)))
+    }
+
+    /// Image `i`, or the next one that can be read.
+    fn read_near(&self, i: usize) -> Result<Sample> {
         let images = self.dataset.len();
         for step in 0..images.min(MOST_REPLACEMENTS) {
-            let at = (i + step) % images;
-            if let Some(sample) = self.read(at)? {
-                let mut rng = generator(self.options.seed, epoch, i as u64);
-                let scale = draw_scale(self.config.scale, &mut rng);
-                return Ok(Some((augment(sample, &self.config, &mut rng), scale)));
+            if let Some(sample) = self.read((i + step) % images)? {
+                return Ok(sample);
             }
         }
         bail!(

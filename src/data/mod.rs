@@ -1,6 +1,7 @@
 //! Images and their objects: files to batches. Knows nothing of models.
 //!
-//! [`CocoDataset`] reads a split, [`Loader`] makes [`Batch`]es of it on worker threads, [`prepare`] makes one of images in memory.
+//! [`CocoDataset`] reads a split, [`Loader`] makes [`Batch`]es of it on worker threads, [`prepare`] makes one of images in memory;
+//! [`shapes`] draws data where there is none.
 
 pub mod augment;
 mod batch;
@@ -8,10 +9,12 @@ pub mod coco;
 pub mod color;
 pub mod decode;
 mod loader;
+pub mod mosaic;
 pub mod order;
 mod report;
 pub mod resize;
 mod sample;
+pub mod shapes;
 
 pub use batch::prepare;
 pub use coco::{Class, CocoDataset};

@@ -17,7 +17,7 @@ use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
 use crate::config::Config;
-use crate::data::{Batch, CocoDataset, Loader, LoaderOptions};
+use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
 use crate::detect::{self, Detector};
 use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
 
@@ -289,6 +289,9 @@ impl Trainer {
         for (file, reason) in loader.skipped().iter().take(5) {
             self.log.say(&format!("skipped {file}: {reason}"));
         }
+        for (file, text) in loader.resized().iter().take(5) {
+            self.log.say(&format!("{file} {text}"));
+        }
         Ok(Flow::Done)
     }
 
@@ -474,6 +477,7 @@ pub fn data_root(config: &Config) -> Result<PathBuf> {
     let root = config.data.root.clone().context(
         "there is no data: --data DIR names a folder with COCO's layout (annotations/instances_train2017.json, train2017/, …)",
     )?;
+    shapes::ensure_for(&config.data, |text| println!("{text}"))?;
     Ok(root)
 }
 
