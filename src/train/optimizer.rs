@@ -29,11 +29,50 @@ enum Rule {
 }
 
 impl Rule {
-    /// Tensors of state for each parameter.
-    fn buffers(self) -> usize {
+    fn start(self, variable: &Tensor) -> State<Tensor> {
+        let zeros = || variable.detach().zeros_like();
         match self {
-            Self::Adamw { .. } => 2,
-            Self::Sgd { momentum } => usize::from(momentum != 0.0),
+            Self::Adamw { .. } => State::Adamw { mean: zeros(), square: zeros() },
+            Self::Sgd { momentum } if momentum != 0.0 => State::Momentum(zeros()),
+            Self::Sgd { .. } => State::Nothing,
+        }
+    }
+}
+
+/// What an update rule remembers of a parameter: tensors, or the same stretch of each.
+#[derive(Debug)]
+enum State<T> {
+    /// AdamW: averages of the gradient and of its square.
+    Adamw { mean: T, square: T },
+    /// SGD: the momentum buffer.
+    Momentum(T),
+    /// SGD without momentum.
+    Nothing,
+}
+
+impl<T> State<T> {
+    fn map<'a, U>(&'a self, f: impl Fn(&'a T) -> U) -> State<U> {
+        match self {
+            Self::Adamw { mean, square } => State::Adamw { mean: f(mean), square: f(square) },
+            Self::Momentum(buffer) => State::Momentum(f(buffer)),
+            Self::Nothing => State::Nothing,
+        }
+    }
+
+    fn map_mut<'a, U>(&'a mut self, f: impl Fn(&'a mut T) -> U) -> State<U> {
+        match self {
+            Self::Adamw { mean, square } => State::Adamw { mean: f(mean), square: f(square) },
+            Self::Momentum(buffer) => State::Momentum(f(buffer)),
+            Self::Nothing => State::Nothing,
+        }
+    }
+
+    /// In a fixed order, for saving.
+    fn all(&self) -> Vec<&T> {
+        match self {
+            Self::Adamw { mean, square } => vec![mean, square],
+            Self::Momentum(buffer) => vec![buffer],
+            Self::Nothing => Vec::new(),
         }
     }
 }
@@ -50,8 +89,8 @@ struct Parameter {
     /// Updates so far: 0 until the variable has its first gradient. From then on, no gradient counts as one of zeros, as
     /// it is after clearing, so that a resumed run does what the uninterrupted one would.
     steps: u64,
-    /// AdamW: averages of the gradient and of its square. SGD: the momentum buffer. Shaped as the variable.
-    state: Vec<Tensor>,
+    /// Shaped as the variable.
+    state: State<Tensor>,
 }
 
 impl Parameter {
@@ -89,7 +128,7 @@ impl Optimizer {
             decay: if variable.dim() > 1 || config.decay_norms { config.weight_decay } else { 0.0 },
             rate: if name.starts_with(BACKBONE) { config.backbone_lr } else { 1.0 },
             steps: 0,
-            state: (0..rule.buffers()).map(|_| variable.detach().zeros_like()).collect(),
+            state: rule.start(variable),
         };
         let parameters = variables.iter().filter(|(_, v)| v.requires_grad()).map(parameter).collect();
         Self { rule, parameters }
@@ -141,14 +180,13 @@ impl Optimizer {
             // SAFETY: the gradient, the variable and the state are four different tensors, each parameter has its own, and the training
             // loop does nothing else with them during this call.
             let (mut weights, mut gradient) = unsafe { (numbers(&parameter.variable), numbers(gradient)) };
-            let mut state: Vec<&mut [f32]> = parameter.state.iter().map(|s| unsafe { numbers(s) }).collect();
+            let mut state = parameter.state.map(|s| unsafe { numbers(s) });
             while !weights.is_empty() {
-                let n = weights.len().min(CHUNK);
                 let job = Job {
                     update,
-                    weights: weights.split_off_mut(..n).unwrap_or_default(),
-                    gradient: gradient.split_off_mut(..n).unwrap_or_default(),
-                    state: state.iter_mut().map(|s| s.split_off_mut(..n).unwrap_or_default()).collect(),
+                    weights: first_chunk(&mut weights),
+                    gradient: first_chunk(&mut gradient),
+                    state: state.map_mut(first_chunk),
                 };
                 jobs.push(job);
             }
@@ -161,7 +199,7 @@ impl Optimizer {
         let steps: Vec<i64> = self.parameters.iter().map(|p| p.steps as i64).collect();
         let mut entries = vec![(STEPS.to_string(), Tensor::from_slice(&steps))];
         for parameter in &self.parameters {
-            for (i, state) in parameter.state.iter().enumerate() {
+            for (i, state) in parameter.state.all().into_iter().enumerate() {
                 entries.push((format!("{i}.{}", parameter.name), state.shallow_clone()));
             }
         }
@@ -187,7 +225,7 @@ impl Optimizer {
         );
         for (parameter, steps) in self.parameters.iter_mut().zip(steps) {
             parameter.steps = steps as u64;
-            for (i, own) in parameter.state.iter().enumerate() {
+            for (i, own) in parameter.state.all().into_iter().enumerate() {
                 let saved = get(&format!("{i}.{}", parameter.name))?;
                 ensure!(
                     saved.size() == own.size(),
@@ -201,6 +239,12 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// Takes the next chunk of a slice away from it.
+fn first_chunk<'a>(slice: &mut &'a mut [f32]) -> &'a mut [f32] {
+    let n = slice.len().min(CHUNK);
+    slice.split_off_mut(..n).unwrap_or_default()
 }
 
 /// Sum of squares of a chunk, in float64, in eight running sums that the compiler keeps in vectors.
@@ -218,12 +262,15 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 /// One parameter's update in numbers.
 #[derive(Clone, Copy, Debug)]
 struct Update {
-    rule: Rule,
-    lr: f64,
-    decay: f64,
+    betas: [f64; 2],
+    momentum: f64,
     /// Factor of the gradient.
     scale: f64,
-    /// AdamW: lr / (1 − β₁ᵗ).
+    /// Weight decay.
+    decay: f64,
+    /// AdamW: the share of a weight that its decay leaves.
+    keep: f64,
+    /// Learning rate; AdamW: lr / (1 − β₁ᵗ).
     size: f64,
     /// AdamW: √(1 − β₂ᵗ).
     correction: f64,
@@ -231,42 +278,42 @@ struct Update {
 
 impl Update {
     fn new(rule: Rule, lr: f64, decay: f64, scale: f64, steps: u64) -> Self {
-        let (size, correction) = match rule {
+        let plain = Self {
+            betas: [0.0; 2],
+            momentum: 0.0,
+            scale,
+            decay,
+            keep: 1.0 - lr * decay,
+            size: lr,
+            correction: 1.0,
+        };
+        match rule {
             Rule::Adamw { betas } => {
                 let left = |beta: f64| 1.0 - beta.powf(steps as f64);
-                (lr / left(betas[0]), left(betas[1]).sqrt())
+                Self { betas, size: lr / left(betas[0]), correction: left(betas[1]).sqrt(), ..plain }
             }
-            Rule::Sgd { .. } => (lr, 1.0),
-        };
-        Self { rule, lr, decay, scale, size, correction }
+            Rule::Sgd { momentum } => Self { momentum, ..plain },
+        }
     }
 
     /// The update as tensor operations, for any device, kind and layout.
-    fn tensors(&self, variable: &Tensor, gradient: &Tensor, state: &[Tensor]) {
+    fn tensors(&self, variable: &Tensor, gradient: &Tensor, state: &State<Tensor>) {
         let (mut variable, mut cleared) = (variable.detach(), gradient.shallow_clone());
         let gradient = gradient * self.scale;
-        let mut state = state.iter().map(Tensor::shallow_clone);
-        match (self.rule, state.next(), state.next()) {
-            (Rule::Adamw { betas }, Some(mut mean), Some(mut square)) => {
-                let _ = variable.g_mul_scalar_(1.0 - self.lr * self.decay);
-                let _ = mean.lerp_(&gradient, 1.0 - betas[0]);
-                let _ = square.g_mul_scalar_(betas[1]);
-                square += gradient.square() * (1.0 - betas[1]);
+        match state.map(Tensor::shallow_clone) {
+            State::Adamw { mut mean, mut square } => {
+                let _ = variable.g_mul_scalar_(self.keep);
+                let _ = mean.lerp_(&gradient, 1.0 - self.betas[0]);
+                let _ = square.g_mul_scalar_(self.betas[1]);
+                square += gradient.square() * (1.0 - self.betas[1]);
                 variable -= mean / (square.sqrt() / self.correction + EPS) * self.size;
             }
-            (Rule::Sgd { momentum }, buffer, _) => {
-                let gradient = gradient + &variable * self.decay;
-                variable -= match buffer {
-                    Some(mut buffer) => {
-                        let _ = buffer.g_mul_scalar_(momentum);
-                        buffer += gradient;
-                        buffer * self.lr
-                    }
-                    None => gradient * self.lr,
-                };
+            State::Momentum(mut buffer) => {
+                let _ = buffer.g_mul_scalar_(self.momentum);
+                buffer += gradient + &variable * self.decay;
+                variable -= buffer * self.size;
             }
-            // The constructor makes two tensors of state for AdamW.
-            (Rule::Adamw { .. }, ..) => {}
+            State::Nothing => variable -= (gradient + &variable * self.decay) * self.size,
         }
         let _ = cleared.zero_();
     }
@@ -277,43 +324,197 @@ struct Job<'a> {
     update: Update,
     weights: &'a mut [f32],
     gradient: &'a mut [f32],
-    state: Vec<&'a mut [f32]>,
+    state: State<&'a mut [f32]>,
 }
 
 impl Job<'_> {
-    fn run(mut self) {
+    fn run(self) {
         let u = self.update;
-        let (scale, keep) = (u.scale as f32, (1.0 - u.lr * u.decay) as f32);
-        let weights = self.weights.iter_mut().zip(self.gradient.iter_mut());
-        match (u.rule, &mut self.state[..]) {
-            (Rule::Adamw { betas }, [mean, square]) => {
-                let (share, stay, add) = ((1.0 - betas[0]) as f32, betas[1] as f32, (1.0 - betas[1]) as f32);
-                let (correction, size) = (u.correction as f32, u.size as f32);
-                for (((w, g), m), v) in weights.zip(mean.iter_mut()).zip(square.iter_mut()) {
+        let (scale, decay, size) = (u.scale as f32, u.decay as f32, u.size as f32);
+        let weights = self.weights.iter_mut().zip(self.gradient);
+        match self.state {
+            State::Adamw { mean, square } => {
+                let (share, add) = ((1.0 - u.betas[0]) as f32, (1.0 - u.betas[1]) as f32);
+                let (stay, keep) = (u.betas[1] as f32, u.keep as f32);
+                let (correction, eps) = (u.correction as f32, EPS as f32);
+                for (((w, g), m), v) in weights.zip(mean).zip(square) {
                     let gradient = *g * scale;
                     *m += share * (gradient - *m);
                     *v = stay * *v + add * gradient * gradient;
-                    *w = keep * *w - size * (*m / (v.sqrt() / correction + EPS as f32));
+                    *w = keep * *w - size * (*m / (v.sqrt() / correction + eps));
                     *g = 0.0;
                 }
             }
-            (Rule::Sgd { momentum }, [buffer]) => {
-                let (decay, lr, momentum) = (u.decay as f32, u.lr as f32, momentum as f32);
-                for ((w, g), b) in weights.zip(buffer.iter_mut()) {
+            State::Momentum(buffer) => {
+                let momentum = u.momentum as f32;
+                for ((w, g), b) in weights.zip(buffer) {
                     *b = momentum * *b + (*g * scale + decay * *w);
-                    *w -= lr * *b;
+                    *w -= size * *b;
                     *g = 0.0;
                 }
             }
-            (Rule::Sgd { .. }, _) => {
-                let (decay, lr) = (u.decay as f32, u.lr as f32);
+            State::Nothing => {
                 for (w, g) in weights {
-                    *w -= lr * (*g * scale + decay * *w);
+                    *w -= size * (*g * scale + decay * *w);
                     *g = 0.0;
                 }
             }
-            // The constructor makes two tensors of state for AdamW.
-            (Rule::Adamw { .. }, _) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use tch::Device;
+
+    use super::super::trainer::clip_factor;
+    use super::*;
+
+    const REFERENCE: &str = include_str!("../../tests/fixtures/optim/optim.json");
+
+    fn config(optimizer: OptimizerKind, beta2: f64) -> TrainConfig {
+        TrainConfig { optimizer, betas: [0.9, beta2], weight_decay: 0.05, ..TrainConfig::default() }
+    }
+
+    fn variables(kind: Kind) -> Vec<(String, Tensor)> {
+        let bias = Tensor::from_slice(&[0.25, -0.5]);
+        let weight = Tensor::from_slice(&[0.5, -1.25, 2.0, 0.125, 0.0, -0.75]).view([2, 3]);
+        let variable = |t: Tensor| t.to_kind(kind).set_requires_grad(true);
+        vec![("bias".into(), variable(bias)), ("backbone.body.weight".into(), variable(weight))]
+    }
+
+    /// Gives the variables the gradients of make.py: those of Σ variable·g.
+    fn backward(variables: &[(String, Tensor)], step: usize, with_bias: bool) {
+        let step = step as f64;
+        let weight = (0..6).map(|n| (1.0 + 3.0 * step + (n / 3) as f64 * 3.0 + (n % 3) as f64).sin());
+        let bias: Vec<f64> = (0..2).map(|i| 2.0 * (step + i as f64).cos()).collect();
+        let product = |variable: &Tensor, g: &[f64]| {
+            let g = Tensor::from_slice(g).view_as(variable).to_kind(variable.kind());
+            (variable * g).sum(Kind::Double)
+        };
+        let mut sum = product(&variables[1].1, &weight.collect::<Vec<_>>());
+        if with_bias {
+            sum += product(&variables[0].1, &bias);
+        }
+        sum.backward();
+    }
+
+    fn rate(step: usize) -> f64 {
+        0.1 / (1 + step) as f64
+    }
+
+    fn values(variables: &[(String, Tensor)]) -> Vec<f64> {
+        let flat = |t: &Tensor| Vec::<f64>::try_from(t.detach().to_kind(Kind::Double).reshape(-1)).unwrap();
+        [flat(&variables[1].1), flat(&variables[0].1)].concat()
+    }
+
+    fn check(name: &str, config: &TrainConfig, clip: Option<f64>, bias_from: usize) {
+        let reference: Value = serde_json::from_str(REFERENCE).unwrap();
+        let reference = &reference["optimizers"][name];
+        for kind in [Kind::Float, Kind::Double] {
+            let variables = variables(kind);
+            let mut optimizer = Optimizer::new(&variables, config);
+            for (step, expected) in reference["weights"].as_array().unwrap().iter().enumerate() {
+                backward(&variables, step, step >= bias_from);
+                let norm = optimizer.gradient_norm();
+                let expected_norm = reference["norms"][step].as_f64().unwrap();
+                assert!((norm - expected_norm).abs() < 1e-5, "{name} norm {norm} {expected_norm}");
+                optimizer.step(rate(step), clip.map_or(1.0, |most| clip_factor(norm, most)));
+                for (value, expected) in values(&variables).iter().zip(expected.as_array().unwrap()) {
+                    let expected = expected.as_f64().unwrap();
+                    assert!(
+                        (value - expected).abs() < 1e-6,
+                        "{name} step {step} {kind:?}: {value} {expected}"
+                    );
+                }
+                assert_eq!(variables[1].1.grad().abs().sum(Kind::Double).double_value(&[]), 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn adamw_is_pytorchs() {
+        check("adamw", &config(OptimizerKind::Adamw, 0.99), None, 0);
+        check("adamw_clipped", &config(OptimizerKind::Adamw, 0.99), Some(0.5), 0);
+    }
+
+    #[test]
+    fn biases_may_go_without_decay_and_the_backbone_with_another_rate() {
+        let config =
+            TrainConfig { decay_norms: false, backbone_lr: 0.1, ..config(OptimizerKind::Adamw, 0.999) };
+        check("adamw_groups", &config, None, 0);
+    }
+
+    #[test]
+    fn a_parameter_without_a_gradient_waits() {
+        check("adamw_late_bias", &config(OptimizerKind::Adamw, 0.99), None, 2);
+    }
+
+    #[test]
+    fn sgd_is_pytorchs_with_and_without_momentum() {
+        check("sgd_momentum", &config(OptimizerKind::Sgd, 0.99), None, 0);
+        let plain = TrainConfig { momentum: 0.0, ..config(OptimizerKind::Sgd, 0.99) };
+        check("sgd_plain", &plain, Some(0.5), 0);
+    }
+
+    #[test]
+    fn frozen_variables_stay() {
+        let variables = variables(Kind::Float);
+        let _ = variables[0].1.set_requires_grad(false);
+        let mut optimizer = Optimizer::new(&variables, &config(OptimizerKind::Adamw, 0.99));
+        assert_eq!(optimizer.numbers(), 6);
+        backward(&variables, 0, true);
+        optimizer.step(0.1, 1.0);
+        assert_eq!(values(&variables)[6..], [0.25, -0.5]);
+        assert_ne!(values(&variables)[0], 0.5);
+    }
+
+    #[test]
+    fn a_saved_state_goes_on_to_the_bit() {
+        let config = config(OptimizerKind::Adamw, 0.99);
+        let whole = variables(Kind::Float);
+        let mut optimizer = Optimizer::new(&whole, &config);
+        let (mut middle, mut state) = (Vec::new(), HashMap::new());
+        for step in 0..6 {
+            if step == 3 {
+                middle = whole.iter().map(|(n, v)| (n.clone(), v.detach().copy())).collect();
+                state = optimizer.state().into_iter().map(|(n, t)| (n, t.copy())).collect();
+            }
+            // The bias has no gradient in the step after the resume: both runs must treat it alike.
+            backward(&whole, step, step != 3);
+            optimizer.step(rate(step), 1.0);
+        }
+        let resumed: Vec<(String, Tensor)> =
+            middle.into_iter().map(|(n, v)| (n, v.set_requires_grad(true))).collect();
+        let mut optimizer = Optimizer::new(&resumed, &config);
+        optimizer.load_state(&state).unwrap();
+        for step in 3..6 {
+            backward(&resumed, step, step != 3);
+            optimizer.step(rate(step), 1.0);
+        }
+        assert_eq!(values(&resumed), values(&whole));
+        state.remove("0.bias");
+        let error = optimizer.load_state(&state).unwrap_err().to_string();
+        assert!(error.contains("0.bias"), "{error}");
+    }
+
+    #[test]
+    fn updates_and_norms_of_large_tensors_do_not_depend_on_threads() {
+        let run = || {
+            let n = 3 * CHUNK as i64 + 17;
+            let start = (Tensor::arange(n, (Kind::Float, Device::Cpu)) * 0.37).sin().set_requires_grad(true);
+            let variables = vec![("w".to_string(), start)];
+            let mut optimizer = Optimizer::new(&variables, &config(OptimizerKind::Adamw, 0.99));
+            variables[0].1.square().sum(Kind::Float).backward();
+            let expected = variables[0].1.grad().to_kind(Kind::Double).norm().double_value(&[]);
+            let norm = optimizer.gradient_norm();
+            assert!((norm / expected - 1.0).abs() < 1e-9, "{norm} {expected}");
+            optimizer.step(0.1, 0.5);
+            (norm, Vec::<f32>::try_from(variables[0].1.detach()).unwrap())
+        };
+        let run =
+            |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
+        assert_eq!(run(1), run(3));
     }
 }

@@ -52,3 +52,46 @@ impl Schedule {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn check(name: &str, config: &TrainConfig) {
+        let reference: Value =
+            serde_json::from_str(include_str!("../../tests/fixtures/optim/optim.json")).unwrap();
+        let schedule = Schedule::new(config, 10, 40);
+        for (step, expected) in reference["schedules"][name].as_array().unwrap().iter().enumerate() {
+            let (factor, expected) = (schedule.factor(step), expected.as_f64().unwrap());
+            assert!((factor - expected).abs() < 1e-12, "{name} step {step}: {factor} {expected}");
+        }
+    }
+
+    #[test]
+    fn steps_after_a_warm_up_are_pytorchs() {
+        let config = TrainConfig { warmup_iters: 7, milestones: vec![2, 3], ..TrainConfig::default() };
+        check("step", &config);
+    }
+
+    #[test]
+    fn a_cosine_after_a_warm_up_is_pytorchs() {
+        let config = TrainConfig {
+            schedule: ScheduleKind::Cosine,
+            warmup_iters: 8,
+            warmup_factor: 0.25,
+            lr_end: 0.05,
+            ..TrainConfig::default()
+        };
+        check("cosine", &config);
+    }
+
+    #[test]
+    fn a_run_shorter_than_its_warm_up_only_warms_up() {
+        let config =
+            TrainConfig { schedule: ScheduleKind::Cosine, warmup_iters: 500, ..TrainConfig::default() };
+        let schedule = Schedule::new(&config, 10, 40);
+        assert!((schedule.factor(39) - (0.001 + 0.999 * 39.0 / 500.0)).abs() < 1e-12);
+    }
+}
