@@ -7,6 +7,7 @@
 //! - [`data`]: COCO files and built-in shapes to batches of images.
 //! - [`describe`]: what a model costs.
 //! - [`detect`]: RetinaNet and its parts.
+//! - [`stats`]: parameters and multiply-adds of the named models.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
 //! - [`weights`]: reading and writing them, by name.
 
@@ -17,5 +18,6 @@ pub mod data;
 pub mod describe;
 pub mod detect;
 pub mod graph;
+pub mod stats;
 pub mod train;
 pub mod weights;
