@@ -93,6 +93,17 @@ pub fn parse_size(text: &str) -> Result<[u32; 2]> {
     }
 }
 
+/// `H,W` in pixels.
+pub fn parse_height_width(text: &str) -> Result<(i64, i64)> {
+    let sides: Option<Vec<i64>> = text.split(',').map(|side| side.trim().parse().ok()).collect();
+    match sides.as_deref() {
+        Some(&[height, width]) if (1..=1 << 16).contains(&height) && (1..=1 << 16).contains(&width) => {
+            Ok((height, width))
+        }
+        _ => bail!("--size takes height and width in pixels, as in 224,224, not `{text}`"),
+    }
+}
+
 /// `cpu`, `cuda` or `cuda:N`; none: cuda where there is one.
 pub fn parse_device(name: Option<&str>) -> Result<Device> {
     let count = tch::Cuda::device_count().max(0) as usize;

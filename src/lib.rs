@@ -8,6 +8,7 @@
 //! - [`describe`]: what a model costs.
 //! - [`detect`]: RetinaNet and its parts.
 //! - [`memory`]: how the process holds on to memory.
+//! - [`stats`]: parameters and multiply-adds of the named models.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
 //! - [`weights`]: reading and writing them, by name.
 
@@ -19,5 +20,6 @@ pub mod describe;
 pub mod detect;
 pub mod graph;
 pub mod memory;
+pub mod stats;
 pub mod train;
 pub mod weights;

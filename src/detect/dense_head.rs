@@ -5,6 +5,7 @@ use tch::{nn, Tensor};
 
 use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{HeadConfig, HeadNorm};
+use crate::describe::{convolution, Layer, Size};
 
 /// Class and box branch: `convs` × (3×3 convolution, relu), then one convolution that predicts.
 #[derive(Debug)]
@@ -101,5 +102,16 @@ impl DenseHead {
                 }
             })
             .collect()
+    }
+
+    /// Reports every layer to `visit` for levels of these sizes.
+    pub fn describe(&self, levels: &[Size], visit: &mut dyn FnMut(Layer)) {
+        for branch in [&self.classification, &self.regression] {
+            for &level in levels {
+                for conv in branch.convs.iter().map(|(conv, _)| conv).chain([&branch.predict]) {
+                    convolution(conv, 1, level, visit);
+                }
+            }
+        }
     }
 }

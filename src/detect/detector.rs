@@ -4,6 +4,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use crate::data::Batch;
+use crate::describe::{Layer, Size};
 
 /// A detector in training and in inference. It owns its backbone.
 pub trait Detector {
@@ -17,6 +18,9 @@ pub trait Detector {
     /// Tells where in a run the next forward is: what is random in training (stochastic depth) is drawn from these two numbers alone, so
     /// that a resumed run draws what the uninterrupted one would. `iteration` counts forwards (micro batches), not steps.
     fn set_iteration(&self, _seed: u64, _iteration: u64) {}
+
+    /// Reports every layer to `visit` for one image of this size in pixels.
+    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer));
 }
 
 /// Named parts of a training loss.

@@ -6,6 +6,7 @@ use tch::{nn, Tensor};
 
 use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{FpnConfig, P6Source};
+use crate::describe::{convolution, Layer, Size};
 
 /// Feature pyramid network (Lin et al., 2017, section 3).
 ///
@@ -77,6 +78,20 @@ impl Fpn {
             });
             let p7 = extra.p7.forward(&p6.relu());
             levels.extend([p6, p7]);
+        }
+        levels
+    }
+
+    /// Reports every layer to `visit` for stage maps of these sizes, and gives the sizes of the levels.
+    pub fn describe(&self, maps: &[Size], visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
+        for ((&map, inner), layer) in maps.iter().zip(&self.inner).zip(&self.layer) {
+            convolution(inner, 1, map, visit);
+            convolution(layer, 1, map, visit);
+        }
+        let mut levels = maps.to_vec();
+        if let (Some(extra), Some(&last)) = (&self.extra, maps.last()) {
+            let p6 = convolution(&extra.p6, 2, last, visit);
+            levels.extend([p6, convolution(&extra.p7, 2, p6, visit)]);
         }
         levels
     }

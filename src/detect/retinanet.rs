@@ -15,6 +15,7 @@ use super::select::{LevelValues, Selector};
 use crate::backbone::{self, Backbone};
 use crate::config::{ModelConfig, TestConfig};
 use crate::data::Batch;
+use crate::describe::{Layer, Size};
 
 /// Backbone, pyramid on its last three stages, dense head.
 #[derive(Debug)]
@@ -45,6 +46,12 @@ impl RetinaNet {
         );
         let backbone = backbone::build(&(path / "backbone" / "body"), &config.backbone)?;
         let channels = backbone.channels();
+        ensure!(
+            channels.len() >= STAGES,
+            "RetinaNet's pyramid stands on {STAGES} stages, and {} has {}: use a pyramid (pvig_…) or a ResNet",
+            config.backbone.name,
+            channels.len()
+        );
         let fpn =
             Fpn::new(&(path / "backbone" / "fpn"), &channels[channels.len() - STAGES..], &config.fpn, true)?;
         let head =
@@ -117,5 +124,11 @@ impl Detector for RetinaNet {
 
     fn set_iteration(&self, seed: u64, iteration: u64) {
         self.backbone.set_iteration(seed, iteration);
+    }
+
+    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
+        let maps = self.backbone.describe(image, visit);
+        let levels = self.fpn.describe(&maps[maps.len() - STAGES..], visit);
+        self.head.describe(&levels, visit);
     }
 }

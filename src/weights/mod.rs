@@ -1,11 +1,13 @@
 //! Weights in files: reading them into a model, writing them, and what a file says about itself.
 
+mod classifier;
 mod file;
 mod load;
 mod pickle;
 mod save;
 mod torch;
 
+pub use classifier::{load_classifier, LoadedClassifier, IMAGENET_CLASSES};
 pub use file::WeightFile;
 pub use load::{load_into, read_metadata, LoadOptions, LoadReport};
 pub use save::{metadata_of, save, sorted_variables, write_atomically, write_tensors, Metadata};

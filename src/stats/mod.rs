@@ -1,0 +1,214 @@
+//! What the named models cost, as `model_stats` prints it.
+
+pub mod paper;
+
+use std::path::PathBuf;
+
+use anyhow::{bail, ensure, Result};
+use tch::{nn, Device};
+
+use crate::backbone::{self, Classifier};
+use crate::config::{Config, DetectorKind};
+use crate::describe::{parameters, Describe, Macs, Size};
+use crate::detect;
+use crate::weights::IMAGENET_CLASSES;
+
+/// The image that classifiers are counted for, in pixels.
+const CLASSIFIER_SIZE: Size = (224, 224);
+/// The image that detectors are counted for: the paper's 1280×800.
+const DETECTOR_SIZE: Size = (800, 1280);
+/// Classes of COCO.
+const DETECTOR_CLASSES: i64 = 80;
+
+/// What to count otherwise than by default.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// (height, width) of the image in pixels.
+    pub size: Option<Size>,
+    /// Number of classes.
+    pub classes: Option<i64>,
+    /// A detector's config: a file or the name of a built-in one.
+    pub config: Option<PathBuf>,
+    /// Changes to the config, in `--set`'s form.
+    pub changes: Vec<String>,
+}
+
+/// What a model costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Its name.
+    pub model: String,
+    /// (height, width) of the image in pixels.
+    pub size: Size,
+    /// Numbers that it learns.
+    pub parameters: u64,
+    /// Multiply-adds for one image.
+    pub macs: Macs,
+}
+
+impl Cost {
+    /// Builds a model and counts: a backbone by its name, with its classifier, or a detector.
+    ///
+    /// # Errors
+    /// If there is no such model, or the config cannot be built.
+    pub fn of(model: &str, options: &Options) -> Result<Self> {
+        let store = nn::VarStore::new(Device::Cpu);
+        let mut macs = Macs::default();
+        let mut add = |layer| macs.add(layer);
+        let classes = |usual| options.classes.unwrap_or(usual);
+        let size;
+        if let Ok(kind) = DetectorKind::parse(model) {
+            size = checked(options.size.unwrap_or(DETECTOR_SIZE))?;
+            let config = match &options.config {
+                Some(path) => Config::load(path, &options.changes)?,
+                None => Config::preset(preset(kind), &options.changes)?,
+            };
+            ensure!(
+                config.model.detector == kind,
+                "the config is of {}, not of {model}",
+                config.model.detector.name()
+            );
+            detect::build(&store.root(), &config.model, classes(DETECTOR_CLASSES))?.describe(size, &mut add);
+        } else if backbone::NAMES.contains(&model) {
+            ensure!(
+                options.config.is_none(),
+                "--config is of a detector, and {model} is a backbone: use --set"
+            );
+            size = checked(options.size.unwrap_or(CLASSIFIER_SIZE))?;
+            let changes: Vec<String> = std::iter::once(format!("model.backbone.name={model}"))
+                .chain(options.changes.iter().cloned())
+                .collect();
+            let config = Config::from_json_with("{}", &changes)?;
+            let classes = classes(IMAGENET_CLASSES);
+            Classifier::new(&store.root(), &config.model.backbone, classes)?.describe(size, &mut add);
+        } else {
+            bail!(
+                "there is no model `{model}`; there are {} and the detector {}",
+                backbone::NAMES.join(", "),
+                DetectorKind::default().name()
+            );
+        }
+        Ok(Self { model: model.into(), size, parameters: parameters(&store), macs })
+    }
+}
+
+fn checked(size: Size) -> Result<Size> {
+    ensure!(
+        (1..=1 << 20).contains(&size.0) && (1..=1 << 20).contains(&size.1),
+        "an image of {}×{} pixels cannot be counted",
+        size.0,
+        size.1
+    );
+    Ok(size)
+}
+
+/// The built-in config that a detector's name stands for.
+fn preset(kind: DetectorKind) -> &'static str {
+    match kind {
+        DetectorKind::Retinanet => "retinanet_pvig_s_fpn_1x_coco",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(model: &str, changes: &[&str]) -> Cost {
+        let changes = changes.iter().map(|c| c.to_string()).collect();
+        Cost::of(model, &Options { changes, ..Default::default() }).unwrap()
+    }
+
+    #[test]
+    fn published_models_are_counted_to_the_unit() {
+        for (model, parameters, weights, distances) in [
+            ("vig_ti", 7_184_744, 1_212_368_896, 88_510_464),
+            ("vig_s", 22_747_752, 4_320_000_000, 196_689_920),
+            ("vig_b", 86_841_832, 17_249_177_600, 393_379_840),
+            ("pvig_ti", 10_714_376, 1_553_963_008, 145_673_472),
+            ("pvig_s", 27_251_912, 4_305_274_880, 242_789_120),
+            ("pvig_m", 49_525_832, 8_428_367_872, 416_736_768),
+            ("pvig_b", 92_980_328, 16_208_519_168, 594_987_008),
+        ] {
+            let cost = of(model, &[]);
+            assert_eq!(cost.parameters, parameters, "{model}");
+            assert_eq!(cost.macs, Macs { weights, distances }, "{model}");
+        }
+        // torchvision's own counts
+        assert_eq!(of("resnet18", &[]).parameters, 11_689_512);
+        assert_eq!(of("resnet50", &[]).parameters, 25_557_032);
+        assert_eq!(of("resnet50", &[]).macs.total(), 4_089_184_256);
+    }
+
+    #[test]
+    fn other_graph_convolutions_are_the_papers() {
+        for (conv, parameters, giga) in
+            [("edge", 7_184_744, 2.349), ("gin", 6_963_572, 1.258), ("sage", 7_302_248, 1.584)]
+        {
+            let cost = of("vig_ti", &[&format!("conv={conv}")]);
+            assert_eq!(cost.parameters, parameters, "{conv}");
+            assert!((cost.macs.total() as f64 / 1e9 - giga).abs() < 5e-4, "{conv}: {}", cost.macs.total());
+        }
+    }
+
+    #[test]
+    fn retinanet_is_within_half_a_percent_of_table_10() {
+        for (backbone, parameters, giga) in [("pvig_s", 36.2e6, 240.0), ("resnet50", 37.7e6, 239.3)] {
+            let cost = of("retinanet", &[&format!("backbone.name={backbone}")]);
+            let off = |value: f64, paper: f64| (value / paper - 1.0).abs();
+            assert!(off(cost.parameters as f64, parameters) < 0.005, "{backbone}: {}", cost.parameters);
+            let macs = cost.macs.weights as f64 / 1e9;
+            assert!(off(macs, giga) < 0.005, "{backbone}: {macs}");
+        }
+    }
+
+    #[test]
+    fn the_count_follows_the_config() {
+        let base = of("retinanet", &[]);
+        let options = |f: fn(&mut Options)| {
+            let mut options = Options::default();
+            f(&mut options);
+            Cost::of("retinanet", &options).unwrap()
+        };
+        // The last class convolution: 256 · 3 · 3 inputs for each of 9 anchors, on all places of P3 to P7.
+        let places: u64 =
+            [(100, 160), (50, 80), (25, 40), (13, 20), (7, 10)].iter().map(|(h, w)| h * w).sum();
+        let fewer = options(|o| o.classes = Some(3));
+        assert_eq!(base.macs.weights - fewer.macs.weights, places * 77 * 9 * 256 * 9);
+        assert_eq!(base.parameters - fewer.parameters, 77 * 9 * (256 * 9 + 1));
+        // A 3×3 convolution fewer in each of two branches.
+        let shallow = of("retinanet", &["model.head.convs=3"]);
+        assert_eq!(base.macs.weights - shallow.macs.weights, 2 * places * 256 * 256 * 9);
+        // Everything but the classifier is convolution on maps: four times the pixels, four times the cost.
+        let large = options(|o| o.size = Some((1600, 2560)));
+        let ratio = large.macs.weights as f64 / base.macs.weights as f64;
+        assert!((ratio - 4.0).abs() < 0.01, "{ratio}");
+        assert_eq!(large.parameters, base.parameters);
+        assert!(Cost::of("vgg", &Options::default()).unwrap_err().to_string().contains("pvig_s"));
+    }
+
+    #[test]
+    fn every_row_of_the_papers_tables_is_near_its_figure() {
+        for table in paper::TABLES {
+            for row in table.rows {
+                let cost = row.cost(&Options::default()).unwrap();
+                if table.same_models {
+                    if let Some(paper) = row.parameters {
+                        // pvig_m's 51.7 M counts 2.16 M constants; other figures are rounded.
+                        let found = cost.parameters as f64 / 1e6;
+                        let most = if row.model == "pvig_m" { 2.2 } else { 0.5 };
+                        assert!((found - paper).abs() < most, "{} {}: {found} M", table.title, row.label);
+                    }
+                    if let Some(paper) = row.macs {
+                        let found = row.macs_of(&cost) as f64 / 1e9;
+                        assert!(
+                            (found / paper - 1.0).abs() < 0.05,
+                            "{} {}: {found} G",
+                            table.title,
+                            row.label
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
