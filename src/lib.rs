@@ -9,6 +9,7 @@
 //! - [`detect`]: RetinaNet and its parts.
 //! - [`memory`]: how the process holds on to memory.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
+//! - [`plot`]: pictures: training curves, detections on their images.
 //! - [`weights`]: reading and writing them, by name.
 
 pub mod backbone;
@@ -19,5 +20,6 @@ pub mod describe;
 pub mod detect;
 pub mod graph;
 pub mod memory;
+pub mod plot;
 pub mod train;
 pub mod weights;
