@@ -10,6 +10,7 @@
 //! - [`memory`]: how the process holds on to memory.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
 //! - [`plot`]: pictures: training curves, detections on their images.
+//! - [`predictor`]: a trained detector, ready for images.
 //! - [`weights`]: reading and writing them, by name.
 
 pub mod backbone;
@@ -21,5 +22,6 @@ pub mod detect;
 pub mod graph;
 pub mod memory;
 pub mod plot;
+pub mod predictor;
 pub mod train;
 pub mod weights;

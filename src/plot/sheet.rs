@@ -5,6 +5,7 @@ use image::{Rgb, RgbImage};
 
 use super::canvas::{text_size, Canvas, Color, Line, Rect, Weight};
 use super::colors;
+use super::detections::name_of;
 use super::judge::{judge, Judgement, Truth, Verdict};
 use super::overlay::{overlay, Mark};
 use crate::detect::Detections;
@@ -129,14 +130,6 @@ fn detection_marks(
         }
     });
     missed.chain(found).collect()
-}
-
-fn name_of(label: i64, names: &[String]) -> String {
-    usize::try_from(label)
-        .ok()
-        .and_then(|i| names.get(i))
-        .cloned()
-        .unwrap_or_else(|| format!("class {label}"))
 }
 
 fn many(count: usize, what: &str) -> String {
