@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{anyhow, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use vigdet_coco::plot::style::{self, Axes, DrawResult};
 
-use super::colors;
 use super::log::{smooth, RunLog, Series};
 
 /// Width and height of the picture, in pixels.
 const SIZE: (u32, u32) = (1000, 1100);
 /// Metrics that are drawn.
 const METRICS: [&str; 3] = ["AP", "AP50", "AP75"];
-/// Losses are smoothed over this share of the run.
+/// Losses are smoothed over one part in so many of the run.
 const SMOOTH: usize = 40;
 
 /// Draws `curves.png` and `curves.svg` into `folder` from a run's log.jsonl.
@@ -21,76 +21,56 @@ pub fn curves(log: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
     let run = RunLog::read(log)?;
     let (png, svg) = (folder.join("curves.png"), folder.join("curves.svg"));
     let failed = |path: &Path, error: String| anyhow!("cannot draw {}: {error}", path.display());
-    colors::register_fonts()?;
     draw(&BitMapBackend::new(&png, SIZE).into_drawing_area(), &run)
         .map_err(|e| failed(&png, e.to_string()))?;
     draw(&SVGBackend::new(&svg, SIZE).into_drawing_area(), &run).map_err(|e| failed(&svg, e.to_string()))?;
     Ok(vec![png, svg])
 }
 
-type Drawn<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
-
-fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog) -> Drawn<DB> {
-    area.fill(&WHITE)?;
+fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog) -> DrawResult<(), DB> {
+    area.fill(&style::PAPER)?;
     let steps = run.steps.max(1) as f64;
-    let panels = match run.metrics.is_empty() {
-        true => area.split_evenly((2, 1)),
-        false => area.split_evenly((3, 1)),
-    };
-    let losses: Vec<Line> = run.losses.iter().enumerate().map(|(i, s)| Line::smoothed(s, i)).collect();
-    panel(&panels[0], "Loss (smoothed)", (steps, top_of(&losses)), &losses, false)?;
-    if let Some(place) = panels.get(2) {
-        let metrics: Vec<Line> = METRICS
-            .iter()
-            .filter_map(|name| run.metrics.iter().find(|s| s.name == *name))
-            .enumerate()
-            .map(|(i, s)| Line::metric(s, i))
-            .collect();
-        panel(&panels[1], "Box AP on the validation split", (steps, 1.0), &metrics, true)?;
-        rate(place, run, steps)?;
-    } else {
-        rate(&panels[1], run, steps)?;
+    let losses: Vec<Line> = run.losses.iter().map(Line::smoothed).collect();
+    let top = top_of(&losses);
+    let mut panels = vec![Panel { title: "Loss", y: "loss, smoothed", top, lines: losses, low: false }];
+    let shown = METRICS.iter().filter_map(|name| run.metrics.iter().find(|s| s.name == *name));
+    let metrics: Vec<Line> = shown.map(Line::metric).collect();
+    if !metrics.is_empty() {
+        panels.push(Panel { title: "Validation", y: "box AP", top: 1.0, lines: metrics, low: true });
+    }
+    if !run.lr.is_empty() {
+        let line = Line { name: String::new(), faint: Vec::new(), points: run.lr.clone(), markers: false };
+        let lines = vec![line];
+        panels.push(Panel { title: "Schedule", y: "learning rate", top: top_of(&lines), lines, low: false });
+    }
+    for (place, panel) in area.split_evenly((panels.len(), 1)).iter().zip(&panels) {
+        panel.draw(place, steps)?;
     }
     area.present()
 }
 
-fn rate<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog, steps: f64) -> Drawn<DB> {
-    let line =
-        Line { name: String::new(), color: colors::CURVES[0], faint: Vec::new(), points: run.lr.clone() };
-    let most = run.lr.iter().map(|p| p.1).fold(0.0, f64::max);
-    panel(area, "Learning rate", (steps, if most > 0.0 { most * 1.05 } else { 1.0 }), &[line], false)
-}
-
+/// One line of a panel.
 struct Line {
+    /// In the legend; empty: not there.
     name: String,
-    color: [u8; 3],
     /// Unsmoothed, in a light tone beneath.
     faint: Vec<(f64, f64)>,
     points: Vec<(f64, f64)>,
+    markers: bool,
 }
 
 impl Line {
-    fn smoothed(series: &Series, place: usize) -> Self {
-        Self {
-            name: format!(
-                "{} {:.3}",
-                series.name,
-                smooth(&series.points, SMOOTH).last().map_or(0.0, |p| p.1)
-            ),
-            color: colors::CURVES[place % colors::CURVES.len()],
-            faint: if place == 0 { series.points.clone() } else { Vec::new() },
-            points: smooth(&series.points, SMOOTH),
-        }
+    fn smoothed(series: &Series) -> Self {
+        let points = smooth(&series.points, SMOOTH);
+        let last = points.last().map_or(0.0, |p| p.1);
+        let faint = if series.name == "loss" { series.points.clone() } else { Vec::new() };
+        Self { name: format!("{} (last {last:.3})", series.name), faint, markers: points.len() == 1, points }
     }
 
-    fn metric(series: &Series, place: usize) -> Self {
+    fn metric(series: &Series) -> Self {
         let best = series.points.iter().map(|p| p.1).fold(0.0, f64::max);
-        Self {
-            name: format!("{} (best {best:.3})", series.name),
-            color: colors::CURVES[place % colors::CURVES.len()],
-            faint: Vec::new(),
-            points: series.points.clone(),
-        }
+        let (name, points) = (format!("{} (best {best:.3})", series.name), series.points.clone());
+        Self { name, faint: Vec::new(), points, markers: true }
     }
 }
 
@@ -106,68 +86,74 @@ fn top_of(lines: &[Line]) -> f64 {
     }
 }
 
-fn panel<DB: DrawingBackend>(
-    area: &DrawingArea<DB, Shift>,
-    title: &str,
-    (steps, top): (f64, f64),
-    lines: &[Line],
-    markers: bool,
-) -> Drawn<DB> {
-    let mut chart = ChartBuilder::on(area)
-        .margin(14)
-        .caption(title, (colors::FONT, 22))
-        .x_label_area_size(44)
-        .y_label_area_size(72)
-        .build_cartesian_2d(0.0..steps, 0.0..top)?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(RGBColor(225, 225, 225))
-        .axis_style(RGBColor(90, 90, 90))
-        .label_style((colors::FONT, 15))
-        .x_desc("step")
-        .x_labels(8)
-        .y_labels(6)
-        .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| short(*y))
-        .draw()?;
-    for line in lines {
-        let [r, g, b] = line.color;
-        let color = RGBColor(r, g, b);
-        let cut = |points: &[(f64, f64)]| points.iter().map(|p| (p.0, p.1.min(top))).collect::<Vec<_>>();
-        if !line.faint.is_empty() {
-            chart.draw_series(LineSeries::new(cut(&line.faint), color.mix(0.25)))?;
-        }
-        let series = chart.draw_series(LineSeries::new(cut(&line.points), color.stroke_width(2)))?;
-        if !line.name.is_empty() {
-            series
-                .label(&line.name)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], color.stroke_width(3)));
-        }
-        if markers || line.points.len() == 1 {
-            chart.draw_series(
-                line.points.iter().map(|p| Circle::new((p.0, p.1.min(top)), 3, color.filled())),
-            )?;
-        }
-    }
-    if lines.iter().any(|line| !line.name.is_empty()) {
-        chart
-            .configure_series_labels()
-            .position(if markers { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight })
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 200, 200))
-            .label_font((colors::FONT, 16))
-            .draw()?;
-    }
-    Ok(())
+/// One chart over the steps of a run.
+struct Panel<'a> {
+    title: &'a str,
+    y: &'a str,
+    /// Upper end of the vertical axis, which starts at 0; what is above is drawn at it.
+    top: f64,
+    lines: Vec<Line>,
+    /// Whether the lines start low, so that the legend has room at the upper left.
+    low: bool,
 }
 
-/// A number of the vertical axis in few characters.
-fn short(value: f64) -> String {
-    match value.abs() {
-        v if v == 0.0 => "0".into(),
-        v if v < 1e-2 => format!("{value:.1e}"),
-        v if v < 10.0 => format!("{value:.2}"),
-        _ => format!("{value:.0}"),
+impl Panel<'_> {
+    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, steps: f64) -> DrawResult<(), DB> {
+        let axes =
+            Axes { title: self.title, x: "step", y: self.y, x_range: 0.0..steps, y_range: 0.0..self.top };
+        let mut chart = axes.draw(area)?;
+        let cut = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
+            points.iter().map(|p| (p.0, p.1.clamp(0.0, self.top))).collect()
+        };
+        for (i, line) in self.lines.iter().enumerate() {
+            if !line.faint.is_empty() {
+                chart.draw_series(LineSeries::new(cut(&line.faint), style::colour(i).mix(0.25)))?;
+            }
+            let series = chart.draw_series(LineSeries::new(cut(&line.points), style::line(i)))?;
+            if !line.name.is_empty() {
+                series.label(&line.name).legend(move |at| style::legend_mark(at, i));
+            }
+            if line.markers {
+                let dots = cut(&line.points).into_iter();
+                chart.draw_series(dots.map(|p| Circle::new(p, 3, style::colour(i).filled())))?;
+            }
+        }
+        if self.lines.iter().any(|line| !line.name.is_empty()) {
+            let corner =
+                if self.low { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight };
+            style::legend(&mut chart, corner)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn curves_hold_losses_metrics_and_the_learning_rate() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log.jsonl");
+        let step =
+            |i: i32| format!("{{\"iter\":{i},\"loss\":{},\"box\":0.5,\"lr\":0.01}}\n", 9.0 / f64::from(i));
+        let evaluation = "{\"iter\":50,\"bbox\":{\"AP\":0.25,\"AP50\":0.5}}\n";
+        std::fs::write(&log, (1..=50).map(step).collect::<String>() + evaluation).unwrap();
+        let files = curves(&log, folder.path()).unwrap();
+        let png = image::open(&files[0]).unwrap();
+        assert_eq!((png.width(), png.height()), SIZE);
+        let svg = std::fs::read_to_string(&files[1]).unwrap();
+        for words in ["box (last 0.500)", "AP50 (best 0.500)", "learning rate", "step"] {
+            assert!(svg.contains(words), "{words}");
+        }
+    }
+
+    #[test]
+    fn the_first_losses_do_not_flatten_the_rest() {
+        let points: Vec<(f64, f64)> =
+            (0..200).map(|i| (f64::from(i), if i == 0 { 1e9 } else { 2.0 })).collect();
+        let line = Line { name: String::new(), faint: Vec::new(), points, markers: false };
+        assert!((top_of(&[line]) - 2.3).abs() < 1e-9);
+        assert_eq!(top_of(&[]), 1.0);
     }
 }

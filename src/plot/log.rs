@@ -92,13 +92,12 @@ fn push(all: &mut Vec<Series>, name: &str, point: (f64, f64)) {
     }
 }
 
-/// The mean of the points around each point: of a window of a `1 / share`th of the series, smaller at its ends.
+/// The mean of the points around each point: within a window of one part in `share` of the series, cut off at its ends.
 pub fn smooth(points: &[(f64, f64)], share: usize) -> Vec<(f64, f64)> {
     let half = points.len() / share.max(1) / 2;
     (0..points.len())
         .map(|i| {
-            let reach = half.min(i).min(points.len() - 1 - i);
-            let window = &points[i - reach..=i + reach];
+            let window = &points[i.saturating_sub(half)..(i + half + 1).min(points.len())];
             (points[i].0, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
         })
         .collect()

@@ -13,24 +13,30 @@ use crate::detect::Detections;
 /// IoU from which on a detection is a hit.
 pub const HIT: f32 = 0.5;
 
-const TRUTH: Kind = Kind { name: "object", color: colors::SKY_BLUE, line: Line::Solid };
-const CROWD: Kind = Kind { name: "crowd", color: colors::GREY, line: Line::Dotted };
-const FOUND: Kind = Kind { name: "hit", color: colors::GREEN, line: Line::Solid };
-const FALSE: Kind = Kind { name: "false alarm", color: colors::VERMILLION, line: Line::Dashed };
-const MISSED: Kind = Kind { name: "missed", color: colors::YELLOW, line: Line::Dotted };
-const IN_CROWD: Kind = Kind { name: "in a crowd", color: colors::GREY, line: Line::Solid };
+// Sky blue, bluish green, vermilion and yellow of the palette.
+const TRUTH: Kind = Kind { name: "object", color: Some(5), line: Line::Solid };
+const FOUND: Kind = Kind { name: "hit", color: Some(2), line: Line::Solid };
+const FALSE: Kind = Kind { name: "false alarm", color: Some(1), line: Line::Dashed };
+const MISSED: Kind = Kind { name: "missed", color: Some(7), line: Line::Dotted };
+const CROWD: Kind = Kind { name: "crowd", color: None, line: Line::Dotted };
+const IN_CROWD: Kind = Kind { name: "in a crowd", color: None, line: Line::Solid };
 
 /// One kind of box in the picture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Kind {
     name: &'static str,
-    color: Color,
+    /// Place in the palette; none: grey.
+    color: Option<usize>,
     line: Line,
 }
 
 impl Kind {
+    fn color(self) -> Color {
+        self.color.map_or(colors::GREY, colors::of_palette)
+    }
+
     fn mark(self, bbox: [f32; 4], text: String) -> Mark {
-        Mark { bbox, text, color: self.color, line: self.line }
+        Mark { bbox, text, color: self.color(), line: self.line }
     }
 }
 
@@ -93,7 +99,7 @@ pub fn beside_truth(
     let thick = ((size / 6.0) as i64).max(2);
     for kind in used {
         let swatch = Rect { x, y, w: 2 * row, h: (size * 1.1) as i64 };
-        canvas.frame(swatch, thick, kind.color, kind.line);
+        canvas.frame(swatch, thick, kind.color(), kind.line);
         x += swatch.w + gap / 2;
         canvas.text(x, y, kind.name, size, Weight::Regular, [0; 3])?;
         x += text_size(kind.name, size, Weight::Regular)?.0 + 2 * gap;
