@@ -104,13 +104,19 @@ fn every_image_of_a_folder_gets_an_entry_and_a_picture_and_what_is_no_image_is_n
     bench.text("photos/readme.txt", "passed over");
     let output = bench.detect(&["photos", "--json", "out/found.json", "--out", "pictures"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(stderr(&output).contains("notes.jpg") && stderr(&output).contains("1 skipped"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("notes.jpg") && stderr(&output).contains("1 skipped"),
+        "{}",
+        stderr(&output)
+    );
     assert!(!stderr(&output).contains("readme"), "{}", stderr(&output));
 
     let found = json(&bench.path("out/found.json"));
     let files: Vec<&str> = found.as_array().unwrap().iter().map(|e| e["file"].as_str().unwrap()).collect();
     assert_eq!(files, ["photos/a.png", "photos/b.JPG", "photos/c.jpg"]);
-    for (entry, (width, height)) in found.as_array().unwrap().iter().zip([(80.0, 60.0), (700.0, 500.0), (64.0, 64.0)]) {
+    for (entry, (width, height)) in
+        found.as_array().unwrap().iter().zip([(80.0, 60.0), (700.0, 500.0), (64.0, 64.0)])
+    {
         assert_eq!((entry["width"].as_f64(), entry["height"].as_f64()), (Some(width), Some(height)));
         let detections = entry["detections"].as_array().unwrap();
         assert!(!detections.is_empty() && detections.len() <= 20);
@@ -119,7 +125,10 @@ fn every_image_of_a_folder_gets_an_entry_and_a_picture_and_what_is_no_image_is_n
             let score = d["score"].as_f64().unwrap();
             assert!(score <= last && score > 0.4, "{score}");
             last = score;
-            assert!(matches!((d["category_id"].as_i64(), d["label"].as_str()), (Some(7), Some("star")) | (Some(40), Some("ring"))));
+            assert!(matches!(
+                (d["category_id"].as_i64(), d["label"].as_str()),
+                (Some(7), Some("star")) | (Some(40), Some("ring"))
+            ));
             let b: Vec<f64> = d["bbox"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
             assert!(b.len() == 4 && b.iter().all(|v| *v >= 0.0), "{b:?}");
             (right, bottom) = (right.max(b[0] + b[2]), bottom.max(b[1] + b[3]));
@@ -201,8 +210,14 @@ fn bad_arguments_are_one_clear_line() {
     bench.text("broken.json", "{");
     assert_refused(&bench.detect(&["empty"]), &["no image", "empty"]);
     assert_refused(&bench.run(&["yolo", "--weights", "tiny.safetensors", "a.png"]), &["yolo", "retinanet"]);
-    assert_refused(&bench.run(&["retinanet", "--weights", "gone.safetensors", "a.png"]), &["gone.safetensors"]);
-    assert_refused(&bench.run(&["retinanet", "--weights", "weights.safetensors", "a.png"]), &["weights.safetensors"]);
+    assert_refused(
+        &bench.run(&["retinanet", "--weights", "gone.safetensors", "a.png"]),
+        &["gone.safetensors"],
+    );
+    assert_refused(
+        &bench.run(&["retinanet", "--weights", "weights.safetensors", "a.png"]),
+        &["weights.safetensors"],
+    );
     assert_refused(&bench.run(&["retinanet", "a.png"]), &["--weights"]);
     assert_refused(&bench.detect(&[]), &["IMAGE"]);
     assert_refused(&bench.detect(&["a.png", "--config", "broken.json"]), &["broken.json"]);

@@ -53,7 +53,9 @@ pub fn run(run_dir: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
 
 fn detections(run_dir: &Path, results: &Path, plots: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
     let config = Config::load(&run_dir.join("config.json"), &[])?.data;
-    let root = options.data.clone().or(config.root).unwrap_or_default();
+    let root = options.data.clone().or(config.root).with_context(|| {
+        format!("{} does not name the folder of the data", run_dir.join("config.json").display())
+    })?;
     let dataset = CocoDataset::open(&config.val, &root, false)?;
     let names: Vec<String> = dataset.classes().iter().map(|class| class.name.clone()).collect();
     let found = read(results, &dataset)?;
