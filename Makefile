@@ -31,11 +31,12 @@ endif
 build: libtorch ## Build the library and the commands
 	$(CARGO) build --workspace
 
-# An interrupted demo goes on where its last checkpoint was; a finished one is not trained again.
+# An interrupted demo goes on from its last checkpoint; a finished one is not trained again, only drawn.
 demo: build ## Train RetinaNet on the built-in shapes, evaluate it, draw curves and detections under runs/demo
 	$(CARGO) run --quiet --bin train_det -- retinanet --out $(DEMO) $(DEMO_FLAGS) \
-		$(if $(wildcard $(DEMO)/checkpoints/last.state),--resume)
-	@echo "demo: metrics in $(DEMO)/metrics.json, pictures in $(DEMO)/plots; to train anew: rm -r $(DEMO)"
+		$(if $(wildcard $(DEMO)/config.json),--resume)
+	$(CARGO) run --quiet --bin coco_eval -- --dt $(DEMO)/bbox.json --per-class
+	@echo "demo: scores in $(DEMO)/metrics.json, curves and detections in $(DEMO)/plots; to train anew: rm -r $(DEMO)"
 
 test: lint ## Check format and lints, then run all tests
 	$(CARGO) test --workspace

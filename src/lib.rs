@@ -10,6 +10,8 @@
 //! - [`memory`]: how the process holds on to memory.
 //! - [`stats`]: parameters and multiply-adds of the named models.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
+//! - [`plot`]: pictures: training curves, detections on their images.
+//! - [`predictor`]: a trained detector, ready for images.
 //! - [`weights`]: reading and writing them, by name.
 
 pub mod backbone;
@@ -20,6 +22,8 @@ pub mod describe;
 pub mod detect;
 pub mod graph;
 pub mod memory;
+pub mod plot;
+pub mod predictor;
 pub mod stats;
 pub mod train;
 pub mod weights;

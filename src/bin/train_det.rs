@@ -10,6 +10,7 @@ use clap::Parser;
 use serde_json::Value;
 use vigdet::cli::{self, change, path_value, ModelArgs};
 use vigdet::config::Config;
+use vigdet::plot::{self, RunPictures};
 use vigdet::train::resume;
 use vigdet::train::run_dir::RunDir;
 use vigdet::train::trainer::{Outcome, TrainOptions, Trainer};
@@ -161,6 +162,11 @@ fn report(detector: &str, outcome: &Outcome) {
         }
     };
     println!("  log         {} (tensorboard --logdir {folder})", run.log().display());
+    match plot::run(run.path(), &RunPictures::default()) {
+        Ok(files) => println!("  pictures    {} ({} files)", run.path().join("plots").display(), files.len()),
+        // The training stands whatever becomes of its pictures.
+        Err(error) => eprintln!("no pictures: {error:#}"),
+    }
     println!("next:");
     println!(
         "  cargo run --bin detect -- {detector} --weights {} --out {folder}/detections IMAGE...",

@@ -1,0 +1,21 @@
+//! Pictures: training curves, boxes on images, detections beside the ground truth.
+//!
+//! [`run`] makes all pictures of a run's folder. [`curves`], [`draw_detections`] and [`beside_truth`] make one each.
+
+pub mod canvas;
+mod colors;
+mod curves;
+mod detections;
+mod judge;
+mod log;
+mod overlay;
+mod run;
+mod sheet;
+
+pub use curves::curves;
+pub use detections::draw_detections;
+pub use judge::{best_threshold, judge, Judgement, Truth, Verdict};
+pub use log::{RunLog, Series};
+pub use overlay::{overlay, Mark};
+pub use run::{run, RunPictures};
+pub use sheet::{beside_truth, HIT};

@@ -1,0 +1,234 @@
+//! The `detect` program, whole: a small detector with random weights looks at images and at things that are none.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use image::{Rgb, RgbImage};
+use serde_json::Value;
+use vigdet::config::Config;
+use vigdet::{detect, weights};
+
+/// A detector small enough for a test. Its classifier starts from a probability of one half, so that random weights see much.
+const TINY: &str = r#"{
+  "model": {
+    "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1] },
+    "fpn": { "channels": 8 }, "head": { "convs": 1, "channels": 8, "prior": 0.5 },
+    "test": { "score": 0.4, "max_detections": 20 }
+  },
+  "data": { "size": [64, 96] }
+}"#;
+
+/// A folder with weights and images, gone at the end of the test.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { folder: tempfile::tempdir().unwrap() };
+        let config = Config::from_json_with(TINY, &[]).unwrap();
+        let classes = vec![(7, "star".to_string()), (40, "ring".to_string())];
+        tch::manual_seed(3);
+        let store = tch::nn::VarStore::new(tch::Device::Cpu);
+        detect::build(&store.root(), &config.model, 2).unwrap();
+        let metadata = weights::metadata_of(&config, &classes).unwrap();
+        weights::save(&store, &bench.path("tiny.safetensors"), &metadata).unwrap();
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes an image of random blocks; the format follows the name.
+    fn image(&self, name: &str, width: u32, height: u32) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let image = RgbImage::from_fn(width, height, |x, y| {
+            let v = (x / 8 * 53 + y / 8 * 97) % 251;
+            Rgb([v as u8, (v * 7 % 256) as u8, (v * 13 % 256) as u8])
+        });
+        image.save(&path).unwrap();
+        path
+    }
+
+    fn text(&self, name: &str, text: &str) -> PathBuf {
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    /// Runs `detect retinanet --weights tiny.safetensors` with more arguments, which are paths where such a file exists.
+    fn detect(&self, args: &[&str]) -> Output {
+        let weights = self.path("tiny.safetensors");
+        self.run(&[&["retinanet", "--weights", weights.to_str().unwrap(), "--device", "cpu"], args].concat())
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_detect"));
+        command.current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1").args(args).output().unwrap()
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Asserts a failure that is one line and says each of `words`.
+fn assert_refused(output: &Output, words: &[&str]) {
+    let text = stderr(output);
+    assert!(!output.status.success(), "{text}");
+    let line = text.lines().last().unwrap_or_default();
+    assert!(line.starts_with("error: "), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    for word in words {
+        assert!(line.contains(word), "no `{word}` in: {text}");
+    }
+}
+
+#[test]
+fn every_image_of_a_folder_gets_an_entry_and_a_picture_and_what_is_no_image_is_named() {
+    let bench = Bench::new();
+    bench.image("photos/a.png", 80, 60);
+    bench.image("photos/b.JPG", 700, 500);
+    // A PNG that calls itself a JPEG, as browsers save them.
+    std::fs::rename(bench.image("photos/c.png", 64, 64), bench.path("photos/c.jpg")).unwrap();
+    bench.text("photos/notes.jpg", "not an image");
+    bench.text("photos/readme.txt", "passed over");
+    let output = bench.detect(&["photos", "--json", "out/found.json", "--out", "pictures"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("notes.jpg") && stderr(&output).contains("1 skipped"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(!stderr(&output).contains("readme"), "{}", stderr(&output));
+
+    let found = json(&bench.path("out/found.json"));
+    let files: Vec<&str> = found.as_array().unwrap().iter().map(|e| e["file"].as_str().unwrap()).collect();
+    assert_eq!(files, ["photos/a.png", "photos/b.JPG", "photos/c.jpg"]);
+    for (entry, (width, height)) in
+        found.as_array().unwrap().iter().zip([(80.0, 60.0), (700.0, 500.0), (64.0, 64.0)])
+    {
+        assert_eq!((entry["width"].as_f64(), entry["height"].as_f64()), (Some(width), Some(height)));
+        let detections = entry["detections"].as_array().unwrap();
+        assert!(!detections.is_empty() && detections.len() <= 20);
+        let (mut last, mut right, mut bottom) = (1.0, 0.0f64, 0.0f64);
+        for d in detections {
+            let score = d["score"].as_f64().unwrap();
+            assert!(score <= last && score > 0.4, "{score}");
+            last = score;
+            assert!(matches!(
+                (d["category_id"].as_i64(), d["label"].as_str()),
+                (Some(7), Some("star")) | (Some(40), Some("ring"))
+            ));
+            let b: Vec<f64> = d["bbox"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+            assert!(b.len() == 4 && b.iter().all(|v| *v >= 0.0), "{b:?}");
+            (right, bottom) = (right.max(b[0] + b[2]), bottom.max(b[1] + b[3]));
+        }
+        // Random boxes reach the edges, where they are cut: of the original image, not of the resized one.
+        assert!((right - width).abs() < 0.01 && (bottom - height).abs() < 0.01, "{right} × {bottom}");
+    }
+    // Small images are enlarged to be legible.
+    for (name, size) in [("a.png", (640, 480)), ("b.png", (700, 500)), ("c.png", (640, 640))] {
+        let picture = image::open(bench.path("pictures").join(name)).unwrap().into_rgb8();
+        assert_eq!(picture.dimensions(), size, "{name}");
+    }
+    let plain = image::open(bench.path("photos/b.JPG")).unwrap().into_rgb8();
+    let drawn = image::open(bench.path("pictures/b.png")).unwrap().into_rgb8();
+    let changed = plain.pixels().zip(drawn.pixels()).filter(|(a, b)| a != b).count();
+    assert!(changed > 1000, "{changed} pixels were drawn");
+}
+
+#[test]
+fn without_files_to_write_boxes_are_printed_and_the_threshold_rules() {
+    let bench = Bench::new();
+    bench.image("a.png", 80, 60);
+    let all = stdout(&bench.detect(&["a.png", "--score-threshold", "0"]));
+    assert!(all.starts_with("a.png: ") && all.contains("  star 0."), "{all}");
+    let none = stdout(&bench.detect(&["a.png", "--score-threshold", "0.999"]));
+    assert_eq!(none, "a.png: nothing with a score of 1.00 or more\n");
+    let all = all.lines().filter(|line| line.starts_with("  ")).count();
+    let few = bench.detect(&["a.png", "--score-threshold", "0", "--set", "max_detections=3"]);
+    assert!(all > 3 && stdout(&few).lines().filter(|line| line.starts_with("  ")).count() == 3);
+}
+
+#[test]
+fn a_config_of_ones_own_and_another_size_are_used() {
+    let bench = Bench::new();
+    bench.image("a.png", 80, 60);
+    bench.text("other.json", &TINY.replace("\"score\": 0.4", "\"score\": 0.4, \"nms\": 0.01"));
+    let boxes = |args: &[&str]| {
+        assert!(bench.detect(args).status.success(), "{}", stderr(&bench.detect(args)));
+        json(&bench.path("found.json"))[0]["detections"].clone()
+    };
+    let own = boxes(&["a.png", "--json", "found.json"]);
+    assert_eq!(own, boxes(&["a.png", "--json", "found.json", "--size", "64,96"]));
+    assert_ne!(own, boxes(&["a.png", "--json", "found.json", "--size", "96,128"]));
+    let other = boxes(&["a.png", "--json", "found.json", "--config", "other.json"]);
+    assert!(other.as_array().unwrap().len() < own.as_array().unwrap().len());
+}
+
+#[test]
+fn images_of_one_name_keep_a_picture_each() {
+    let bench = Bench::new();
+    bench.image("one/a.png", 40, 40);
+    bench.image("two/a.png", 40, 40);
+    assert!(bench.detect(&["one", "two/a.png", "--out", "pictures"]).status.success());
+    assert!(bench.path("pictures/a.png").is_file() && bench.path("pictures/a-2.png").is_file());
+}
+
+#[test]
+fn unreadable_images_alone_fail_and_one_stops_if_asked() {
+    let bench = Bench::new();
+    bench.image("a.png", 40, 40);
+    bench.text("b.jpg", "not an image");
+    let truncated = std::fs::read(bench.image("c.jpg", 64, 64)).unwrap();
+    std::fs::write(bench.path("c.jpg"), &truncated[..truncated.len() / 2]).unwrap();
+    let output = bench.detect(&["b.jpg", "c.jpg", "absent.png", "--json", "found.json"]);
+    assert_refused(&output, &["none of the 3 images"]);
+    for name in ["b.jpg", "c.jpg", "absent.png"] {
+        assert!(stderr(&output).contains(&format!("skipped: ")) && stderr(&output).contains(name));
+    }
+    assert!(!bench.path("found.json").exists());
+    assert_refused(&bench.detect(&["b.jpg", "a.png", "--set", "on_error=stop"]), &["b.jpg"]);
+}
+
+#[test]
+fn bad_arguments_are_one_clear_line() {
+    let bench = Bench::new();
+    bench.image("a.png", 40, 40);
+    std::fs::create_dir(bench.path("empty")).unwrap();
+    bench.text("weights.safetensors", "no weights");
+    bench.text("broken.json", "{");
+    assert_refused(&bench.detect(&["empty"]), &["no image", "empty"]);
+    assert_refused(&bench.run(&["yolo", "--weights", "tiny.safetensors", "a.png"]), &["yolo", "retinanet"]);
+    assert_refused(
+        &bench.run(&["retinanet", "--weights", "gone.safetensors", "a.png"]),
+        &["gone.safetensors"],
+    );
+    assert_refused(
+        &bench.run(&["retinanet", "--weights", "weights.safetensors", "a.png"]),
+        &["weights.safetensors"],
+    );
+    assert_refused(&bench.run(&["retinanet", "a.png"]), &["--weights"]);
+    assert_refused(&bench.detect(&[]), &["IMAGE"]);
+    assert_refused(&bench.detect(&["a.png", "--config", "broken.json"]), &["broken.json"]);
+    assert_refused(&bench.detect(&["a.png", "--config", "gone.json"]), &["gone.json", "presets"]);
+    assert_refused(&bench.detect(&["a.png", "--size", "800"]), &["--size"]);
+    assert_refused(&bench.detect(&["a.png", "--device", "tpu"]), &["tpu"]);
+    assert_refused(&bench.detect(&["a.png", "--score-threshold", "2"]), &["model.test.score"]);
+    assert_refused(&bench.detect(&["a.png", "--set", "test.nsm=1"]), &["test.nsm", "nms"]);
+    assert_refused(&bench.detect(&["a.png", "--out", "a.png"]), &["a.png"]);
+    // Weights of another model.
+    let wider = TINY.replace("\"channels\": 8 }", "\"channels\": 16 }");
+    bench.text("wider.json", &wider);
+    assert_refused(&bench.detect(&["a.png", "--config", "wider.json"]), &["fpn", "shape"]);
+}
