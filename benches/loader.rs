@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
-use criterion::{black_box, Criterion};
+use std::hint::black_box;
+
+use criterion::Criterion;
 use image::RgbImage;
 use vigdet::config::{DataConfig, ResizeKind, SplitConfig};
 use vigdet::data::{color, decode, prepare, CocoDataset, ImageInfo, Loader, LoaderOptions};
