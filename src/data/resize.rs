@@ -1,8 +1,9 @@
 //! Resizing, with normalisation straight into a batch's float buffer.
 
-use anyhow::{Context, Result};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use anyhow::Result;
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
 use crate::config::ResizeKind;
@@ -90,11 +91,13 @@ pub fn resize_into(
 
 /// Pillow's `resize(…, BILINEAR)`: a triangle filter whose support grows when shrinking, 8 bits in and out.
 pub fn antialias(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)?;
-    let mut resized = Image::new(width, height, PixelType::U8x3);
+    let mut resized = RgbImage::new(width, height);
+    // Typed views: untyped ones compile the code of every pixel type there is, several minutes of it.
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())?;
+    let mut target = TypedImage::<U8x3>::from_buffer(width, height, resized.as_mut())?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new().resize(&source, &mut resized, &options)?;
-    RgbImage::from_raw(width, height, resized.into_vec()).context("the resized image has another size")
+    Resizer::new().resize_typed(&source, &mut target, &options)?;
+    Ok(resized)
 }
 
 fn normalise_rows(image: &RgbImage, normalise: &Normalise, data: &mut [f32], columns: usize, rows: usize) {
