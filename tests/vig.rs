@@ -228,3 +228,140 @@ fn graph_isomorphism_is_the_reference() {
 fn graph_sage_is_the_reference() {
     check(&with_convolution("pvig_sage", GraphConvKind::Sage));
 }
+
+/// `uniform` of tests/fixtures/resnet/make.py.
+fn uniform(shape: &[i64], t: u64) -> Tensor {
+    let count = shape.iter().product::<i64>() as u64;
+    let value = |i: u64| {
+        let hash = (i * 2_654_435_761 + t * 40_503_001) % (1 << 32);
+        (hash >> 8) as f64 / f64::from(1 << 24) - 0.5
+    };
+    Tensor::from_slice(&(0..count).map(value).collect::<Vec<f64>>()).view(shape)
+}
+
+#[test]
+fn resnets_give_torchvisions_maps_and_gradients() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/resnet/resnet.safetensors");
+    let expected: HashMap<String, Tensor> = Tensor::read_safetensors(path).unwrap().into_iter().collect();
+    for name in ["resnet18", "resnet50"] {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let config = BackboneConfig { name: name.into(), ..Default::default() };
+        let model = Classifier::new(&vs.root(), &config, 1000).unwrap();
+        for (t, (key, variable)) in vigdet::weights::sorted_variables(&vs).into_iter().enumerate() {
+            let u = uniform(&variable.size(), t as u64);
+            let u = match &key {
+                _ if variable.dim() > 1 => u * (24.0 / variable.get(0).numel() as f64).sqrt(),
+                key if key.ends_with("running_var") => u + 1.0,
+                key if key.ends_with("weight") => u / 2.0 + 1.0,
+                _ => u / 5.0,
+            };
+            variable.detach().copy_(&u);
+        }
+        let images = |shape: &[i64]| (uniform(shape, 1000) * 4.0).to_kind(Kind::Float);
+        let out = tch::no_grad(|| model.forward(&images(&[1, 3, 70, 100]), false, None)).unwrap();
+        for (s, map) in out.maps.iter().enumerate() {
+            let map = map.contiguous().flatten(0, -1).slice(0, 0, None, 16);
+            let error = relative_error(&map, &expected[&format!("{name}.map.{s}")]);
+            assert!(error < MAPS, "{name}: map {s} differs by {error:e}");
+        }
+        let error = relative_error(&out.logits, &expected[&format!("{name}.logits")]);
+        assert!(error < MAPS, "{name}: logits differ by {error:e}");
+
+        let out = model.forward(&images(&[4, 3, 64, 64]), true, None).unwrap();
+        let parts: Vec<Tensor> = (3000..)
+            .zip(out.maps.iter().chain([&out.logits]))
+            .map(|(t, m)| (m * uniform(&m.size(), t)).mean(Kind::Double))
+            .collect();
+        Tensor::stack(&parts, 0).sum(Kind::Double).backward();
+        for (key, variable) in vs.variables() {
+            let Some(expected) = expected.get(&format!("{name}.gradient.{key}")) else {
+                assert!(key.contains("running"), "{name}: no gradient of {key} to compare with");
+                continue;
+            };
+            let gradient = variable.grad().to_kind(Kind::Double);
+            let [norm, sum] = [0, 1].map(|i| expected.double_value(&[i]));
+            let found_sum = (&gradient * uniform(&gradient.size(), 2000)).sum(Kind::Double).double_value(&[]);
+            let error =
+                (gradient.norm().double_value(&[]) / norm - 1.0).abs().max((found_sum - sum).abs() / norm);
+            assert!(error < GRADIENTS, "{name}: gradient of {key} differs by {error:e}");
+        }
+    }
+}
+
+/// Runs `extract_features`; what it printed, or the error's line.
+fn extract(args: &[&str]) -> Result<String, String> {
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_extract_features"))
+        .args(args)
+        .env("OMP_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    if run.status.success() {
+        return Ok(text(&run.stdout));
+    }
+    let error = text(&run.stderr);
+    assert!(error.starts_with("error: ") && error.trim_end().lines().count() == 1, "{error}");
+    Err(error)
+}
+
+#[test]
+fn extract_features_writes_what_the_model_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let fixture = pyramid();
+    let (vs, _) = fixture.model(Search::Fused);
+    vigdet::weights::save(&vs, Path::new(&at("weights.safetensors")), &Default::default()).unwrap();
+    let size = (1, 70, 100);
+    Tensor::write_safetensors(&[("images", pixels(size))], at("images.safetensors")).unwrap();
+    let (weights, images, out) = (at("weights.safetensors"), at("images.safetensors"), at("out.safetensors"));
+    let small = ["--set", "backbone.channels=[8,12,16,20]", "--set", "blocks=[1,1,3,1]"];
+    let files = ["pvig_ti", "--weights", &weights, "--input", &images, "--out", &out];
+    let all = |more: &[&str]| extract(&[&files[..], &small, more].concat());
+    let saved = at("saved.safetensors");
+    let printed = all(&["--edges", "--repeat", "2", "--json", "--save", &saved]).unwrap();
+    let seconds: serde_json::Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
+    assert!(seconds["seconds"].as_f64().unwrap() > 0.0);
+    let found: HashMap<String, Tensor> = Tensor::read_safetensors(&out).unwrap().into_iter().collect();
+    // No near-ties in the fixture at this size: the same neighbours, so the same maps.
+    for s in 0..4 {
+        let error =
+            relative_error(&found[&format!("stage{}", s + 1)], fixture.get(&format!("70x100.map.{s}")));
+        assert!(error < MAPS, "map {s} differs by {error:e}");
+    }
+    assert!(relative_error(&found["logits"], fixture.get("70x100.logits")) < MAPS);
+    for block in 0..6 {
+        let expected = fixture.get(&format!("70x100.edges.{block}")).to_kind(Kind::Int64);
+        assert_eq!(found[&format!("edges.{block}")], expected, "block {block}");
+    }
+    assert_eq!(found.len(), 4 + 1 + 6);
+    let saved: HashMap<String, Tensor> = Tensor::read_safetensors(&saved).unwrap().into_iter().collect();
+    assert!(vs.variables().iter().all(|(name, value)| saved[name] == *value) && saved.len() == vs.len());
+    all(&["--backward", "--json"]).unwrap();
+
+    let with = |name: &str, bytes: &[u8]| {
+        std::fs::write(at(name), bytes).unwrap();
+        at(name)
+    };
+    let whole = std::fs::read(&weights).unwrap();
+    let cut = with("cut.safetensors", &whole[..whole.len() / 2]);
+    let fails = |model: &str, weights: &str, input: &str, more: &[&str]| {
+        extract(&[&[model, "--weights", weights, "--input", input, "--out", &out][..], more].concat())
+            .unwrap_err()
+    };
+    assert!(fails("pvig_ti", &cut, &images, &small).contains("cut off"));
+    let text = fails("pvig_ti", &weights, &images, &[]);
+    assert!(text.contains("shape") && text.contains("backbone"), "{text}");
+    let text = fails("resnet18", &weights, &images, &[]);
+    assert!(text.contains("none of its"), "{text}");
+    assert!(fails("vgg", &weights, &images, &[]).contains("pvig_s"));
+    let text = fails("pvig_ti", &weights, &weights, &small);
+    assert!(text.contains("`images`"), "{text}");
+    // Half the names of the backbone.
+    let half: Vec<(String, Tensor)> = vigdet::weights::sorted_variables(&vs)
+        .into_iter()
+        .map(|(name, t)| (name.replace("backbone.3.", "backbone.three."), t))
+        .collect();
+    vigdet::weights::write_tensors(&half, Path::new(&at("half.safetensors")), &Default::default()).unwrap();
+    let text = fails("pvig_ti", &at("half.safetensors"), &images, &small);
+    assert!(text.contains("backbone.3.") && text.contains("backbone.three."), "{text}");
+}

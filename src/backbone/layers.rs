@@ -105,7 +105,7 @@ pub struct ConvBn {
     pub conv: nn::Conv2D,
     /// The batch norm over `out` channels.
     pub norm: nn::BatchNorm,
-    stride: i64,
+    spec: ConvSpec,
     eps: f64,
 }
 
@@ -126,12 +126,28 @@ impl Affine {
 impl ConvBn {
     /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`).
     pub fn new(conv: nn::Path, norm: nn::Path, spec: ConvSpec, eps: f64) -> Self {
-        Self { conv: spec.build(conv), norm: batch_norm(norm, spec.output, eps), stride: spec.stride, eps }
+        Self { conv: spec.build(conv), norm: batch_norm(norm, spec.output, eps), spec, eps }
     }
 
     /// `[B, in, H, W]` to `[B, out, H / stride, W / stride]`. `train`: batch statistics.
+    ///
+    /// With running statistics the norm is a factor and a shift of each channel. Where the map is larger than the weights, those take them
+    /// in, and the map is written once.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        self.norm.forward_t(&self.conv.forward(x), train)
+        let size = x.size();
+        let map = size[0] * self.spec.output * size[2] * size[3] / self.spec.stride.pow(2);
+        if train || map < 2 * self.conv.ws.numel() as i64 {
+            return self.norm.forward_t(&self.conv.forward(x), train);
+        }
+        let Affine { scale, shift } = self.affine();
+        let weight = &self.conv.ws * scale.view([-1, 1, 1, 1]);
+        let bias = match &self.conv.bs {
+            Some(bias) => bias * scale + shift,
+            None => shift,
+        };
+        let side = |n: i64| [n, n];
+        let ConvSpec { stride, kernel, groups, .. } = self.spec;
+        x.conv2d(&weight, Some(bias), side(stride), side(kernel / 2), side(1), groups)
     }
 
     /// The batch norm with its running statistics.
@@ -179,7 +195,7 @@ impl ConvBn {
 
 impl Describe for ConvBn {
     fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
-        convolution(&self.conv, self.stride, size, visit)
+        convolution(&self.conv, self.spec.stride, size, visit)
     }
 }
 

@@ -279,3 +279,163 @@ impl Backbone for Vig {
         sizes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    fn config(name: &str, changes: impl FnOnce(&mut BackboneConfig)) -> BackboneConfig {
+        let channels = if name.starts_with("pvig") { vec![8; 4] } else { vec![8] };
+        let blocks = if name.starts_with("pvig") { vec![1, 1, 2, 1] } else { vec![12] };
+        let mut config = BackboneConfig {
+            name: name.into(),
+            channels: Some(channels),
+            blocks: Some(blocks),
+            drop_path: 0.0,
+            ..Default::default()
+        };
+        changes(&mut config);
+        config
+    }
+
+    fn build(config: &BackboneConfig) -> (nn::VarStore, Vig) {
+        let store = nn::VarStore::new(Device::Cpu);
+        let model = Vig::new(&store.root(), config).unwrap();
+        (store, model)
+    }
+
+    fn images(size: &[i64]) -> Tensor {
+        (Tensor::arange(size.iter().product::<i64>(), OPTIONS) * 12.9898).sin().view(size)
+    }
+
+    fn neighbours(config: &BackboneConfig, side: i64) -> Vec<i64> {
+        let mut trace = GraphTrace::default();
+        let (_, model) = build(config);
+        tch::no_grad(|| model.forward(&images(&[1, 3, side, side]), false, Some(&mut trace))).unwrap();
+        trace.blocks.iter().map(|b| b.edges.size()[2]).collect()
+    }
+
+    #[test]
+    fn neighbours_grow_in_isotropic_vig_and_stay_in_pyramids() {
+        let growing = [9, 9, 10, 11, 12, 13, 13, 14, 15, 16, 17, 18];
+        assert_eq!(neighbours(&config("vig_ti", |_| ()), 128), growing);
+        assert_eq!(neighbours(&config("vig_ti", |c| c.k_last = Some(9)), 128), [9; 12]);
+        assert_eq!(neighbours(&config("pvig_ti", |_| ()), 128), [9; 5]);
+        // 32 pixels: 2 × 2 candidates, 2 × 2, 2 × 2, one.
+        assert_eq!(neighbours(&config("pvig_ti", |_| ()), 32), [4, 4, 4, 4, 1]);
+    }
+
+    #[test]
+    fn weights_start_as_published() {
+        let (store, _) = build(&config("pvig_ti", |c| c.channels = Some(vec![64; 4])));
+        for (name, value) in store.variables() {
+            let (mean, deviation) = (value.mean(Kind::Float), value.std(false));
+            let (mean, deviation) = (mean.double_value(&[]), deviation.double_value(&[]));
+            if value.dim() == 4 && name != "pos_embed" {
+                let expected = (2.0 / value.get(0).numel() as f64).sqrt();
+                assert!((deviation / expected - 1.0).abs() < 0.1, "{name}: {deviation}, not {expected}");
+            } else {
+                let start =
+                    if name.ends_with(".weight") || name.ends_with("running_var") { 1.0 } else { 0.0 };
+                assert_eq!((mean, deviation), (start, 0.0), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_random_in_training_is_drawn_from_seed_and_iteration_alone() {
+        for changes in [
+            (|c| c.drop_path = 0.5) as fn(&mut BackboneConfig),
+            // Of the 16 nearest of 64 candidates 4, in the second block of stage 3.
+            |c| (c.stochastic_dilation, c.k, c.blocks) = (1.0, 4, Some(vec![1, 1, 8, 1])),
+        ] {
+            let (_, model) = build(&config("pvig_ti", changes));
+            let x = images(&[2, 3, 128, 128]);
+            let run = |seed, iteration, train| {
+                model.set_iteration(seed, iteration);
+                tch::no_grad(|| model.forward(&x, train, None)).unwrap().remove(3)
+            };
+            // Running statistics do not enter a training pass.
+            let first = run(7, 3, true);
+            assert_eq!(run(7, 3, true), first);
+            assert_ne!(run(7, 4, true), first);
+            assert_ne!(run(8, 3, true), first);
+            assert_eq!(run(7, 3, false), run(8, 4, false));
+        }
+    }
+
+    #[test]
+    fn stochastic_depth_rises_linearly_from_nothing() {
+        let (_, model) = build(&config("pvig_ti", |c| c.drop_path = 0.8));
+        let drops: Vec<f64> = model.stages.iter().flat_map(|s| &s.blocks).map(|block| block.drop).collect();
+        let expected = [0.0, 0.2, 0.4, 0.6, 0.8];
+        assert!(drops.iter().zip(expected).all(|(d, e)| (d - e).abs() < 1e-6), "{drops:?}");
+    }
+
+    #[test]
+    fn ablations_leave_out_what_they_say() {
+        let names = |changes: fn(&mut BackboneConfig)| -> Vec<String> {
+            let (store, model) = build(&config("vig_ti", changes));
+            let out = model.forward(&images(&[2, 3, 64, 64]), true, None).unwrap();
+            assert_eq!(out[0].size(), [2, 8, 4, 4]);
+            let mut names: Vec<String> = store.variables().into_keys().collect();
+            names.retain(|n| {
+                n.starts_with("backbone.0.") && n.ends_with(".weight") && !n.ends_with(".1.weight")
+            });
+            names.sort();
+            names
+        };
+        let (fc1, conv, fc2) = (
+            "backbone.0.0.fc1.0.weight",
+            "backbone.0.0.graph_conv.gconv.nn.0.weight",
+            "backbone.0.0.fc2.0.weight",
+        );
+        let ffn = ["backbone.0.1.fc1.0.weight", "backbone.0.1.fc2.0.weight"];
+        assert_eq!(names(|_| ()), [fc1, fc2, conv, ffn[0], ffn[1]]);
+        assert_eq!(names(|c| c.grapher_fc = false), [conv, ffn[0], ffn[1]]);
+        assert_eq!(names(|c| c.ffn = false), [fc1, fc2, conv]);
+        assert_eq!(names(|c| (c.ffn, c.grapher_fc) = (false, false)), [conv]);
+    }
+
+    #[test]
+    fn a_training_batch_that_would_break_a_norm_is_refused() {
+        let (_, model) = build(&config("pvig_ti", |_| ()));
+        let error = model.forward(&images(&[1, 3, 32, 32]), true, None).unwrap_err().to_string();
+        assert!(error.contains("1 image of 32×32"), "{error}");
+        model.forward(&images(&[2, 3, 32, 32]), true, None).unwrap();
+        model.forward(&images(&[1, 3, 32, 32]), false, None).unwrap();
+    }
+
+    #[test]
+    fn frozen_stages_do_not_learn_and_keep_their_statistics() {
+        let (store, model) = build(&config("pvig_ti", |c| c.frozen_stages = 2));
+        let x = images(&[2, 3, 64, 64]);
+        let before = store.variables()["stem.convs.1.running_mean"].copy();
+        model.forward(&x, true, None).unwrap()[3].mean(Kind::Float).backward();
+        assert_eq!(store.variables()["stem.convs.1.running_mean"], before);
+        for (name, value) in store.variables() {
+            // Stage 2 ends with layer 2; layer 3 leads to stage 3.
+            let layer: Option<usize> =
+                name.strip_prefix("backbone.").and_then(|n| n.split('.').next()?.parse().ok());
+            let learns = layer.is_some_and(|layer| layer >= 3) && !name.contains("running");
+            assert_eq!(value.requires_grad(), learns, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_named() {
+        let error = |name: &str, changes: fn(&mut BackboneConfig)| {
+            let store = nn::VarStore::new(Device::Cpu);
+            Vig::new(&store.root(), &config(name, changes)).unwrap_err().to_string()
+        };
+        assert!(error("pvig_ti", |c| c.channels = Some(vec![8; 3])).contains("channels"));
+        assert!(error("pvig_ti", |c| c.channels = Some(vec![8, 8, 8, 9])).contains("multiples of 4"));
+        assert!(error("vig_ti", |c| c.blocks = Some(vec![0])).contains("blocks"));
+        assert!(error("vig_ti", |c| c.heads = 3).contains("heads"));
+        assert!(error("vig_ti", |c| c.frozen_stages = 2).contains("frozen_stages"));
+        assert!(error("pvig_ti", |c| c.image_size = 100).contains("image_size"));
+        assert!(error("vig_ti", |c| c.k = 0).contains("model.backbone.k"));
+    }
+}

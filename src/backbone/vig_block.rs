@@ -16,7 +16,7 @@ pub struct Block {
     /// C to 4C, GELU, 4C to C; `None` in an ablation.
     ffn: Option<(ConvBn, ConvBn)>,
     /// Probability that a branch of this block is left out for an image, in training.
-    drop: f64,
+    pub(super) drop: f64,
 }
 
 impl Block {
