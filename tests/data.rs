@@ -152,7 +152,7 @@ fn bilinear_batches_are_torchvisions() {
     for (short, long) in [(50, 80), (20, 33), (40, 50)] {
         let config =
             DataConfig { size: [short, long], resize: ResizeKind::Bilinear, ..DataConfig::default() };
-        let batch = prepare(&[image.clone()], &[info("a")], &config).unwrap();
+        let batch = prepare(std::slice::from_ref(&image), &[info("a")], &config).unwrap();
         let view = tensors.tensor(&format!("torchvision.{short}.{long}")).unwrap();
         assert_eq!(batch.images.size(), view.shape().iter().map(|s| *s as i64).collect::<Vec<_>>());
         let most =

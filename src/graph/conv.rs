@@ -25,6 +25,8 @@ pub struct GraphConv {
 }
 
 #[derive(Debug)]
+// There is one per block: a few bytes of it matter less than another indirection.
+#[allow(clippy::large_enum_variant)]
 enum Layers {
     /// nn([x, max_j (y_j − x)]), channels interleaved: [x₀, m₀, x₁, m₁, …].
     Mr { update: ConvBn },

@@ -395,7 +395,7 @@ impl Trainer {
         let best = self.progress.best.as_ref().is_none_or(|best| scores.ap() > best.ap);
         if best {
             // The weights come last but the record of them: a kill in between repeats this.
-            vigdet_coco::write_results(&self.run.detections(), &found)
+            vigdet_coco::write_results(self.run.detections(), &found)
                 .with_context(|| format!("cannot write {}", self.run.detections().display()))?;
             let split = &self.config.data.val;
             let annotations = data_root(&self.config)?.join(&split.annotations);

@@ -52,7 +52,7 @@ impl fmt::Display for LoadReport {
         }
         let mut list = |what: &str, names: &[String]| match names {
             [] => Ok(()),
-            [all @ ..] if all.len() <= 4 => write!(f, ", {} {what} ({})", all.len(), all.join(", ")),
+            all if all.len() <= 4 => write!(f, ", {} {what} ({})", all.len(), all.join(", ")),
             [first, second, third, ..] => {
                 write!(f, ", {} {what} ({first}, {second}, {third}, …)", names.len())
             }

@@ -224,7 +224,7 @@ impl<'a> Reader<'a> {
     }
 
     fn set(&mut self, items: Vec<Value>) -> Result<()> {
-        ensure!(items.len() % 2 == 0, "a dictionary has a key without a value");
+        ensure!(items.len().is_multiple_of(2), "a dictionary has a key without a value");
         let dict = self.last()?.clone();
         match self.objects.get_mut(&dict) {
             Some(Object::Dict(entries)) => {

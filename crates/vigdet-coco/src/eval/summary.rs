@@ -64,7 +64,7 @@ impl Line {
         let area = params.areas.iter().position(|area| area.label == self.area);
         let max = params.max_dets.iter().position(|&max| max == self.max_dets);
         let (Some(a), Some(m)) = (area, max) else { return -1.0 };
-        let chosen = |t: usize| self.iou.map_or(true, |iou| params.iou_thresholds[t] == iou);
+        let chosen = |t: usize| self.iou.is_none_or(|iou| params.iou_thresholds[t] == iou);
         let thresholds: Vec<usize> = (0..params.iou_thresholds.len()).filter(|&t| chosen(t)).collect();
         if self.average_precision {
             let part = evaluation.precision.slice(s![.., .., .., a, m]);
