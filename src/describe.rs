@@ -76,9 +76,7 @@ impl Macs {
     }
 }
 
-/// Numbers that a store's model learns, frozen ones included; running statistics are not learned.
+/// Numbers that a store's model learns: what is frozen is not counted, nor are running statistics.
 pub fn parameters(store: &nn::VarStore) -> u64 {
-    let variables = store.variables();
-    let learned = |name: &str| !name.ends_with("running_mean") && !name.ends_with("running_var");
-    variables.iter().filter(|(name, _)| learned(name)).map(|(_, v)| v.numel() as u64).sum()
+    store.variables().values().filter(|v| v.requires_grad()).map(|v| v.numel() as u64).sum()
 }

@@ -86,7 +86,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn print_row(row: &Row, cost: &Cost) {
     let paper: Vec<String> = [(row.parameters, "M"), (row.macs, "G")]
         .into_iter()
-        .filter_map(|(figure, unit)| figure.map(|f| format!("{f} {unit}")))
+        .filter_map(|(figure, unit)| figure.map(|f| format!("{f:.1} {unit}")))
         .collect();
     let [parameters, macs] = [cost.parameters, row.macs_of(cost)].map(grouped);
     println!("{:34} {parameters:>13} {macs:>19}   {}", row.label, paper.join(", "));

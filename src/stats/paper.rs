@@ -56,6 +56,9 @@ const fn row(
     Row { label, model, changes, parameters, macs }
 }
 
+/// As mmdetection trains it: with its first stage frozen, which its parameter count leaves out.
+const RESNET: [&str; 2] = ["model.backbone.name=resnet50", "model.backbone.frozen_stages=1"];
+
 /// Tables 1, 2, 6, 7, 9 and 10.
 pub const TABLES: &[Table] = &[
     Table {
@@ -117,7 +120,7 @@ pub const TABLES: &[Table] = &[
     Table {
         title: "Table 10: RetinaNet, 1280×800, 80 classes (without the distances)",
         rows: &[
-            row("ResNet-50", "retinanet", &["model.backbone.name=resnet50"], Some(37.7), Some(239.3)),
+            row("ResNet-50", "retinanet", &RESNET, Some(37.7), Some(239.3)),
             row("Pyramid ViG-S", "retinanet", &["model.backbone.name=pvig_s"], Some(36.2), Some(240.0)),
         ],
         same_models: true,
