@@ -214,3 +214,47 @@ fn selection_of_detections() {
     let scores = Tensor::from_slice(&found.scores) - fixture.tensor("selection.scores");
     assert!(scores.abs().max().to_kind(Kind::Double).double_value(&[]) < 1e-6);
 }
+
+#[test]
+fn a_crowd_is_neither_object_nor_background() {
+    let fixture = Fixture::read();
+    let anchors = torchvision_anchors().concat();
+    let loss = DenseLoss { matcher: MATCHER, coder: BoxCoder::default(), config: LossConfig::default() };
+    let run = |target: Target| {
+        let logits = fixture.tensor("losses.logits").narrow(0, 0, 1).copy().set_requires_grad(true);
+        let deltas = fixture.tensor("losses.deltas").narrow(0, 0, 1).copy().set_requires_grad(true);
+        let output =
+            LevelOutput { logits: logits.shallow_clone(), deltas: deltas.shallow_clone(), map: (0, 0) };
+        loss.losses(&[output], &anchors, &[target]).total().backward();
+        let touched = |t: Tensor| -> Vec<bool> {
+            t.grad()
+                .get(0)
+                .abs()
+                .sum_dim_intlist([1].as_slice(), false, Kind::Float)
+                .gt(0.0)
+                .try_into()
+                .unwrap()
+        };
+        (touched(logits), touched(deltas))
+    };
+    let plain = fixture.target(0);
+    let mut crowded = fixture.target(0);
+    let region = [0.0, 0.0, 160.0, 96.0];
+    crowded.boxes.insert(0, region);
+    crowded.labels.insert(0, 3);
+    crowded.crowd.insert(0, true);
+    crowded.segmentations.insert(0, None);
+    let (classified, regressed) = run(plain);
+    let (classified_beside_crowd, regressed_beside_crowd) = run(crowded);
+    // The same anchors stand for objects; background inside the crowd has no loss, background mostly outside of it has.
+    assert_eq!(regressed, regressed_beside_crowd);
+    for (i, anchor) in anchors.iter().enumerate() {
+        let cut = |v: f32, most: f32| v.clamp(0.0, most);
+        let inside =
+            (cut(anchor[2], 160.0) - cut(anchor[0], 160.0)) * (cut(anchor[3], 96.0) - cut(anchor[1], 96.0));
+        let share = inside / ((anchor[2] - anchor[0]) * (anchor[3] - anchor[1]));
+        let wanted = classified[i] && (regressed[i] || share < 0.5);
+        assert_eq!(classified_beside_crowd[i], wanted, "anchor {i}, {share} of it in the crowd");
+    }
+    assert!(classified_beside_crowd.iter().filter(|c| !**c).count() > 500);
+}
