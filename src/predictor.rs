@@ -117,6 +117,11 @@ impl Predictor {
         &self.config
     }
 
+    /// The network.
+    pub fn detector(&self) -> &dyn Detector {
+        self.detector.as_ref()
+    }
+
     /// (category id, name) of each label.
     pub fn classes(&self) -> &[(i64, String)] {
         &self.classes

@@ -90,12 +90,17 @@ impl Trainer {
     pub fn new(config: Config, options: TrainOptions) -> Result<Self> {
         set_threads(config.train.threads)?;
         let run = if options.resume { RunDir::open(&options.out)? } else { RunDir::free(&options.out)? };
+        let t = &config.train;
+        let micro_batch = t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size);
+        ensure!(
+            t.batch_size.is_multiple_of(micro_batch),
+            "train.batch_size, {}, must be a multiple of train.micro_batch, {micro_batch} (--set micro_batch=null: all at once)",
+            t.batch_size
+        );
         let root = data_root(&config)?;
         let train = Arc::new(CocoDataset::open(&config.data.train, &root, true)?);
         println!("train: {}", indented(&train.report().to_string()));
         let classes: Vec<(i64, String)> = train.classes().iter().map(|c| (c.id, c.name.clone())).collect();
-        let t = &config.train;
-        let micro_batch = t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size);
         let evaluator =
             (t.eval_every > 0).then(|| evaluator(&config, &root, micro_batch, &classes)).transpose()?;
 
@@ -117,7 +122,7 @@ impl Trainer {
 
         let loader_options = LoaderOptions { batch_size: micro_batch, train: true, seed: t.seed };
         let loader = Arc::new(Loader::new(train, &config.data, loader_options)?);
-        let micro_steps = t.batch_size.div_ceil(micro_batch);
+        let micro_steps = t.batch_size / micro_batch;
         let steps_per_epoch = loader.batches_per_epoch().div_ceil(micro_steps);
         let total = (t.epochs * steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");

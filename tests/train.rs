@@ -1,0 +1,492 @@
+//! The programs as users start them: training, stopping, resuming, testing, and everything that can go wrong on the way.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use image::{Rgb, RgbImage};
+use serde_json::{json, Value};
+
+/// A program with its arguments. Two threads: what is compared to the bit must not depend on luck.
+fn program(name: &str, args: &[&str]) -> Command {
+    let path = match name {
+        "train_det" => env!("CARGO_BIN_EXE_train_det"),
+        "test_det" => env!("CARGO_BIN_EXE_test_det"),
+        other => panic!("no program {other}"),
+    };
+    let mut command = Command::new(path);
+    command.args(args).env("OMP_WAIT_POLICY", "passive").stdin(Stdio::null());
+    command
+}
+
+fn run(name: &str, args: &[&str]) -> Output {
+    program(name, args).output().unwrap()
+}
+
+/// Standard output of a program that must succeed.
+fn succeed(name: &str, args: &[&str]) -> String {
+    let output = run(name, args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{name} {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The message of a program that must fail: one line, and no panic.
+fn fail(name: &str, args: &[&str]) -> String {
+    let output = run(name, args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{name} {args:?} succeeded");
+    assert!(output.status.code().is_some(), "{name} {args:?} was killed");
+    assert_eq!(text.trim_end().lines().count(), 1, "{name} {args:?}: {text}");
+    assert!(
+        text.starts_with("error: ") && !text.contains("something went wrong inside"),
+        "{name} {args:?}: {text}"
+    );
+    text
+}
+
+/// A small data set in COCO's layout: bright rectangles (category 7) and dark ones (category 3) on noise, wide and tall images.
+struct Data {
+    folder: tempfile::TempDir,
+}
+
+impl Data {
+    fn new() -> Self {
+        let data = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(data.root().join("annotations")).unwrap();
+        data.draw("train", 10);
+        data.draw("val", 4);
+        data
+    }
+
+    fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn arg(&self) -> &str {
+        self.root().to_str().unwrap()
+    }
+
+    fn annotations(&self, split: &str) -> PathBuf {
+        self.root().join(format!("annotations/instances_{split}2017.json"))
+    }
+
+    fn draw(&self, split: &str, count: u32) {
+        std::fs::create_dir(self.root().join(format!("{split}2017"))).unwrap();
+        let (mut images, mut annotations) = (Vec::new(), Vec::new());
+        for i in 0..count {
+            let (width, height) = if i % 3 == 0 { (64, 96) } else { (96, 64) };
+            let name = format!("{i:03}.png");
+            let mut state = i * 7919 + split.len() as u32;
+            let mut noise = move || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state >> 16
+            };
+            let mut image =
+                RgbImage::from_fn(width, height, |_, _| Rgb([(); 3].map(|()| 100 + (noise() % 50) as u8)));
+            for object in 0..2 {
+                let (w, h) = (20 + noise() % 20, 20 + noise() % 20);
+                let (x, y) = (noise() % (width - w), noise() % (height - h));
+                let bright = (i + object) % 2 == 0;
+                for (px, py) in (x..x + w).flat_map(|px| (y..y + h).map(move |py| (px, py))) {
+                    image.put_pixel(px, py, Rgb(if bright { [230, 220, 90] } else { [10, 30, 60] }));
+                }
+                annotations.push(json!({
+                    "id": annotations.len() + 1, "image_id": 100 + i, "category_id": if bright { 7 } else { 3 },
+                    "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
+                }));
+            }
+            image.save(self.root().join(format!("{split}2017")).join(&name)).unwrap();
+            images.push(json!({ "id": 100 + i, "file_name": name, "width": width, "height": height }));
+        }
+        let categories = json!([{ "id": 3, "name": "dark" }, { "id": 7, "name": "bright" }]);
+        let file = json!({ "images": images, "annotations": annotations, "categories": categories });
+        std::fs::write(self.annotations(split), file.to_string()).unwrap();
+    }
+}
+
+/// A model that trains in moments, on every feature that has a state: average, clipping, stochastic depth, flips, micro batches.
+const TINY: &str = r#"{
+  "model": {
+    "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1], "drop_path": 0.3 },
+    "fpn": { "channels": 16 }, "head": { "convs": 1, "channels": 16, "prior": 0.1 }, "anchors": { "base": 2.0 },
+    "test": { "score": 0.001 } },
+  "data": { "size": [64, 96], "flip": 0.5, "scale": [0.8, 1.2], "color": 0.2, "workers": 2 },
+  "train": { "batch_size": 4, "micro_batch": 2, "epochs": 4, "lr": 0.002, "warmup_iters": 3, "schedule": "cosine",
+             "clip_norm": 1.0, "ema": 0.9, "seed": 5, "threads": 2 },
+  "checkpoint": { "every_iters": 2, "keep": 2 } }"#;
+
+struct Scene {
+    data: Data,
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let scene = Self { data: Data::new(), folder: tempfile::tempdir().unwrap() };
+        std::fs::write(scene.path("tiny.json"), TINY).unwrap();
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Arguments of a training into `out`.
+    fn train<'a>(&self, out: &str, more: &[&'a str]) -> Vec<String> {
+        let config = self.path("tiny.json").display().to_string();
+        let out = self.path(out).display().to_string();
+        let args =
+            ["retinanet", "--config", &config, "--data", self.data.arg(), "--out", &out, "--device", "cpu"];
+        args.iter().chain(more).map(|s| s.to_string()).collect()
+    }
+}
+
+fn strs(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+fn read_json(path: PathBuf) -> Value {
+    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        .unwrap()
+}
+
+/// The log's lines, without what depends on the clock.
+fn log(run: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("log.jsonl")).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines
+        .map(|mut line| {
+            let fields = line.as_object_mut().unwrap();
+            assert!(fields.remove("seconds").is_some_and(|s| s.as_f64() > Some(0.0)));
+            assert_eq!(fields.remove("data_wait").is_some(), fields.contains_key("loss"));
+            line
+        })
+        .collect()
+}
+
+/// Waits until a running training has logged so many steps.
+fn wait_for_steps(child: &mut Child, run: &Path, steps: usize) {
+    let start = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(run.join("log.jsonl")).unwrap_or_default();
+        if text.lines().filter(|line| line.contains("\"loss\"")).count() >= steps {
+            return;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "the training ended by itself");
+        assert!(start.elapsed() < Duration::from_secs(120), "the training does not get on");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn start(args: &[String]) -> Child {
+    program("train_det", &strs(args)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn a_run_explains_itself_and_its_best_weights_test_the_same() {
+    let scene = Scene::new();
+    let args = scene.train("run", &[]);
+    let printed = succeed("train_det", &strs(&args));
+    let run_dir = scene.path("run");
+    assert!(printed.contains("Average Precision  (AP) @[ IoU=0.50:0.95"), "{printed}");
+    assert!(printed.contains("cargo run --bin detect -- retinanet --weights"), "{printed}");
+
+    let log = log(&run_dir);
+    let steps: Vec<&Value> = log.iter().filter(|line| line.get("loss").is_some()).collect();
+    // 10 images in batches of 4: 3 steps an epoch.
+    assert_eq!(steps.len(), 12);
+    for (i, step) in steps.iter().enumerate() {
+        assert_eq!(
+            (step["iter"].as_u64(), step["epoch"].as_u64()),
+            (Some(i as u64 + 1), Some(i as u64 / 3 + 1))
+        );
+        let [loss, class, boxes] = ["loss", "classification", "box"].map(|part| step[part].as_f64().unwrap());
+        assert!((loss - class - boxes).abs() < 1e-5, "{step}");
+    }
+    assert!(steps[11]["loss"].as_f64() < steps[0]["loss"].as_f64(), "it learns");
+    let evaluations: Vec<&Value> = log.iter().filter(|line| line.get("bbox").is_some()).collect();
+    assert_eq!(evaluations.len(), 4);
+
+    let config = read_json(run_dir.join("config.json"));
+    assert_eq!(config["train"]["seed"], 5);
+    assert_eq!(config["data"]["root"], scene.data.arg());
+    let start = &read_json(run_dir.join("run.json"))["starts"][0];
+    assert_eq!(start["command"][1], "retinanet");
+    assert_eq!(start["classes"], json!(["dark", "bright"]));
+    assert!(start["libtorch"].is_string());
+    let mut names: Vec<String> = std::fs::read_dir(run_dir.join("checkpoints"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    // Numbered: the last of every second step and of every epoch.
+    let expected = [
+        "best.safetensors",
+        "iter_00000010.safetensors",
+        "iter_00000012.safetensors",
+        "last.safetensors",
+        "last.state",
+    ];
+    assert_eq!(names, expected);
+    assert!(std::fs::read_dir(&run_dir).unwrap().any(|e| e
+        .unwrap()
+        .file_name()
+        .to_string_lossy()
+        .contains("tfevents")));
+
+    let best = evaluations.iter().map(|e| e["bbox"]["AP"].as_f64().unwrap()).fold(-1.0, f64::max);
+    let metrics = read_json(run_dir.join("metrics.json"));
+    assert_eq!(metrics["bbox"]["AP"].as_f64(), Some(best));
+    assert_eq!(metrics["bbox"].as_object().unwrap().len(), 12);
+    assert!(metrics["bbox"]["AR100"].as_f64() > Some(0.0), "something is found, or equal scores say nothing");
+
+    // The weights know their config and classes.
+    let weights = run_dir.join("checkpoints/best.safetensors").display().to_string();
+    let out = scene.path("test").display().to_string();
+    let printed =
+        succeed("test_det", &["retinanet", "--weights", &weights, "--out", &out, "--device", "cpu"]);
+    assert_eq!(printed.matches(" Average ").count(), 12, "{printed}");
+    assert_eq!(read_json(scene.path("test/metrics.json"))["bbox"], metrics["bbox"]);
+    assert_eq!(
+        std::fs::read(scene.path("test/bbox.json")).unwrap(),
+        std::fs::read(run_dir.join("bbox.json")).unwrap()
+    );
+    let truth = read_json(scene.path("test/ground_truth.json"))["annotations"].as_str().unwrap().to_string();
+    assert_eq!(Path::new(&truth), std::fs::canonicalize(scene.data.annotations("val")).unwrap());
+    // Another category numbering for the same names: detections follow the names.
+    let text = std::fs::read_to_string(scene.data.annotations("val")).unwrap();
+    let text = text
+        .replace("\"category_id\":7", "\"category_id\":2")
+        .replace("\"id\":7,\"name\"", "\"id\":2,\"name\"");
+    std::fs::write(scene.data.annotations("val"), text).unwrap();
+    succeed("test_det", &["retinanet", "--weights", &weights, "--out", &out, "--device", "cpu"]);
+    assert_eq!(read_json(scene.path("test/metrics.json"))["bbox"], metrics["bbox"]);
+}
+
+#[test]
+fn a_run_that_is_killed_and_resumed_is_the_uninterrupted_run_to_the_bit() {
+    let scene = Scene::new();
+    let longer = ["--epochs", "12"];
+    succeed("train_det", &strs(&scene.train("whole", &longer)));
+    let args = scene.train("killed", &longer);
+    let mut resume = args.clone();
+    resume.push("--resume".into());
+    let run_dir = scene.path("killed");
+
+    // In the middle of the second epoch, one step after a checkpoint.
+    let mut child = start(&args);
+    wait_for_steps(&mut child, &run_dir, 5);
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert!(log(&run_dir).len() < 36, "it was killed too late to tell anything");
+    let message = fail("train_det", &strs(&args));
+    assert!(message.contains("already holds a run") && message.contains("--resume"), "{message}");
+
+    // Ctrl-C: a checkpoint, and an exit that says so.
+    let mut child = start(&resume);
+    wait_for_steps(&mut child, &run_dir, 10);
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let done = log(&run_dir).iter().filter(|line| line.get("loss").is_some()).count();
+    assert!(done < 36, "it was stopped too late to tell anything");
+
+    let printed = succeed("train_det", &strs(&resume));
+    assert!(printed.contains(&format!("resuming after step {done} ")), "no step was lost: {done} {printed}");
+    let whole = scene.path("whole");
+    assert_eq!(log(&run_dir), log(&whole));
+    for file in ["checkpoints/last.safetensors", "checkpoints/best.safetensors", "bbox.json", "metrics.json"]
+    {
+        let same = std::fs::read(run_dir.join(file)).unwrap() == std::fs::read(whole.join(file)).unwrap();
+        assert!(same, "{file} differs");
+    }
+    assert_eq!(read_json(run_dir.join("run.json"))["starts"].as_array().unwrap().len(), 3);
+
+    // A resumed run keeps its config, but may go on for longer.
+    let mut other = resume.clone();
+    other.extend(["--lr".into(), "0.5".into()]);
+    let message = fail("train_det", &strs(&other));
+    assert!(message.contains("train.lr"), "{message}");
+    let out = run_dir.display().to_string();
+    let more =
+        ["retinanet", "--out", &out, "--resume", "--max-iters", "37", "--epochs", "13", "--device", "cpu"];
+    succeed("train_det", &more);
+    assert_eq!(log(&run_dir).iter().filter(|line| line.get("loss").is_some()).count(), 37);
+}
+
+#[test]
+fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
+    let scene = Scene::new();
+    // Images of one size and fixed norms: then nothing else depends on who is in a batch.
+    let still = [
+        "--max-iters",
+        "1",
+        "--set",
+        "train.eval_every=0",
+        "--set",
+        "freeze_norms=true",
+        "--set",
+        "drop_path=0",
+        "--set",
+        "normalizer=image",
+        "--set",
+        "data.scale=[1,1]",
+        "--set",
+        "data.size=[96,96]",
+        "--set",
+        "data.pad=96",
+        "--set",
+        "group_by_aspect=false",
+    ];
+    let step = |micro: &str| {
+        let args =
+            scene.train(micro, &[&still[..], &["--set", &format!("train.micro_batch={micro}")]].concat());
+        succeed("train_det", &strs(&args));
+        let line = log(&scene.path(micro)).remove(0);
+        ["loss", "grad_norm"].map(|key| line[key].as_f64().unwrap())
+    };
+    let whole = step("4");
+    for micro in ["1", "2"] {
+        for (value, expected) in step(micro).iter().zip(whole) {
+            assert!((value / expected - 1.0).abs() < 1e-3, "{micro}: {value} {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_names_its_part_and_images() {
+    let scene = Scene::new();
+    let more = [
+        "--lr",
+        "1e25",
+        "--set",
+        "clip_norm=null",
+        "--set",
+        "checkpoint.every_iters=1",
+        "--set",
+        "warmup_iters=0",
+    ];
+    let message = fail("train_det", &strs(&scene.train("run", &more)));
+    assert!(message.contains("classification") || message.contains("box"), "{message}");
+    assert!(message.contains(".png") && message.contains("last.safetensors"), "{message}");
+    let finite = log(&scene.path("run"));
+    assert!(
+        !finite.is_empty() && finite.iter().all(|line| line["loss"].as_f64().is_some_and(f64::is_finite))
+    );
+    assert!(vigdet::weights::read_metadata(&scene.path("run/checkpoints/last.safetensors")).is_ok());
+}
+
+#[test]
+fn unreadable_images_are_skipped_and_named_or_stop_the_run() {
+    let scene = Scene::new();
+    for name in ["train2017/004.png", "val2017/001.png"] {
+        std::fs::write(scene.data.root().join(name), b"not an image").unwrap();
+    }
+    let printed = succeed("train_det", &strs(&scene.train("skip", &["--epochs", "1"])));
+    assert!(printed.contains("004.png") && printed.contains("001.png"), "{printed}");
+    let message =
+        fail("train_det", &strs(&scene.train("stop", &["--epochs", "1", "--set", "on_error=stop"])));
+    assert!(message.contains("004.png"), "{message}");
+}
+
+#[test]
+fn bad_arguments_configs_and_weights_give_one_clear_line() {
+    let scene = Scene::new();
+    succeed("train_det", &strs(&scene.train("good", &["--max-iters", "1", "--set", "eval_every=0"])));
+    let good = std::fs::read(scene.path("good/checkpoints/last.safetensors")).unwrap();
+    std::fs::write(scene.path("cut.safetensors"), &good[..good.len() / 2]).unwrap();
+    std::fs::write(scene.path("text.safetensors"), "hello, world").unwrap();
+    std::fs::write(scene.path("broken.json"), "{\"train\": ").unwrap();
+    let path = |name: &str| scene.path(name).display().to_string();
+
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--learning-rate", "1"], &["--learning-rate"]),
+        (&["--epochs", "many"], &["--epochs", "many"]),
+        (&["--batch-size", "0"], &["train.batch_size"]),
+        (&["--batch-size", "5"], &["train.batch_size", "train.micro_batch"]),
+        (&["--set", "train.leraning=1"], &["train.leraning", "did you mean"]),
+        (&["--set", "lr"], &["key.path=value"]),
+        (&["--set", "train.optimizer=adam"], &["train.optimizer", "adam"]),
+        (&["--size", "900,800"], &["--size"]),
+        (&["--device", "cuda:99"], &["cuda:99"]),
+        (&["--backbone", "vgg"], &["vgg", "pvig_ti"]),
+        (&["--data", "/nowhere"], &["/nowhere"]),
+        (&["--weights", &path("none.pth")], &["none.pth", "no such file"]),
+        (&["--weights", &path("cut.safetensors")], &["cut.safetensors", "cut off"]),
+        (&["--weights", &path("text.safetensors")], &["text.safetensors"]),
+        (&["--epochs", "0"], &["train.epochs"]),
+        (&["--resume"], &["no run to resume"]),
+    ];
+    for (more, expected) in cases {
+        let mut args = scene.train("bad", &[]);
+        // A flag that is there already takes its new value.
+        for pair in more.chunks(2) {
+            match args.iter().position(|a| a == pair[0]) {
+                Some(at) => args[at + 1] = pair[1].to_string(),
+                None => args.extend(pair.iter().map(|s| s.to_string())),
+            }
+        }
+        let message = fail("train_det", &strs(&args));
+        for part in *expected {
+            assert!(message.contains(part), "{more:?}: {message}");
+        }
+        assert!(!scene.path("bad").exists(), "{more:?} left a folder");
+    }
+    for (args, expected) in [
+        (vec!["yolo"], "yolo"),
+        (vec!["retinanet", "--config", "/nowhere.json"], "/nowhere.json"),
+        (vec!["retinanet", "--config", &path("broken.json")], "broken.json"),
+    ] {
+        let message = fail("train_det", &args);
+        assert!(message.contains(expected), "{message}");
+    }
+
+    // Weights of another model, for a test.
+    let other = ["--max-iters", "1", "--set", "eval_every=0", "--set", "fpn.channels=32"];
+    succeed("train_det", &strs(&scene.train("other", &other)));
+    let (weights, config) = (path("other/checkpoints/last.safetensors"), path("tiny.json"));
+    let args = ["retinanet", "--weights", &weights, "--config", &config, "--data", scene.data.arg()];
+    let message = fail("test_det", &args);
+    assert!(message.contains("backbone.fpn") && message.contains("32"), "{message}");
+    let message = fail("test_det", &["retinanet", "--weights", &path("cut.safetensors")]);
+    assert!(message.contains("cut.safetensors"), "{message}");
+    let message = fail("test_det", &["retinanet", "--weights", &weights, "--data", "/nowhere"]);
+    assert!(message.contains("/nowhere"), "{message}");
+
+    // A broken state must not start from nowhere in silence.
+    std::fs::write(scene.path("good/checkpoints/last.state"), &good[..100]).unwrap();
+    let message = fail("train_det", &["retinanet", "--out", &path("good"), "--resume", "--device", "cpu"]);
+    assert!(message.contains("last.state"), "{message}");
+}
+
+#[test]
+fn bad_annotations_give_one_clear_line() {
+    let scene = Scene::new();
+    let file = scene.data.annotations("train");
+    let good = read_json(file.clone());
+    let check = |change: &dyn Fn(&mut Value), expected: &str| {
+        let mut annotations = good.clone();
+        change(&mut annotations);
+        std::fs::write(&file, annotations.to_string()).unwrap();
+        let message = fail("train_det", &strs(&scene.train("bad", &[])));
+        assert!(
+            message.contains(expected) && message.contains("instances_train2017.json"),
+            "{expected}: {message}"
+        );
+    };
+    check(&|a| a["annotations"] = json!([]), "no image is left to train on");
+    check(&|a| (a["images"], a["annotations"]) = (json!([]), json!([])), "no image");
+    check(&|a| a["annotations"][0]["image_id"] = json!(7), "image 7");
+    check(&|a| a["annotations"][3]["category_id"] = json!(99), "99");
+    check(&|a| a["annotations"][3]["bbox"] = json!([1, 2]), "bbox");
+    check(&|a| a["images"][2]["file_name"] = json!("../../secret.png"), "secret.png");
+    check(&|a| *a = json!([1, 2]), "");
+    std::fs::write(&file, "{\"images\": [").unwrap();
+    let message = fail("train_det", &strs(&scene.train("bad", &[])));
+    assert!(message.contains("instances_train2017.json"), "{message}");
+    std::fs::write(&file, good.to_string()).unwrap();
+    std::fs::remove_file(scene.data.annotations("val")).unwrap();
+    let message = fail("train_det", &strs(&scene.train("bad", &[])));
+    assert!(message.contains("instances_val2017.json") && message.contains("eval_every=0"), "{message}");
+}
