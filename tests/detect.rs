@@ -8,12 +8,23 @@ use serde_json::Value;
 use vigdet::config::Config;
 use vigdet::{detect, weights};
 
-/// A detector small enough for a test. Its classifier starts from a probability of one half, so that random weights see much.
+#[allow(dead_code)]
+#[path = "../examples/build_batch.rs"]
+mod build_batch;
+#[allow(dead_code)]
+#[path = "../examples/detect_image.rs"]
+mod detect_image;
+#[allow(dead_code)]
+#[path = "../crates/vigdet-coco/examples/evaluate.rs"]
+mod evaluate;
+
+/// A detector small enough for a test. Its classifier starts from a probability of one half, so that random
+/// weights see much.
 const TINY: &str = r#"{
   "model": {
     "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1] },
-    "fpn": { "channels": 8 }, "head": { "convs": 1, "channels": 8, "prior": 0.5 },
-    "test": { "score": 0.4, "max_detections": 20 }
+    "fpn": { "channels": 8 }, "head": { "convs": 1, "channels": 8, "norm": "group", "prior": 0.5 },
+    "test": { "score": 0.4, "max_detections": 100 }
   },
   "data": { "size": [64, 96] }
 }"#;
@@ -119,7 +130,7 @@ fn every_image_of_a_folder_gets_an_entry_and_a_picture_and_what_is_no_image_is_n
     {
         assert_eq!((entry["width"].as_f64(), entry["height"].as_f64()), (Some(width), Some(height)));
         let detections = entry["detections"].as_array().unwrap();
-        assert!(!detections.is_empty() && detections.len() <= 20);
+        assert!(!detections.is_empty() && detections.len() <= 100);
         let (mut last, mut right, mut bottom) = (1.0, 0.0f64, 0.0f64);
         for d in detections {
             let score = d["score"].as_f64().unwrap();
@@ -137,7 +148,7 @@ fn every_image_of_a_folder_gets_an_entry_and_a_picture_and_what_is_no_image_is_n
         assert!((right - width).abs() < 0.01 && (bottom - height).abs() < 0.01, "{right} × {bottom}");
     }
     // Small images are enlarged to be legible.
-    for (name, size) in [("a.png", (640, 480)), ("b.png", (700, 500)), ("c.png", (640, 640))] {
+    for (name, size) in [("a.png", (640, 480)), ("b.png", (700, 500)), ("c.png", (512, 512))] {
         let picture = image::open(bench.path("pictures").join(name)).unwrap().into_rgb8();
         assert_eq!(picture.dimensions(), size, "{name}");
     }
@@ -223,7 +234,8 @@ fn bad_arguments_are_one_clear_line() {
     assert_refused(&bench.detect(&["a.png", "--config", "broken.json"]), &["broken.json"]);
     assert_refused(&bench.detect(&["a.png", "--config", "gone.json"]), &["gone.json", "presets"]);
     assert_refused(&bench.detect(&["a.png", "--size", "800"]), &["--size"]);
-    assert_refused(&bench.detect(&["a.png", "--device", "tpu"]), &["tpu"]);
+    let weights = ["retinanet", "--weights", "tiny.safetensors", "a.png"];
+    assert_refused(&bench.run(&[&weights[..], &["--device", "tpu"]].concat()), &["tpu"]);
     assert_refused(&bench.detect(&["a.png", "--score-threshold", "2"]), &["model.test.score"]);
     assert_refused(&bench.detect(&["a.png", "--set", "test.nsm=1"]), &["test.nsm", "nms"]);
     assert_refused(&bench.detect(&["a.png", "--out", "a.png"]), &["a.png"]);
@@ -231,4 +243,37 @@ fn bad_arguments_are_one_clear_line() {
     let wider = TINY.replace("\"channels\": 8 }", "\"channels\": 16 }");
     bench.text("wider.json", &wider);
     assert_refused(&bench.detect(&["a.png", "--config", "wider.json"]), &["fpn", "shape"]);
+}
+
+#[test]
+fn the_examples_do_what_they_say() {
+    let bench = Bench::new();
+    bench.image("train2017/a.png", 80, 60);
+    bench.image("train2017/b.png", 60, 80);
+    std::fs::create_dir(bench.path("annotations")).unwrap();
+    let truth = bench.text(
+        "annotations/instances_train2017.json",
+        r#"{"images": [{"id": 1, "file_name": "a.png", "width": 80, "height": 60},
+                       {"id": 2, "file_name": "b.png", "width": 60, "height": 80}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 30], "area": 1200, "iscrowd": 0},
+                            {"id": 2, "image_id": 2, "category_id": 9, "bbox": [5, 20, 30, 30], "area": 900, "iscrowd": 0}],
+            "categories": [{"id": 7, "name": "star"}, {"id": 9, "name": "ring"}]}"#,
+    );
+    let config = Config::from_json_with(TINY, &[]).unwrap();
+    let lines = build_batch::losses(bench.folder.path(), &config).unwrap();
+    assert!(lines[0].contains("a.png") && lines[0].contains("[2, 3, "), "{lines:?}");
+    assert!(lines[1].starts_with("  classification ") && lines[2].starts_with("  box "), "{lines:?}");
+
+    let seen = detect_image::detect(&bench.path("tiny.safetensors"), &bench.path("train2017/a.png")).unwrap();
+    assert!(
+        seen.len() > 1 && seen.iter().all(|line| line.starts_with("star 0.") || line.starts_with("ring 0."))
+    );
+
+    let results = r#"[{"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 30], "score": 0.9}]"#;
+    let text = evaluate::scores(&truth, &bench.text("results.json", results)).unwrap();
+    assert!(text.contains("Average Precision") && text.contains("= 0.500"), "{text}");
+    assert!(
+        text.contains("star                 AP 1.000") && text.contains("ring                 AP 0.000"),
+        "{text}"
+    );
 }

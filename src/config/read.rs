@@ -15,6 +15,7 @@ macro_rules! presets {
 const PRESETS: &[(&str, &str)] = presets![
     "retinanet_pvig_ti_shapes",
     "retinanet_pvig_ti_bccd",
+    "retinanet_pvig_ti_small",
     "retinanet_pvig_ti_fpn_1x_coco",
     "retinanet_pvig_s_fpn_1x_coco",
     "retinanet_resnet18_fpn_1x_coco",
@@ -234,14 +235,12 @@ fn apply(value: &mut Value, schema: &Value, change: &str) -> Result<()> {
         match fits[..] {
             [one] => one.clone(),
             [] => {
-                let last = |p: &str| p.rsplit('.').next().unwrap_or(p).to_string();
-                let close = all
-                    .iter()
-                    .min_by_key(|p| {
-                        strsim::damerau_levenshtein(key, p).min(strsim::damerau_levenshtein(key, &last(p)))
-                    })
-                    .cloned()
-                    .unwrap_or_default();
+                // The key may be shortened, so it is compared with every end of every path.
+                let distance = |path: &String| {
+                    let ends = path.match_indices('.').map(|(dot, _)| &path[dot + 1..]);
+                    ends.chain([path.as_str()]).map(|end| strsim::damerau_levenshtein(key, end)).min()
+                };
+                let close = all.iter().min_by_key(|path| distance(path)).cloned().unwrap_or_default();
                 bail!("--set: unknown key `{key}`; did you mean `{close}`?");
             }
             _ => {
@@ -284,6 +283,8 @@ mod tests {
         assert!(text.contains("train.weight_decai") && text.contains("train.weight_decay"), "{text}");
         let text = error("{}", &["train.leraning=1"]);
         assert!(text.contains("train.leraning"), "{text}");
+        let text = error("{}", &["test.nsm=1"]);
+        assert!(text.contains("model.test.nms"), "{text}");
     }
 
     #[test]
@@ -322,41 +323,59 @@ mod tests {
         assert_eq!(files, built_in);
     }
 
-    /// A reader of a config need not know the defaults: whatever the run does is written in it.
+    /// A reader of a config need not know the defaults: what decides the result is written in it.
     #[test]
-    fn the_coco_configs_write_out_the_whole_experiment() {
-        // Null, or of no effect with the values beside them; the anchors' two are torchvision's, and off.
-        const UNWRITTEN: [&str; 14] = [
-            "model.backbone.channels",
-            "model.backbone.blocks",
-            "model.anchors.round",
-            "model.anchors.strides_from_image",
-            "model.loss.beta",
-            "data.root",
-            "data.builtin",
-            "data.train.limit",
-            "data.val.limit",
-            "train.max_iters",
-            "train.momentum",
-            "train.betas",
-            "train.lr_end",
-            "train.threads",
+    fn configs_write_out_the_experiment() {
+        const WRITTEN: [&str; 44] = [
+            "model.detector",
+            "model.backbone.name",
+            "model.backbone.frozen_stages",
+            "model.backbone.freeze_norms",
+            "model.backbone.norm_eps",
+            "model.fpn.channels",
+            "model.fpn.p6",
+            "model.head.convs",
+            "model.head.channels",
+            "model.head.norm",
+            "model.head.prior",
+            "model.anchors.strides",
+            "model.anchors.base",
+            "model.anchors.octaves",
+            "model.anchors.ratios",
+            "model.match.positive",
+            "model.match.negative",
+            "model.match.low_quality",
+            "model.loss.alpha",
+            "model.loss.gamma",
+            "model.loss.box",
+            "model.loss.box_weight",
+            "model.loss.normalizer",
+            "model.test.score",
+            "model.test.nms",
+            "model.test.max_detections",
+            "data.train.images",
+            "data.train.annotations",
+            "data.val.images",
+            "data.val.annotations",
+            "data.size",
+            "data.pad",
+            "data.flip",
+            "data.scale",
+            "data.mean",
+            "data.std",
+            "train.optimizer",
+            "train.lr",
+            "train.weight_decay",
+            "train.batch_size",
+            "train.epochs",
+            "train.warmup_iters",
+            "train.schedule",
+            "train.seed",
         ];
-        let mut keys = Vec::new();
-        paths(&serde_json::to_value(Config::default()).unwrap(), "", &mut keys);
-        for (name, text) in PRESETS.iter().filter(|(name, _)| name.ends_with("_1x_coco")) {
+        for (name, text) in PRESETS {
             let file: Value = serde_json::from_str(text).unwrap();
-            let graph = file["model"]["backbone"]["name"].as_str().unwrap().starts_with("pvig");
-            let of_graph = |key: &str| {
-                ["conv", "k", "drop_path", "graph", "relative"]
-                    .iter()
-                    .any(|k| key == format!("model.backbone.{k}"))
-            };
-            let missing: Vec<&String> = keys
-                .iter()
-                .filter(|key| !UNWRITTEN.contains(&key.as_str()) && (graph || !of_graph(key)))
-                .filter(|key| file.pointer(&format!("/{}", key.replace('.', "/"))).is_none())
-                .collect();
+            let lacks = |key: &&&str| file.pointer(&format!("/{}", key.replace('.', "/"))).is_none();
+            let missing: Vec<&&str> = WRITTEN.iter().filter(lacks).collect();
             assert!(missing.is_empty(), "{name} lacks {missing:?}");
         }
     }
