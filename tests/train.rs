@@ -133,7 +133,7 @@ impl Scene {
     }
 
     /// Arguments of a training into `out`.
-    fn train<'a>(&self, out: &str, more: &[&'a str]) -> Vec<String> {
+    fn train(&self, out: &str, more: &[&str]) -> Vec<String> {
         let config = self.path("tiny.json").display().to_string();
         let out = self.path(out).display().to_string();
         let args =
