@@ -3,6 +3,7 @@
 //! `cargo bench --bench loader` measures decoding, resizing and augmenting one image of 640 × 480 pixels. scripts/bench_loader.py measures
 //! whole epochs beside torchvision's: it runs this program with `--epoch DATASET SHORT,LONG KIND BATCH WORKERS`.
 
+use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
