@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
-use std::hint::black_box;
-
 use criterion::Criterion;
 use image::RgbImage;
 use vigdet::config::{DataConfig, ResizeKind, SplitConfig};
