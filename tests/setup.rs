@@ -168,3 +168,37 @@ fn the_continuous_integration_script_runs_make_test() {
         assert!(steps.contains(step), "no `{step}` in: {steps}");
     }
 }
+
+/// Commands, files and links that the pages name are there.
+#[test]
+fn pages_name_programs_configs_and_files_that_exist() {
+    let root = Path::new(ROOT);
+    let mut checked = 0;
+    for page in ["README.md", "CONTRIBUTING.md", "docs/training.md"] {
+        let path = root.join(page);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (option, folder) in [("--bin ", "src/bin"), ("--example ", "examples")] {
+            for name in text.split(option).skip(1) {
+                let name = name.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap();
+                let found = [root.to_path_buf(), root.join("crates/vigdet-coco")]
+                    .iter()
+                    .any(|home| home.join(folder).join(format!("{name}.rs")).is_file());
+                assert!(found, "{page} names {option}{name}");
+                checked += 1;
+            }
+        }
+        for name in text.split("--config ").skip(1).filter(|rest| rest.starts_with("retinanet")) {
+            let name = name.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap();
+            assert!(root.join(format!("configs/{name}.json")).is_file(), "{page} names --config {name}");
+            checked += 1;
+        }
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            assert!(path.parent().unwrap().join(link).exists(), "{page} links {link}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked} names were found");
+}
