@@ -39,7 +39,7 @@ demo: build ## Train RetinaNet on the built-in shapes, evaluate it, draw curves 
 	@echo "demo: scores in $(DEMO)/metrics.json, curves and detections in $(DEMO)/plots; to train anew: rm -r $(DEMO)"
 
 test: lint ## Check format and lints, then run all tests
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --no-fail-fast
 
 lint: libtorch ## rustfmt and clippy, warnings are errors
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || \
