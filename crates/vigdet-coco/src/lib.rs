@@ -3,9 +3,11 @@
 //! - [`types`]: images, annotations, categories, detections
 //! - [`read_dataset`], [`read_results`], [`write_results`]: the JSON files
 //! - [`eval`]: the evaluation
+//! - [`analysis`]: kinds of errors, confusions, comparisons
 //! - [`plot`]: pictures of results, and the style that they share
 //! - [`rle`]: run-length-coded masks
 
+pub mod analysis;
 mod error;
 pub mod eval;
 mod json;

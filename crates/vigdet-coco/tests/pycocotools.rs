@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use vigdet_coco::eval::{evaluate, IouType, Params};
+use vigdet_coco::rle::{iou, Rle};
+use vigdet_coco::types::Segmentation;
 use vigdet_coco::{read_dataset, read_results};
 
 const TOLERANCE: f64 = 1e-12;
@@ -138,3 +140,32 @@ const EXAMPLE_STATS: [(&str, &str, [f64; 12]); 3] = [
         ],
     ),
 ];
+
+/// Lines of tests/fixtures/masks.jsonl: what was given, and what pycocotools made of it.
+#[derive(Deserialize)]
+struct MaskCase {
+    size: [u32; 2],
+    masks: Vec<Segmentation>,
+}
+
+#[test]
+fn masks_are_those_of_pycocotools_bit_for_bit() {
+    for line in include_str!("fixtures/masks.jsonl").lines() {
+        let (given, expected): (MaskCase, serde_json::Value) = serde_json::from_str(line).unwrap();
+        let [height, width] = given.size;
+        let masks: Vec<Rle> = given.masks.iter().map(|mask| mask.to_rle(height, width).unwrap()).collect();
+        let recoded = masks.iter().map(|mask| Rle::from_columns(height, width, &mask.to_columns()).unwrap());
+        let overlaps = |crowd| masks.iter().map(|mask| iou(&masks[0], mask, crowd)).collect::<Vec<_>>();
+        let ours = serde_json::json!({
+            "masks": masks,
+            "area": masks.iter().map(Rle::area).collect::<Vec<_>>(),
+            "bbox": masks.iter().map(Rle::bbox).collect::<Vec<_>>(),
+            "union": Rle::union(&masks).unwrap(),
+            "intersection": Rle::intersection(&masks).unwrap(),
+            "iou": overlaps(false),
+            "iou_crowd": overlaps(true),
+            "recoded": recoded.collect::<Vec<_>>(),
+        });
+        assert_eq!(ours, expected, "{line}");
+    }
+}

@@ -5,8 +5,12 @@ use clap::{Parser, ValueEnum};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use vigdet_coco::analysis::compare::{compare, Resampling};
+use vigdet_coco::analysis::confusion::confusion;
+use vigdet_coco::analysis::sizes::ap_by_size;
+use vigdet_coco::analysis::tide;
 use vigdet_coco::eval::{evaluate, AreaRange, Evaluation, IouType, Params, STAT_NAMES};
-use vigdet_coco::{read_dataset_with_warnings, read_results, report, run};
+use vigdet_coco::{plot, read_dataset_with_warnings, read_results, report, run};
 
 /// Evaluates detections as pycocotools does. Without arguments: those of the newest run under runs/.
 #[derive(Parser)]
@@ -27,6 +31,24 @@ struct Arguments {
     /// Prints a table of the classes, best first.
     #[arg(long)]
     per_class: bool,
+    /// Draws precision-recall curves, the classes' AP, AP against object size, confusions and errors into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    plots: Option<PathBuf>,
+    /// Prints what goes wrong: classification, localisation, both, duplicate, background, missed, and the AP that each costs.
+    #[arg(long)]
+    errors: bool,
+    /// Compares with other results on the same images: the difference of each number, with a bootstrap interval.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// How often images are drawn for the interval.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    resamples: usize,
+    /// Seed of the draws.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// From this score on a detection is in the confusion matrix.
+    #[arg(long, value_name = "X", default_value_t = 0.3)]
+    confusion_score: f64,
     /// IoU thresholds, separated by commas [default: 0.50 to 0.95 in steps of 0.05].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     iou: Option<Vec<f64>>,
@@ -75,8 +97,9 @@ fn main() -> ExitCode {
 
 fn evaluated(arguments: &Arguments) -> Result<()> {
     let (truth_path, results_path) = files(arguments)?;
-    let (truth, warnings) = read_dataset_with_warnings(&truth_path)?;
-    let results = read_results(&results_path)?;
+    let (truth, results) =
+        rayon::join(|| read_dataset_with_warnings(&truth_path), || read_results(&results_path));
+    let ((truth, warnings), results) = (truth?, results?);
     let mut params = Params {
         max_dets: arguments.max_dets.clone(),
         use_categories: !arguments.class_agnostic,
@@ -101,8 +124,45 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
     if arguments.per_class {
         println!("\n{}", report::class_table(&evaluation));
     }
+    let errors = (arguments.errors || arguments.plots.is_some())
+        .then(|| tide::errors(&truth, &results, iou_type, &params))
+        .transpose()?;
+    if let Some(errors) = errors.as_ref().filter(|_| arguments.errors) {
+        println!("\n{errors}");
+    }
+    let comparison = match &arguments.compare {
+        Some(path) => {
+            let others = read_results(path)?;
+            let resampling = Resampling { resamples: arguments.resamples, seed: arguments.seed };
+            let comparison = compare(&truth, &results, &others, iou_type, &params, resampling)
+                .with_context(|| path.display().to_string())?;
+            println!("\nA {}\nB {}\n{comparison}", results_path.display(), path.display());
+            Some(comparison)
+        }
+        None => None,
+    };
+    if let Some(folder) = &arguments.plots {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        plot::precision_recall(&folder.join("precision_recall.png"), &evaluation)?;
+        plot::class_ap(&folder.join("class_ap.png"), &evaluation)?;
+        plot::ap_by_size(&folder.join("size_ap.png"), &ap_by_size(&truth, &results, iou_type, &params)?)?;
+        let confusion = confusion(&truth, &results, iou_type, &params, arguments.confusion_score, 0.5)?;
+        plot::confusion(&folder.join("confusion.png"), &confusion)?;
+        if let Some(errors) = &errors {
+            plot::errors(&folder.join("errors.png"), errors)?;
+        }
+    }
     if let Some(path) = &arguments.json {
-        write_json(path, arguments.kind, &evaluation)?;
+        let mut value = numbers(arguments.kind, &evaluation);
+        if let Some(errors) = errors {
+            value["errors"] = json!(errors);
+        }
+        if let Some(comparison) = comparison {
+            value["comparison"] = json!(comparison);
+        }
+        let text = serde_json::to_string_pretty(&value)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
@@ -131,23 +191,18 @@ fn files(arguments: &Arguments) -> Result<(PathBuf, PathBuf)> {
     Ok((truth, results))
 }
 
-fn write_json(path: &Path, kind: Kind, evaluation: &Evaluation) -> Result<()> {
+fn numbers(kind: Kind, evaluation: &Evaluation) -> serde_json::Value {
     let stats = evaluation.summary().stats;
     let metrics: serde_json::Map<String, serde_json::Value> =
         STAT_NAMES.iter().zip(stats).map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
-    let per_iou: Vec<_> = evaluation
-        .ap_per_iou()
-        .iter()
-        .zip(&evaluation.params.iou_thresholds)
-        .map(|(ap, iou)| json!({"iou": iou, "ap": ap}))
-        .collect();
-    let value = json!({
+    let thresholds = evaluation.params.iou_thresholds.iter();
+    let per_iou: Vec<_> =
+        thresholds.zip(evaluation.ap_per_iou()).map(|(iou, ap)| json!({"iou": iou, "ap": ap})).collect();
+    json!({
         "type": kind.name(),
         "stats": stats,
         "metrics": metrics,
         "per_iou": per_iou,
         "per_class": evaluation.per_class(),
-    });
-    let text = serde_json::to_string_pretty(&value)?;
-    std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+    })
 }

@@ -19,7 +19,14 @@ pub(crate) type Weights<'a> = Option<&'a [u32]>;
 /// numpy's `spacing(1)`.
 const EPSILON: f64 = f64::EPSILON;
 
-pub(crate) fn curves(matches: &Matches, params: &Params, weights: Weights<'_>) -> Curves {
+/// Precision and recall of one category, for the area ranges and numbers of detections (by place) that are `wanted`; those of
+/// others are −1.
+pub(crate) fn curves(
+    matches: &Matches,
+    params: &Params,
+    weights: Weights<'_>,
+    wanted: impl Fn(usize, usize) -> bool,
+) -> Curves {
     let (t_count, r_count) = (params.iou_thresholds.len(), params.recall_thresholds.len());
     let (a_count, m_count) = (params.areas.len(), params.max_dets.len());
     let mut curves = Curves {
@@ -40,7 +47,7 @@ pub(crate) fn curves(matches: &Matches, params: &Params, weights: Weights<'_>) -
         }
         let needed: Vec<usize> =
             params.recall_thresholds.iter().map(|&r| true_positives_for(r, positives)).collect();
-        for (m, &max_dets) in params.max_dets.iter().enumerate() {
+        for (m, &max_dets) in params.max_dets.iter().enumerate().filter(|&(m, _)| wanted(a, m)) {
             walk.clear();
             for (entry, outcomes) in matches.entries.iter().zip(matches.outcomes.chunks_exact(a_count)) {
                 if (entry.rank as usize) < max_dets {

@@ -2,7 +2,7 @@
 
 use super::group::{sort_by_score, Member, Ranked, ScoreKey};
 use super::params::{AreaRange, Params};
-use super::shapes::{Overlaps, Shapes};
+use super::shapes::{Candidate, Overlaps, Shapes};
 use crate::error::Result;
 use crate::types::{Annotation, Detection};
 use rayon::prelude::*;
@@ -137,7 +137,7 @@ fn chunk(
 }
 
 /// The objects of one image and category while its detections are matched.
-struct Group<'a> {
+pub(crate) struct Group<'a> {
     areas: &'a [AreaRange],
     /// Thresholds, a little below 1 at most, so that equal shapes match at 1.
     thresholds: Vec<f64>,
@@ -155,12 +155,13 @@ struct Truth {
 }
 
 impl<'a> Group<'a> {
-    fn new(params: &'a Params) -> Group<'a> {
+    pub(crate) fn new(params: &'a Params) -> Group<'a> {
         let thresholds = params.iou_thresholds.iter().map(|&t| highest(t)).collect();
         Group { areas: &params.areas, thresholds, truths: Vec::new(), ignored: Vec::new(), taken: Vec::new() }
     }
 
-    fn begin<'b>(&mut self, annotations: impl Iterator<Item = &'b Annotation> + Clone) {
+    /// Starts with the objects of another image and category.
+    pub(crate) fn begin<'b>(&mut self, annotations: impl Iterator<Item = &'b Annotation> + Clone) {
         self.truths.clear();
         self.truths.extend(annotations.clone().map(|a| Truth { crowd: a.iscrowd, id_zero: a.id == 0 }));
         self.ignored.clear();
@@ -174,45 +175,49 @@ impl<'a> Group<'a> {
     /// Matches one detection in every area range, and appends its outcomes.
     fn place(&mut self, overlaps: &Overlaps, detection: usize, outcomes: &mut Vec<Outcome>) {
         let all = u64::MAX >> (64 - self.thresholds.len());
-        let candidates = overlaps.candidates(detection);
-        let count = self.truths.len();
         for (a, area) in self.areas.iter().enumerate() {
             let mut outcome = Outcome::default();
-            if !candidates.is_empty() {
-                let ignored = &self.ignored[a * count..][..count];
-                let taken = &mut self.taken[a * count..][..count];
-                for (t, &threshold) in self.thresholds.iter().enumerate() {
-                    let bit = 1 << t;
-                    // The best object that counts; only where there is none, the best of those that do not. Of equal
-                    // overlaps the later one wins.
-                    let mut best = None;
-                    for counting in [true, false] {
-                        let mut least = threshold;
-                        for candidate in candidates {
-                            let truth = candidate.truth as usize;
-                            let free = taken[truth] & bit == 0 || self.truths[truth].crowd;
-                            if ignored[truth] == counting || !free || candidate.iou < least {
-                                continue;
-                            }
-                            least = candidate.iou;
-                            best = Some(truth);
-                        }
-                        if best.is_some() {
-                            break;
-                        }
-                    }
-                    if let Some(truth) = best {
-                        taken[truth] |= bit;
-                        outcome.matched |= if self.truths[truth].id_zero { 0 } else { bit };
-                        outcome.ignored |= if ignored[truth] { bit } else { 0 };
-                    }
-                }
+            for t in 0..self.thresholds.len() {
+                let Some(truth) = self.find(overlaps.candidates(detection), a, t) else { continue };
+                outcome.matched |= if self.truths[truth].id_zero { 0 } else { 1 << t };
+                outcome.ignored |= if self.ignored[a * self.truths.len() + truth] { 1 << t } else { 0 };
             }
             if area.excludes(overlaps.areas[detection]) {
                 outcome.ignored |= all & !outcome.matched;
             }
             outcomes.push(outcome);
         }
+    }
+
+    /// The object that a detection finds in one area range at one threshold: it is taken from then on.
+    ///
+    /// The best object that counts; only where there is none, the best of those that do not. Of equal overlaps the later one wins.
+    #[inline]
+    pub(crate) fn find(&mut self, candidates: &[Candidate], area: usize, threshold: usize) -> Option<usize> {
+        if candidates.is_empty() {
+            return None;
+        }
+        let range = area * self.truths.len()..(area + 1) * self.truths.len();
+        let (ignored, taken) = (&self.ignored[range.clone()], &mut self.taken[range]);
+        let bit = 1 << threshold;
+        let mut best = None;
+        for counting in [true, false] {
+            let mut least = self.thresholds[threshold];
+            for candidate in candidates {
+                let truth = candidate.truth as usize;
+                let free = taken[truth] & bit == 0 || self.truths[truth].crowd;
+                if ignored[truth] == counting || !free || candidate.iou < least {
+                    continue;
+                }
+                least = candidate.iou;
+                best = Some(truth);
+            }
+            if best.is_some() {
+                break;
+            }
+        }
+        taken[best?] |= bit;
+        best
     }
 
     /// Appends how many objects count in each area range.

@@ -21,14 +21,14 @@
 //! # Ok::<(), vigdet_coco::Error>(())
 //! ```
 
-mod accumulate;
-mod group;
-mod ids;
-mod matching;
+pub(crate) mod accumulate;
+pub(crate) mod group;
+pub(crate) mod ids;
+pub(crate) mod matching;
 mod params;
 mod per_class;
-mod shapes;
-mod summary;
+pub(crate) mod shapes;
+pub(crate) mod summary;
 mod warning;
 
 pub use params::{linspace, AreaRange, Params};
@@ -39,7 +39,8 @@ pub use warning::Warning;
 use crate::error::Result;
 use crate::types::{Category, Dataset, Detection};
 use accumulate::Curves;
-use group::{bins, Scope};
+use group::{bins, Bins, Scope};
+use matching::Matches;
 use ndarray::{s, Array4, Array5};
 use rayon::prelude::*;
 use shapes::Shapes;
@@ -93,6 +94,14 @@ impl Evaluation {
         of_areas.outer_iter().map(|values| summary::mean_of_present(values.iter().copied())).collect()
     }
 
+    /// A numbers: average precision over all categories and IoU thresholds in each area range, with the largest number of
+    /// detections. −1 where there are no objects.
+    pub fn ap_per_area(&self) -> Vec<f64> {
+        let last = self.params.max_dets.len() - 1;
+        let of_area = |a| self.precision.slice(s![.., .., .., a, last]);
+        (0..self.params.areas.len()).map(|a| summary::mean_of_present(of_area(a).iter().copied())).collect()
+    }
+
     /// The numbers of each category, in the order of their ids. Empty without `use_categories`.
     pub fn per_class(&self) -> Vec<ClassResult> {
         per_class::of(self)
@@ -115,47 +124,83 @@ pub fn evaluate(
     iou_type: IouType,
     params: &Params,
 ) -> Result<Evaluation> {
-    let params = params.checked()?;
-    let mut warnings = Vec::new();
-    if detections.is_empty() {
-        warnings.push(Warning::NoResults);
+    let task = Task::new(truth, detections, iou_type, params)?;
+    let curves: Vec<Curves> =
+        task.each_category(|matches| accumulate::curves(&matches, &task.params, None, |_, _| true))?;
+    Ok(task.finished(&curves))
+}
+
+/// An evaluation that has its inputs in order.
+pub(crate) struct Task<'a> {
+    pub truth: &'a Dataset,
+    pub detections: &'a [Detection],
+    pub iou_type: IouType,
+    pub params: Params,
+    pub scope: Scope,
+    pub bins: Bins,
+    pub shapes: Shapes<'a>,
+    warnings: Vec<Warning>,
+}
+
+impl<'a> Task<'a> {
+    pub(crate) fn new(
+        truth: &'a Dataset,
+        detections: &'a [Detection],
+        iou_type: IouType,
+        params: &Params,
+    ) -> Result<Task<'a>> {
+        let params = params.checked()?;
+        let mut warnings = Vec::new();
+        if detections.is_empty() {
+            warnings.push(Warning::NoResults);
+        }
+        if !params.max_dets.contains(&100) {
+            warnings.push(Warning::NoHundred);
+        }
+        if truth.annotations.iter().any(|annotation| annotation.id == 0) {
+            warnings.push(Warning::IdZero);
+        }
+        let scope = Scope::new(truth, &params);
+        let bins = bins(truth, detections, &scope, &params, &mut warnings)?;
+        let least = params.iou_thresholds.iter().map(|&t| matching::highest(t)).fold(f64::INFINITY, f64::min);
+        let shapes = Shapes::new(truth, detections, iou_type, &scope, least, &mut warnings);
+        Ok(Task { truth, detections, iou_type, params, scope, bins, shapes, warnings })
     }
-    if !params.max_dets.contains(&100) {
-        warnings.push(Warning::NoHundred);
+
+    /// Matches each category, in parallel, and gives what `of` makes of the matches.
+    pub(crate) fn each_category<T: Send>(&self, of: impl Fn(Matches) -> T + Sync) -> Result<Vec<T>> {
+        (self.bins.detections.par_iter())
+            .zip(&self.bins.truths)
+            .with_max_len(1)
+            .map(|(detection_bin, truth_bin)| {
+                let annotations = &self.truth.annotations;
+                matching::category(
+                    &self.shapes,
+                    self.detections,
+                    annotations,
+                    detection_bin,
+                    truth_bin,
+                    &self.params,
+                )
+                .map(&of)
+            })
+            .collect()
     }
-    if truth.annotations.iter().any(|annotation| annotation.id == 0) {
-        warnings.push(Warning::IdZero);
+
+    fn finished(self, curves: &[Curves]) -> Evaluation {
+        let Task { truth, iou_type, params, scope, bins, shapes, mut warnings, .. } = self;
+        warnings.extend(shapes.warnings());
+        let counts = |member: &group::Member| !truth.annotations[member.index as usize].iscrowd;
+        let objects =
+            bins.truths.iter().map(|bin| bin.iter().filter(|member| counts(member)).count()).collect();
+        let (precision, scores, recall) = stacked(curves, &params);
+        let categories = if params.use_categories { categories(truth, &scope) } else { Vec::new() };
+        Evaluation { precision, scores, recall, iou_type, params, categories, objects, warnings }
     }
-    let scope = Scope::new(truth, &params);
-    let bins = bins(truth, detections, &scope, &params, &mut warnings)?;
-    let least = params.iou_thresholds.iter().map(|&t| matching::highest(t)).fold(f64::INFINITY, f64::min);
-    let shapes = Shapes::new(truth, detections, iou_type, &scope, least, &mut warnings);
-    let curves: Vec<Curves> = (bins.detections.par_iter())
-        .zip(&bins.truths)
-        .with_max_len(1)
-        .map(|(detection_bin, truth_bin)| {
-            let matches = matching::category(
-                &shapes,
-                detections,
-                &truth.annotations,
-                detection_bin,
-                truth_bin,
-                &params,
-            )?;
-            Ok(accumulate::curves(&matches, &params, None))
-        })
-        .collect::<Result<_>>()?;
-    warnings.extend(shapes.warnings());
-    let objects = (bins.truths.iter())
-        .map(|bin| bin.iter().filter(|member| !truth.annotations[member.index as usize].iscrowd).count())
-        .collect();
-    let (precision, scores, recall) = stacked(&curves, &params);
-    let categories = if params.use_categories { categories(truth, &scope) } else { Vec::new() };
-    Ok(Evaluation { precision, scores, recall, iou_type, params, categories, objects, warnings })
 }
 
 /// The categories of the scope; one that the ground truth does not have keeps its id and no name.
-fn categories(truth: &Dataset, scope: &Scope) -> Vec<Category> {
+pub(crate) fn categories(truth: &Dataset, scope: &Scope) -> Vec<Category> {
     let mut categories: Vec<Category> =
         scope.categories.sorted().iter().map(|&id| Category { id, ..Category::default() }).collect();
     for category in &truth.categories {

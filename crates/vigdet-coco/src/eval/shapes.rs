@@ -140,7 +140,7 @@ impl<'a> Shapes<'a> {
     /// Overlaps that can match. Those that are not a number (boxes of infinite size) do, as in pycocotools.
     #[inline]
     fn keep(&self, truth: usize, iou: f64, candidates: &mut Vec<Candidate>) {
-        if !(iou < self.least) {
+        if iou >= self.least || iou.is_nan() {
             candidates.push(Candidate { truth: truth as u32, iou });
         }
     }

@@ -1,5 +1,6 @@
 //! The twelve numbers.
 
+use super::accumulate::Curves;
 use super::{Evaluation, Params};
 use ndarray::{s, Axis};
 use std::fmt;
@@ -35,37 +36,75 @@ struct Line {
 impl Summary {
     pub(crate) fn of(evaluation: &Evaluation) -> Summary {
         let params = &evaluation.params;
-        // pycocotools reads the first three numbers of detections, whatever they are; but the first line is for 100.
-        let max = |i: usize| params.max_dets[i.min(params.max_dets.len() - 1)];
-        let line = |average_precision, iou, area, max_dets| Line { average_precision, iou, area, max_dets };
-        let lines = [
-            line(true, None, "all", 100),
-            line(true, Some(0.5), "all", max(2)),
-            line(true, Some(0.75), "all", max(2)),
-            line(true, None, "small", max(2)),
-            line(true, None, "medium", max(2)),
-            line(true, None, "large", max(2)),
-            line(false, None, "all", max(0)),
-            line(false, None, "all", max(1)),
-            line(false, None, "all", max(2)),
-            line(false, None, "small", max(2)),
-            line(false, None, "medium", max(2)),
-            line(false, None, "large", max(2)),
-        ];
+        let lines = lines(params);
         let stats = lines.each_ref().map(|line| line.value(evaluation));
         let mut texts = lines.iter().zip(stats).map(|(line, value)| line.text(params, value));
         Summary { stats, lines: std::array::from_fn(|_| texts.next().unwrap_or_default()) }
     }
 }
 
+fn lines(params: &Params) -> [Line; 12] {
+    // pycocotools reads the first three numbers of detections, whatever they are; but the first line is for 100.
+    let max = |i: usize| params.max_dets[i.min(params.max_dets.len() - 1)];
+    let line = |average_precision, iou, area, max_dets| Line { average_precision, iou, area, max_dets };
+    [
+        line(true, None, "all", 100),
+        line(true, Some(0.5), "all", max(2)),
+        line(true, Some(0.75), "all", max(2)),
+        line(true, None, "small", max(2)),
+        line(true, None, "medium", max(2)),
+        line(true, None, "large", max(2)),
+        line(false, None, "all", max(0)),
+        line(false, None, "all", max(1)),
+        line(false, None, "all", max(2)),
+        line(false, None, "small", max(2)),
+        line(false, None, "medium", max(2)),
+        line(false, None, "large", max(2)),
+    ]
+}
+
+/// The area ranges and numbers of detections that the summary is made of, by place.
+pub(crate) fn is_read(params: &Params, area: usize, max_dets: usize) -> bool {
+    lines(params).iter().any(|line| line.place(params) == Some((area, max_dets)))
+}
+
+/// The twelve numbers of categories that have not been stacked into an [`Evaluation`].
+pub(crate) fn stats(curves: &[Curves], params: &Params) -> [f64; 12] {
+    let (t_count, r_count) = (params.iou_thresholds.len(), params.recall_thresholds.len());
+    lines(params).map(|line| {
+        let Some((a, m)) = line.place(params) else { return -1.0 };
+        let row = |t: usize| (a * params.max_dets.len() + m) * t_count + t;
+        let values = line.thresholds(params).into_iter().flat_map(|t| {
+            curves.iter().flat_map(move |curves| {
+                if line.average_precision {
+                    &curves.precision[row(t) * r_count..][..r_count]
+                } else {
+                    &curves.recall[row(t)..][..1]
+                }
+            })
+        });
+        mean_of_present(values.copied())
+    })
+}
+
 impl Line {
+    /// Places of the area range and the number of detections, if the parameters have them.
+    fn place(&self, params: &Params) -> Option<(usize, usize)> {
+        let area = params.areas.iter().position(|area| area.label == self.area)?;
+        let max = params.max_dets.iter().position(|&max| max == self.max_dets)?;
+        Some((area, max))
+    }
+
+    /// Places of the IoU thresholds.
+    fn thresholds(&self, params: &Params) -> Vec<usize> {
+        let chosen = |t: usize| self.iou.is_none_or(|iou| params.iou_thresholds[t] == iou);
+        (0..params.iou_thresholds.len()).filter(|&t| chosen(t)).collect()
+    }
+
     fn value(&self, evaluation: &Evaluation) -> f64 {
         let params = &evaluation.params;
-        let area = params.areas.iter().position(|area| area.label == self.area);
-        let max = params.max_dets.iter().position(|&max| max == self.max_dets);
-        let (Some(a), Some(m)) = (area, max) else { return -1.0 };
-        let chosen = |t: usize| self.iou.is_none_or(|iou| params.iou_thresholds[t] == iou);
-        let thresholds: Vec<usize> = (0..params.iou_thresholds.len()).filter(|&t| chosen(t)).collect();
+        let Some((a, m)) = self.place(params) else { return -1.0 };
+        let thresholds = self.thresholds(params);
         if self.average_precision {
             let part = evaluation.precision.slice(s![.., .., .., a, m]);
             mean_of_present(part.select(Axis(0), &thresholds).iter().copied())

@@ -8,6 +8,7 @@ use std::fmt;
 
 /// An annotation file.
 #[derive(serde::Deserialize)]
+#[serde(expecting = "an object with images, annotations and categories")]
 pub(super) struct RawDataset {
     pub images: Vec<RawImage>,
     pub annotations: Vec<RawAnnotation>,
@@ -15,14 +16,15 @@ pub(super) struct RawDataset {
 }
 
 #[derive(serde::Deserialize)]
+#[serde(expecting = "an image, {\"id\": ...}")]
 pub(super) struct RawImage {
-    id: Integer,
+    pub id: Integer,
     #[serde(default)]
-    file_name: Option<String>,
+    pub file_name: Option<String>,
     #[serde(default)]
-    width: Option<Pixels>,
+    pub width: Option<Pixels>,
     #[serde(default)]
-    height: Option<Pixels>,
+    pub height: Option<Pixels>,
 }
 
 impl From<RawImage> for Image {
@@ -37,12 +39,13 @@ impl From<RawImage> for Image {
 }
 
 #[derive(serde::Deserialize)]
+#[serde(expecting = "a category, {\"id\": ...}")]
 pub(super) struct RawCategory {
-    id: Integer,
+    pub id: Integer,
     #[serde(default)]
-    name: Option<String>,
+    pub name: Option<String>,
     #[serde(default)]
-    supercategory: Option<String>,
+    pub supercategory: Option<String>,
 }
 
 impl From<RawCategory> for Category {
@@ -52,6 +55,7 @@ impl From<RawCategory> for Category {
 }
 
 #[derive(serde::Deserialize)]
+#[serde(expecting = "an annotation, {\"id\": ...}")]
 pub(super) struct RawAnnotation {
     pub id: Integer,
     pub image_id: Integer,
@@ -63,9 +67,9 @@ pub(super) struct RawAnnotation {
     #[serde(default)]
     pub iscrowd: Option<Flag>,
     #[serde(default)]
-    ignore: Option<Flag>,
+    pub ignore: Option<Flag>,
     #[serde(default)]
-    pub segmentation: Option<RawSegmentation>,
+    pub segmentation: Option<Segmentation>,
 }
 
 impl RawAnnotation {
@@ -77,6 +81,7 @@ impl RawAnnotation {
 }
 
 #[derive(serde::Deserialize)]
+#[serde(expecting = "a result, {\"image_id\": ...}")]
 pub(super) struct RawDetection {
     pub image_id: Integer,
     pub category_id: Integer,
@@ -84,7 +89,7 @@ pub(super) struct RawDetection {
     pub bbox: Option<Bbox>,
     pub score: f64,
     #[serde(default)]
-    pub segmentation: Option<RawSegmentation>,
+    pub segmentation: Option<Segmentation>,
 }
 
 /// A whole number, which some writers give as `7.0`.
@@ -119,7 +124,7 @@ impl<'de> Deserialize<'de> for Integer {
 }
 
 /// A size in pixels.
-pub(super) struct Pixels(u32);
+pub(super) struct Pixels(pub u32);
 
 impl<'de> Deserialize<'de> for Pixels {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pixels, D::Error> {
@@ -188,29 +193,27 @@ impl<'de> Deserialize<'de> for Bbox {
     }
 }
 
-/// Polygons or a run-length-coded mask of either kind.
-pub(super) struct RawSegmentation(pub Segmentation);
-
-impl<'de> Deserialize<'de> for RawSegmentation {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RawSegmentation, D::Error> {
+/// Polygons or a run-length-coded mask of either kind, as in COCO's files.
+impl<'de> Deserialize<'de> for Segmentation {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Segmentation, D::Error> {
         struct Either;
         impl<'de> Visitor<'de> for Either {
-            type Value = RawSegmentation;
+            type Value = Segmentation;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(
                     "a list of polygons [[x, y, ...], ...] or a mask {\"size\": [height, width], \"counts\": ...}",
                 )
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<RawSegmentation, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Segmentation, A::Error> {
                 let mut polygons = Vec::new();
                 while let Some(mut polygon) = seq.next_element::<Vec<f64>>()? {
                     polygon.shrink_to_fit();
                     polygons.push(polygon);
                 }
                 polygons.shrink_to_fit();
-                Ok(RawSegmentation(Segmentation::Polygons(polygons)))
+                Ok(Segmentation::Polygons(polygons))
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawSegmentation, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Segmentation, A::Error> {
                 let (mut size, mut counts) = (None, None);
                 while let Some(key) = map.next_key::<Cow<'de, str>>()? {
                     match &*key {
@@ -224,7 +227,7 @@ impl<'de> Deserialize<'de> for RawSegmentation {
                     Counts::Text(text) => Rle::from_compressed(height, width, &text),
                     Counts::Runs(runs) => Rle::from_runs(height, width, &runs),
                 };
-                rle.map(|rle| RawSegmentation(Segmentation::Rle(rle))).map_err(A::Error::custom)
+                rle.map(Segmentation::Rle).map_err(A::Error::custom)
             }
         }
         deserializer.deserialize_any(Either)

@@ -1,6 +1,7 @@
 //! Reading annotation files and results files.
 
-use super::raw::{Bbox, Flag, RawAnnotation, RawDataset, RawDetection, RawSegmentation};
+use super::fast;
+use super::raw::{Bbox, Flag, RawAnnotation, RawDataset, RawDetection};
 use crate::error::{Error, Result};
 use crate::eval::Warning;
 use crate::types::{Annotation, Category, Dataset, Detection, Image, Segmentation};
@@ -26,7 +27,11 @@ pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
 pub fn read_dataset_with_warnings(path: impl AsRef<Path>) -> Result<(Dataset, Vec<Warning>)> {
     let path = path.as_ref();
     let bytes = read_bytes(path)?;
-    let raw: RawDataset = parse(path, &bytes)?;
+    let raw: RawDataset = match fast::dataset(&bytes) {
+        Some(raw) => raw,
+        None => parse(path, &bytes)?,
+    };
+    drop(bytes);
     let overwritten = raw.annotations.iter().filter(|annotation| annotation.ignore_differs()).count();
     let warnings = (overwritten > 0).then_some(Warning::IgnoreOverwritten { annotations: overwritten });
     let dataset = dataset(raw).map_err(|error| error.in_file(path))?;
@@ -40,6 +45,15 @@ pub fn read_dataset_with_warnings(path: impl AsRef<Path>) -> Result<(Dataset, Ve
 /// One line that says where and what.
 pub fn read_results(path: impl AsRef<Path>) -> Result<Vec<Detection>> {
     let path = path.as_ref();
+    let failed = |source| Error::Read { path: path.to_path_buf(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    // Only a regular file can be read in parts.
+    if file.metadata().map_err(failed)?.is_file() {
+        if let Some(detections) = fast::detections(&file).map_err(failed)? {
+            return Ok(detections);
+        }
+    }
+    drop(file);
     let bytes = read_bytes(path)?;
     let raw: Vec<RawDetection> = parse(path, &bytes)?;
     raw.into_iter()
@@ -108,8 +122,7 @@ fn unique(what: &str, ids: impl ExactSizeIterator<Item = i64>) -> Result<HashSet
 
 fn annotation(raw: RawAnnotation) -> Result<Annotation> {
     let id = raw.id.0;
-    let segmentation = raw.segmentation.map(|RawSegmentation(segmentation)| segmentation);
-    let bbox = match (raw.bbox.and_then(|Bbox(bbox)| bbox), &segmentation) {
+    let bbox = match (raw.bbox.and_then(|Bbox(bbox)| bbox), &raw.segmentation) {
         (Some(bbox), _) => bbox,
         (None, Some(Segmentation::Rle(rle))) => rle.bbox(),
         (None, Some(Segmentation::Polygons(polygons)))
@@ -128,7 +141,7 @@ fn annotation(raw: RawAnnotation) -> Result<Annotation> {
         bbox,
         area: raw.area.unwrap_or(bbox[2] * bbox[3]),
         iscrowd: raw.iscrowd.is_some_and(|Flag(flag)| flag),
-        segmentation,
+        segmentation: raw.segmentation,
     })
 }
 
@@ -146,8 +159,7 @@ fn extent(polygons: &[Vec<f64>]) -> [f64; 4] {
 
 fn detection(index: usize, raw: RawDetection) -> Result<Detection> {
     let bbox = raw.bbox.and_then(|Bbox(bbox)| bbox);
-    let segmentation = raw.segmentation.map(|RawSegmentation(segmentation)| segmentation);
-    if bbox.is_none() && segmentation.is_none() {
+    if bbox.is_none() && raw.segmentation.is_none() {
         return Err(Error::Data(format!("result {index} has neither a `bbox` nor a `segmentation`")));
     }
     Ok(Detection {
@@ -155,6 +167,6 @@ fn detection(index: usize, raw: RawDetection) -> Result<Detection> {
         category_id: raw.category_id.0,
         bbox,
         score: raw.score,
-        segmentation,
+        segmentation: raw.segmentation,
     })
 }

@@ -130,8 +130,7 @@ pub fn box_iou(detection: [f64; 4], truth: [f64; 4], crowd: bool) -> f64 {
 /// masks whose boxes do not overlap have 0, and masks of different sizes −1.
 pub fn iou(detection: &Rle, truth: &Rle, crowd: bool) -> f64 {
     let coarse = box_iou(detection.bbox(), truth.bbox(), crowd);
-    // NaN (boxes without area) is not above 0 either.
-    if !(coarse > 0.0) {
+    if coarse <= 0.0 || coarse.is_nan() {
         return coarse;
     }
     if detection.size() != truth.size() {

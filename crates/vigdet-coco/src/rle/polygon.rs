@@ -25,15 +25,15 @@ pub(super) fn fill(
     if polygon.len() < 2 {
         return Err(MaskError::TooFewPoints { polygon: index, numbers: polygon.len() });
     }
-    if let Some(&value) = polygon.iter().find(|value| !(value.abs() <= LIMIT)) {
+    if let Some(&value) = polygon.iter().find(|value| value.is_nan() || value.abs() > LIMIT) {
         return Err(MaskError::Coordinate { polygon: index, value });
     }
     let fine = |value: f64| truncate(f64::from(SCALE) * value + 0.5);
     let points: Vec<(i32, i32)> = polygon.chunks_exact(2).map(|p| (fine(p[0]), fine(p[1]))).collect();
     runs.clear();
-    let mut borders = Borders { ends: runs, height, width, last: None };
+    let mut borders = Borders { ends: runs, height, width };
     for (i, &from) in points.iter().enumerate() {
-        walk(from, points[(i + 1) % points.len()], |x, y| borders.step(x, y));
+        borders.line(from, points[(i + 1) % points.len()]);
     }
     runs.push(height * width);
     runs.sort_unstable();
@@ -46,50 +46,57 @@ struct Borders<'a> {
     ends: &'a mut Vec<u32>,
     height: u32,
     width: u32,
-    last: Option<(i32, i32)>,
 }
 
 impl Borders<'_> {
-    fn step(&mut self, x: i32, y: i32) {
-        let Some((last_x, last_y)) = self.last.replace((x, y)) else { return };
-        if x == last_x {
-            return;
+    /// Walks a line of the fine grid, one step at a time along its longer side.
+    ///
+    /// Only steps from the middle of a pixel column to the next fine column make a border, so only those are computed. The line
+    /// is computed from its lower end, whichever way it is walked, so that both ways round hit the same points.
+    fn line(&mut self, (x0, y0): (i32, i32), (x1, y1): (i32, i32)) {
+        let (dx, dy) = ((x1 - x0).abs(), (y1 - y0).abs());
+        let flip = if dx >= dy { x0 > x1 } else { y0 > y1 };
+        let (xs, ys, xe, ye) = if flip { (x1, y1, x0, y0) } else { (x0, y0, x1, y1) };
+        let at = |start: i32, slope: f64, t: i32| truncate(f64::from(start) + slope * f64::from(t) + 0.5);
+        if dx >= dy {
+            let slope = f64::from(ye - ys) / f64::from(dx);
+            for (column, x) in self.columns(xs, xe) {
+                let t = x - xs;
+                self.end(column, at(ys, slope, t).min(at(ys, slope, t + 1)));
+            }
+        } else {
+            let slope = f64::from(xe - xs) / f64::from(dy);
+            let (left, right) = (xs.min(xe), xs.max(xe));
+            for (column, x) in self.columns(left, right) {
+                // The first step that has crossed: about where the line does, exactly where its rounded points do.
+                let crossed = |t: i32| if slope > 0.0 { at(xs, slope, t) > x } else { at(xs, slope, t) <= x };
+                let mut t = truncate((f64::from(x) + 0.5 - f64::from(xs)) / slope).clamp(1, dy);
+                while t > 1 && crossed(t - 1) {
+                    t -= 1;
+                }
+                while t < dy && !crossed(t) {
+                    t += 1;
+                }
+                self.end(column, ys + t - 1);
+            }
         }
-        // Of each five fine columns, the middle one is the middle of a pixel column.
-        let column = if x < last_x { x } else { x - 1 };
-        if column.rem_euclid(SCALE) != SCALE / 2 {
-            return;
-        }
-        let column = column.div_euclid(SCALE);
-        if column < 0 || i64::from(column) >= i64::from(self.width) {
-            return;
-        }
-        // The first pixel whose middle is at or below the border.
-        let row = i64::from(y.min(last_y)) + i64::from(SCALE / 2);
-        let row = row.div_euclid(i64::from(SCALE)).clamp(0, i64::from(self.height)) as u32;
-        self.ends.push(column as u32 * self.height + row);
     }
-}
 
-/// Visits a line of the fine grid, both ends included, one step at a time along its longer side.
-fn walk((x0, y0): (i32, i32), (x1, y1): (i32, i32), mut visit: impl FnMut(i32, i32)) {
-    let (dx, dy) = ((x1 - x0).abs(), (y1 - y0).abs());
-    // The line is computed from its lower end, whichever way it is walked, so that both ways round hit the same points.
-    let flip = if dx >= dy { x0 > x1 } else { y0 > y1 };
-    let (xs, ys, xe, ye) = if flip { (x1, y1, x0, y0) } else { (x0, y0, x1, y1) };
-    let at = |start: i32, slope: f64, t: i32| truncate(f64::from(start) + slope * f64::from(t) + 0.5);
-    if dx >= dy {
-        let slope = f64::from(ye - ys) / f64::from(dx);
-        for d in 0..=dx {
-            let t = if flip { dx - d } else { d };
-            visit(t + xs, at(ys, slope, t));
-        }
-    } else {
-        let slope = f64::from(xe - xs) / f64::from(dy);
-        for d in 0..=dy {
-            let t = if flip { dy - d } else { d };
-            visit(at(xs, slope, t), t + ys);
-        }
+    /// Pixel columns of the image whose middle the line from fine column `from` up to `to` steps over, each with the fine column
+    /// of its middle.
+    fn columns(&self, from: i32, to: i32) -> impl Iterator<Item = (u32, i32)> {
+        let half = SCALE / 2;
+        let first = (from + half).div_euclid(SCALE).max(0);
+        let last = (to - 1 - half).div_euclid(SCALE);
+        let last = i64::from(last).min(i64::from(self.width) - 1);
+        (i64::from(first)..=last).map(move |column| (column as u32, column as i32 * SCALE + half))
+    }
+
+    /// A border in a column, at the first pixel whose middle is at or below fine row `y`.
+    fn end(&mut self, column: u32, y: i32) {
+        let row = (i64::from(y) + i64::from(SCALE / 2)).div_euclid(i64::from(SCALE));
+        let row = row.clamp(0, i64::from(self.height)) as u32;
+        self.ends.push(column * self.height + row);
     }
 }
 

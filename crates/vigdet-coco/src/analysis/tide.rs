@@ -1,0 +1,306 @@
+//! Six kinds of errors and the AP that each one costs: TIDE (Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox for
+//! Identifying Object Detection Errors", ECCV 2020, section 2).
+//!
+//! A detection that finds nothing at overlap 0.5 is one of (`o` is its largest overlap with an object of the right or a wrong class):
+//!
+//! | error | right class | wrong class |
+//! |---|---|---|
+//! | localisation | 0.1 ≤ o < 0.5 | |
+//! | classification | | o ≥ 0.5 |
+//! | duplicate | o ≥ 0.5, object already found | |
+//! | background | o < 0.1 | o < 0.1 |
+//! | both (class and place) | | 0.1 ≤ o < 0.5 |
+//!
+//! looked for in this order, as in the authors' program. An object that is not found is missed, unless an error of classification or
+//! localisation covers it. What an error costs is how much AP50 rises when an oracle mends errors of that kind, and no other: it
+//! gives the detection the right class or place (of two detections of one object then only the one with the higher score stays),
+//! removes it (duplicate, background, both), or takes the missed objects out of the count.
+
+use super::images::{ImageView, Images};
+use crate::error::Result;
+use crate::eval::{linspace, IouType, Params};
+use crate::types::{Dataset, Detection};
+use serde::Serialize;
+use std::fmt;
+
+/// From this overlap on an object is found.
+const FOUND: f64 = 0.5;
+/// Below this overlap there is only background.
+const BACKGROUND: f64 = 0.1;
+
+/// A kind of error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// In place, wrong class.
+    Classification,
+    /// Right class, out of place.
+    Localisation,
+    /// Wrong class and out of place.
+    Both,
+    /// A second detection of an object.
+    Duplicate,
+    /// Nothing is there.
+    Background,
+    /// An object that nothing found, nor nearly.
+    Missed,
+}
+
+impl Kind {
+    /// All six, in the paper's order.
+    pub const ALL: [Kind; 6] = [
+        Kind::Classification,
+        Kind::Localisation,
+        Kind::Both,
+        Kind::Duplicate,
+        Kind::Background,
+        Kind::Missed,
+    ];
+
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Classification => "classification",
+            Kind::Localisation => "localisation",
+            Kind::Both => "both",
+            Kind::Duplicate => "duplicate",
+            Kind::Background => "background",
+            Kind::Missed => "missed",
+        }
+    }
+}
+
+/// One kind's share.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Share {
+    /// Which.
+    pub kind: Kind,
+    /// How many errors.
+    pub count: usize,
+    /// How much AP50 rises without them.
+    pub cost: f64,
+}
+
+/// The result of [`errors`]. `Display` is a table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Errors {
+    /// AP at overlap 0.5, mean over the classes that have objects. −1 where none has.
+    pub ap50: f64,
+    /// The six kinds.
+    pub kinds: Vec<Share>,
+    /// How much AP50 rises without any false positive.
+    pub false_positives: f64,
+    /// How much AP50 rises when only the objects found are counted.
+    pub false_negatives: f64,
+    /// The error of each result, by its place in the results. `None` for right ones, for those on crowds, and for those beyond the
+    /// number of detections that count.
+    #[serde(skip)]
+    pub of_detections: Vec<Option<Kind>>,
+}
+
+/// What became of a detection.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Verdict {
+    Right { object: usize },
+    OnCrowd,
+    Wrong { kind: Kind, object: Option<usize> },
+}
+
+/// A detection, with its object numbered over all images.
+struct Judged {
+    index: u32,
+    category: usize,
+    score: f64,
+    verdict: Verdict,
+}
+
+struct JudgedImage {
+    detections: Vec<Judged>,
+    /// Category of each object that is not a crowd, by its place; `None` for crowds.
+    objects: Vec<Option<usize>>,
+    missed: Vec<usize>,
+}
+
+/// Sorts the errors of `detections` into TIDE's kinds. Of `params`, images, categories and the largest number of detections are used.
+///
+/// # Errors
+/// Those of [`crate::eval::evaluate`].
+pub fn errors(
+    truth: &Dataset,
+    detections: &[Detection],
+    iou_type: IouType,
+    params: &Params,
+) -> Result<Errors> {
+    let images = Images::new(truth, detections, iou_type, params, FOUND, BACKGROUND)?;
+    let judged = images.each(judge)?;
+    let mut of_detections = vec![None; detections.len()];
+    let mut counts = [0; 6];
+    let mut count = |kind: Kind, by: usize| counts[kind as usize] += by;
+    for detection in judged.iter().flat_map(|image| &image.detections) {
+        if let Verdict::Wrong { kind, .. } = detection.verdict {
+            of_detections[detection.index as usize] = Some(kind);
+            count(kind, 1);
+        }
+    }
+    count(Kind::Missed, judged.iter().map(|image| image.missed.len()).sum());
+
+    let ledger = Ledger::new(&judged, images.categories());
+    let ap50 = ledger.ap(None);
+    let cost = |oracle: Oracle| if ap50 < 0.0 { 0.0 } else { ledger.ap(Some(oracle)) - ap50 };
+    let kinds =
+        Kind::ALL.map(|kind| Share { kind, count: counts[kind as usize], cost: cost(Oracle::Mend(kind)) });
+    Ok(Errors {
+        ap50,
+        kinds: kinds.to_vec(),
+        false_positives: cost(Oracle::NoFalsePositives),
+        false_negatives: cost(Oracle::NoFalseNegatives),
+        of_detections,
+    })
+}
+
+/// Sorts the detections of one image.
+fn judge(image: ImageView) -> JudgedImage {
+    let mut found = vec![false; image.objects.len()];
+    for object in image.detections.iter().filter_map(|seen| seen.found) {
+        found[object] = true;
+    }
+    let mut covered = found.clone();
+    let mut detections = Vec::with_capacity(image.detections.len());
+    for seen in &image.detections {
+        let best = |right: bool| {
+            let of_class =
+                |&&(object, _): &&(usize, f64)| (image.objects[object].category == seen.category) == right;
+            seen.overlaps.iter().filter(of_class).copied().max_by(|a, b| a.1.total_cmp(&b.1))
+        };
+        let verdict = match (seen.found, best(true), best(false)) {
+            (Some(object), _, _) if image.objects[object].crowd => Verdict::OnCrowd,
+            (Some(object), _, _) => Verdict::Right { object },
+            (_, Some((object, overlap)), _) if overlap < FOUND => {
+                Verdict::Wrong { kind: Kind::Localisation, object: Some(object) }
+            }
+            (_, _, Some((object, overlap))) if overlap >= FOUND => {
+                Verdict::Wrong { kind: Kind::Classification, object: Some(object) }
+            }
+            (_, Some(_), _) => Verdict::Wrong { kind: Kind::Duplicate, object: None },
+            (_, None, Some(_)) => Verdict::Wrong { kind: Kind::Both, object: None },
+            (_, None, None) => Verdict::Wrong { kind: Kind::Background, object: None },
+        };
+        if let Verdict::Wrong { object: Some(object), .. } = verdict {
+            covered[object] = true;
+        }
+        detections.push(Judged { index: seen.index, category: seen.category, score: seen.score, verdict });
+    }
+    let missed =
+        (0..image.objects.len()).filter(|&object| !covered[object] && !image.objects[object].crowd).collect();
+    let objects = image.objects.iter().map(|object| (!object.crowd).then_some(object.category)).collect();
+    JudgedImage { detections, objects, missed }
+}
+
+/// What is made right before AP is computed.
+#[derive(Clone, Copy, PartialEq)]
+enum Oracle {
+    Mend(Kind),
+    NoFalsePositives,
+    NoFalseNegatives,
+}
+
+/// Computes AP50 of judged images, mended or not.
+struct Ledger<'a> {
+    images: &'a [JudgedImage],
+    categories: usize,
+}
+
+impl<'a> Ledger<'a> {
+    fn new(images: &'a [JudgedImage], categories: usize) -> Ledger<'a> {
+        Ledger { images, categories }
+    }
+
+    /// Mean of the classes' AP. −1 where no class has objects.
+    fn ap(&self, oracle: Option<Oracle>) -> f64 {
+        // For each class: objects; score and rightness of each detection that counts.
+        let mut classes = vec![(0usize, Vec::<(f64, bool)>::new()); self.categories];
+        for image in self.images {
+            self.add(image, oracle, &mut classes);
+        }
+        let recalls = linspace(0.0, 1.0, 101);
+        let aps: Vec<f64> = classes
+            .into_iter()
+            .filter(|(objects, _)| *objects > 0)
+            .map(|(objects, detections)| average_precision(objects, detections, &recalls))
+            .collect();
+        if aps.is_empty() {
+            -1.0
+        } else {
+            aps.iter().sum::<f64>() / aps.len() as f64
+        }
+    }
+
+    fn add(&self, image: &JudgedImage, oracle: Option<Oracle>, classes: &mut [(usize, Vec<(f64, bool)>)]) {
+        let uncounted =
+            |object: usize| oracle == Some(Oracle::Mend(Kind::Missed)) && image.missed.contains(&object);
+        for (object, category) in image.objects.iter().enumerate() {
+            if let Some(category) = category.filter(|_| !uncounted(object)) {
+                classes[category].0 += 1;
+            }
+        }
+        // The best score among those that the oracle gives each object to.
+        let mut right = vec![None::<f64>; image.objects.len()];
+        let mut give = |object: usize, score: f64| {
+            right[object] = Some(right[object].map_or(score, |other| other.max(score)));
+        };
+        for detection in &image.detections {
+            match detection.verdict {
+                Verdict::OnCrowd => {}
+                Verdict::Right { object } => give(object, detection.score),
+                Verdict::Wrong { kind, object } => match (oracle, object) {
+                    (Some(Oracle::NoFalsePositives), _) => {}
+                    (Some(Oracle::Mend(mended)), Some(object)) if mended == kind => {
+                        give(object, detection.score)
+                    }
+                    (Some(Oracle::Mend(mended)), None) if mended == kind => {}
+                    _ => classes[detection.category].1.push((detection.score, false)),
+                },
+            }
+        }
+        if oracle == Some(Oracle::NoFalseNegatives) {
+            for (category, score) in image.objects.iter().zip(&right) {
+                if let (Some(category), None) = (category, score) {
+                    classes[*category].0 -= 1;
+                }
+            }
+        }
+        for (category, score) in image.objects.iter().zip(&right) {
+            if let (Some(category), Some(score)) = (category, score) {
+                classes[*category].1.push((*score, true));
+            }
+        }
+    }
+}
+
+/// COCO's interpolated AP at one overlap.
+fn average_precision(objects: usize, mut detections: Vec<(f64, bool)>, recalls: &[f64]) -> f64 {
+    detections.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut found = Vec::new();
+    for (place, _) in detections.iter().enumerate().filter(|(_, (_, right))| *right) {
+        found.push((found.len() + 1) as f64 / (place + 1) as f64);
+    }
+    for i in (1..found.len()).rev() {
+        found[i - 1] = found[i - 1].max(found[i]);
+    }
+    let at = |recall: f64| {
+        let reached = (1..=found.len()).find(|&count| count as f64 / objects as f64 >= recall);
+        reached.map_or(0.0, |count| found[count - 1])
+    };
+    recalls.iter().map(|&recall| at(recall)).sum::<f64>() / recalls.len() as f64
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<16} {:>8} {:>8}", "error", "count", "AP50")?;
+        for share in &self.kinds {
+            write!(f, "\n{:<16} {:>8} {:>+8.4}", share.kind.name(), share.count, share.cost)?;
+        }
+        write!(f, "\n{:<16} {:>8} {:>+8.4}", "false positives", "", self.false_positives)?;
+        write!(f, "\n{:<16} {:>8} {:>+8.4}", "false negatives", "", self.false_negatives)
+    }
+}

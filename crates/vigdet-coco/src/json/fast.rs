@@ -1,0 +1,326 @@
+//! COCO's files, when they are plain, by [`Scanner`]: several times as fast as by serde_json.
+
+use super::raw::{Bbox, Flag, Integer, Pixels, RawAnnotation, RawCategory, RawDataset, RawImage};
+use super::scan::Scanner;
+use crate::rle::Rle;
+use crate::types::{Detection, Segmentation};
+use rayon::prelude::*;
+use std::fs::File;
+use std::io;
+
+/// A results file is read in blocks of about this many bytes, each on its own.
+const BLOCK: u64 = 4 << 20;
+/// Read beyond a block in search of the beginning of the next.
+const OVERLAP: u64 = 64 << 10;
+
+/// Puts a value where there was none: a key that comes twice is not plain.
+fn put<T>(place: &mut Option<T>, value: T) -> Option<()> {
+    place.replace(value).is_none().then_some(())
+}
+
+/// As `put`, for a value that may be null, which counts as absent.
+fn put_optional<T>(place: &mut Option<Option<T>>, value: Option<T>) -> Option<()> {
+    put(place, value)
+}
+
+/// Reads a results file. `None` where it is not plain.
+///
+/// Blocks are read and scanned in parallel; besides what is kept only a few blocks are in memory. A block's first object begins, as
+/// far as one can tell without having read the file from its beginning, after the first `},` followed by `{`. Whether that is so
+/// is known in the end: the block before must come out there.
+pub(super) fn detections(file: &File) -> io::Result<Option<Vec<Detection>>> {
+    let length = file.metadata()?.len();
+    let parts: Vec<_> =
+        (0..length.div_ceil(BLOCK)).into_par_iter().map(|block| block_of(file, block * BLOCK, length)).collect();
+    let mut all = Vec::with_capacity(parts.iter().flatten().flatten().map(Vec::len).sum());
+    for part in parts {
+        match part? {
+            Some(part) => all.extend(part),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(all))
+}
+
+/// The objects that begin in the block from `offset` on.
+fn block_of(file: &File, offset: u64, length: u64) -> io::Result<Option<Vec<Detection>>> {
+    let end = (offset + BLOCK).min(length);
+    let mut bytes = Vec::new();
+    let mut reach = end;
+    // The place, among `bytes`, where the next block takes over.
+    let next = loop {
+        let wanted = (reach + OVERLAP).min(length);
+        read_on(file, offset, wanted, &mut bytes)?;
+        reach = wanted;
+        let found = if end == length { None } else { first_object(&bytes, (end - offset) as usize) };
+        if found.is_some() || reach == length {
+            break found;
+        }
+    };
+    let start = if offset == 0 { Some(0) } else { first_object(&bytes, 0) };
+    let Some(start) = start.filter(|&start| next.is_none_or(|next| start < next)) else {
+        return Ok(Some(Vec::new()));
+    };
+    let mut scanner = Scanner::new(&bytes);
+    scanner.skip_to(start);
+    Ok(objects(&mut scanner, offset == 0, next))
+}
+
+/// Appends the bytes of the file up to `wanted` (an offset in the file) to those from `offset` on.
+fn read_on(file: &File, offset: u64, wanted: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let have = bytes.len();
+    bytes.resize((wanted - offset) as usize, 0);
+    read_exact_at(file, &mut bytes[have..], offset + have as u64)
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let count = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes = &mut bytes[count..];
+        offset += count as u64;
+    }
+    Ok(())
+}
+
+/// The first `{` that follows a `}` and a comma, the `}` at `from` or later.
+fn first_object(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut from = from;
+    loop {
+        from += memchr::memchr(b'}', &bytes[from..])? + 1;
+        let mut scanner = Scanner::new(bytes);
+        scanner.skip_to(from);
+        if scanner.take(b',') && scanner.peek() == Some(b'{') {
+            return Some(scanner.position());
+        }
+    }
+}
+
+/// Reads objects up to exactly `next`, or else to the end of the list and the file.
+fn objects(scanner: &mut Scanner<'_>, first: bool, next: Option<usize>) -> Option<Vec<Detection>> {
+    let mut detections = Vec::new();
+    let mut text = Vec::new();
+    if first {
+        scanner.expect(b'[')?;
+        if scanner.take(b']') {
+            return (scanner.at_end() && next.is_none()).then_some(detections);
+        }
+    }
+    loop {
+        detections.push(detection(scanner, &mut text)?);
+        if scanner.take(b',') {
+            scanner.peek()?;
+            match next {
+                Some(next) if scanner.position() == next => return Some(detections),
+                Some(next) if scanner.position() > next => return None,
+                _ => {}
+            }
+        } else {
+            scanner.expect(b']')?;
+            return (scanner.at_end() && next.is_none()).then_some(detections);
+        }
+    }
+}
+
+fn detection(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<Detection> {
+    let (mut image_id, mut category_id, mut score) = (None, None, None);
+    let (mut bbox, mut shape) = (None, None);
+    scanner.object(|scanner, key| match key {
+        b"image_id" => put(&mut image_id, scanner.integer()?),
+        b"category_id" => put(&mut category_id, scanner.integer()?),
+        b"score" => put(&mut score, scanner.number()?),
+        b"bbox" => put_optional(&mut bbox, four(scanner)?),
+        b"segmentation" => put_optional(&mut shape, segmentation(scanner, text)?),
+        _ => scanner.skip(),
+    })?;
+    let (bbox, segmentation) = (bbox.flatten(), shape.flatten());
+    if bbox.is_none() && segmentation.is_none() {
+        return None;
+    }
+    Some(Detection { image_id: image_id?, category_id: category_id?, bbox, score: score?, segmentation })
+}
+
+/// Four numbers, or nothing: null or an empty list.
+fn four(scanner: &mut Scanner<'_>) -> Option<Option<[f64; 4]>> {
+    if scanner.null() {
+        return Some(None);
+    }
+    let mut values = [0.0; 4];
+    let mut count = 0;
+    scanner.list(|scanner| {
+        *values.get_mut(count)? = scanner.number()?;
+        count += 1;
+        Some(())
+    })?;
+    match count {
+        0 => Some(None),
+        4 => Some(Some(values)),
+        _ => None,
+    }
+}
+
+fn segmentation(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<Option<Segmentation>> {
+    match scanner.peek()? {
+        b'[' => {
+            let mut polygons = Vec::new();
+            scanner.list(|scanner| {
+                let mut polygon = Vec::new();
+                scanner.list(|scanner| {
+                    polygon.push(scanner.number()?);
+                    Some(())
+                })?;
+                polygon.shrink_to_fit();
+                polygons.push(polygon);
+                Some(())
+            })?;
+            polygons.shrink_to_fit();
+            Some(Some(Segmentation::Polygons(polygons)))
+        }
+        b'{' => mask(scanner, text).map(|rle| Some(Segmentation::Rle(rle))),
+        _ => scanner.null().then_some(None),
+    }
+}
+
+enum Counts {
+    Text,
+    Runs(Vec<u32>),
+}
+
+fn mask(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<Rle> {
+    let (mut size, mut counts) = (None, None);
+    scanner.object(|scanner, key| match key {
+        b"size" => {
+            let (mut values, mut count) = ([0; 2], 0);
+            scanner.list(|scanner| {
+                *values.get_mut(count)? = scanner.unsigned()?;
+                count += 1;
+                Some(())
+            })?;
+            put(&mut size, (count == 2).then_some(values)?)
+        }
+        b"counts" if scanner.peek() == Some(b'"') => {
+            scanner.text(text)?;
+            put(&mut counts, Counts::Text)
+        }
+        b"counts" => {
+            let mut runs = Vec::new();
+            scanner.list(|scanner| {
+                runs.push(scanner.unsigned()?);
+                Some(())
+            })?;
+            put(&mut counts, Counts::Runs(runs))
+        }
+        _ => scanner.skip(),
+    })?;
+    let [height, width] = size?;
+    match counts? {
+        Counts::Text => Rle::from_compressed(height, width, std::str::from_utf8(text).ok()?).ok(),
+        Counts::Runs(runs) => Rle::from_runs(height, width, &runs).ok(),
+    }
+}
+
+/// Reads an annotation file. `None` where it is not plain.
+pub(super) fn dataset(bytes: &[u8]) -> Option<RawDataset> {
+    let (mut images, mut annotations, mut categories) = (None, None, None);
+    let mut text = Vec::new();
+    let mut scanner = Scanner::new(bytes);
+    scanner.object(|scanner, key| match key {
+        b"images" => put(&mut images, all(scanner, image)?),
+        b"annotations" => put(&mut annotations, all(scanner, |scanner| annotation(scanner, &mut text))?),
+        b"categories" => put(&mut categories, all(scanner, category)?),
+        _ => scanner.skip(),
+    })?;
+    scanner.at_end().then_some(())?;
+    Some(RawDataset { images: images?, annotations: annotations?, categories: categories? })
+}
+
+fn all<'a, T>(
+    scanner: &mut Scanner<'a>,
+    mut read: impl FnMut(&mut Scanner<'a>) -> Option<T>,
+) -> Option<Vec<T>> {
+    let mut values = Vec::new();
+    scanner.list(|scanner| {
+        values.push(read(scanner)?);
+        Some(())
+    })?;
+    Some(values)
+}
+
+fn image(scanner: &mut Scanner<'_>) -> Option<RawImage> {
+    let (mut id, mut file_name, mut width, mut height) = (None, None, None, None);
+    scanner.object(|scanner, key| match key {
+        b"id" => put(&mut id, Integer(scanner.integer()?)),
+        b"file_name" => put_optional(&mut file_name, scanner.optional_string()?),
+        b"width" => put_optional(&mut width, optional_pixels(scanner)?),
+        b"height" => put_optional(&mut height, optional_pixels(scanner)?),
+        _ => scanner.skip(),
+    })?;
+    Some(RawImage {
+        id: id?,
+        file_name: file_name.flatten(),
+        width: width.flatten(),
+        height: height.flatten(),
+    })
+}
+
+fn optional_pixels(scanner: &mut Scanner<'_>) -> Option<Option<Pixels>> {
+    if scanner.null() {
+        return Some(None);
+    }
+    scanner.unsigned().map(|pixels| Some(Pixels(pixels)))
+}
+
+fn category(scanner: &mut Scanner<'_>) -> Option<RawCategory> {
+    let (mut id, mut name, mut supercategory) = (None, None, None);
+    scanner.object(|scanner, key| match key {
+        b"id" => put(&mut id, Integer(scanner.integer()?)),
+        b"name" => put_optional(&mut name, scanner.optional_string()?),
+        b"supercategory" => put_optional(&mut supercategory, scanner.optional_string()?),
+        _ => scanner.skip(),
+    })?;
+    Some(RawCategory { id: id?, name: name.flatten(), supercategory: supercategory.flatten() })
+}
+
+fn annotation(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<RawAnnotation> {
+    let (mut id, mut image_id, mut category_id) = (None, None, None);
+    let (mut bbox, mut area, mut iscrowd, mut ignore, mut shape) = (None, None, None, None, None);
+    scanner.object(|scanner, key| match key {
+        b"id" => put(&mut id, Integer(scanner.integer()?)),
+        b"image_id" => put(&mut image_id, Integer(scanner.integer()?)),
+        b"category_id" => put(&mut category_id, Integer(scanner.integer()?)),
+        b"bbox" => put_optional(&mut bbox, four(scanner)?),
+        b"area" if scanner.null() => put_optional(&mut area, None),
+        b"area" => put_optional(&mut area, Some(scanner.number()?)),
+        b"iscrowd" => put_optional(&mut iscrowd, flag(scanner)?),
+        b"ignore" => put_optional(&mut ignore, flag(scanner)?),
+        b"segmentation" => put_optional(&mut shape, segmentation(scanner, text)?),
+        _ => scanner.skip(),
+    })?;
+    Some(RawAnnotation {
+        id: id?,
+        image_id: image_id?,
+        category_id: category_id?,
+        bbox: bbox.map(Bbox),
+        area: area.flatten(),
+        iscrowd: iscrowd.flatten(),
+        ignore: ignore.flatten(),
+        segmentation: shape.flatten(),
+    })
+}
+
+/// 0, 1, false, true or null.
+fn flag(scanner: &mut Scanner<'_>) -> Option<Option<Flag>> {
+    match scanner.peek()? {
+        b'n' => scanner.null().then_some(None),
+        b't' | b'f' => scanner.boolean().map(|flag| Some(Flag(flag))),
+        _ => scanner.number().map(|value| Some(Flag(value != 0.0))),
+    }
+}

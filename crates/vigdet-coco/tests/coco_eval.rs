@@ -1,0 +1,231 @@
+//! The program `coco_eval`, run as a user runs it.
+
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let binary = env!("CARGO_BIN_EXE_coco_eval");
+        Command::new(binary).args(arguments).current_dir(self.0.path()).output().unwrap()
+    }
+
+    /// Standard output of a run that must succeed.
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The one line of a run that must fail.
+    fn fail(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(!output.status.success() && output.stdout.is_empty());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+        text
+    }
+}
+
+fn truth() -> Value {
+    json!({
+        "images": [{"id": 1, "width": 100, "height": 80}, {"id": 2, "width": 100, "height": 80}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0, "ignore": 1,
+             "segmentation": [[10, 10, 50, 10, 50, 50, 10, 50]]},
+            {"id": 2, "image_id": 2, "category_id": 8, "bbox": [20, 20, 30, 30], "area": 900, "iscrowd": 0,
+             "segmentation": [[20, 20, 50, 20, 50, 50, 20, 50]]}
+        ]
+    })
+}
+
+fn results() -> Value {
+    json!([
+        {"image_id": 1, "category_id": 3, "bbox": [30, 10, 40, 40], "score": 0.9},
+        {"image_id": 2, "category_id": 8, "bbox": [20, 20, 30, 30], "score": 0.8},
+        {"image_id": 2, "category_id": 99, "bbox": [20, 20, 30, 30], "score": 0.8}
+    ])
+}
+
+/// A folder with both files.
+fn ready() -> Folder {
+    let folder = Folder::new();
+    folder.write("gt.json", &truth().to_string());
+    folder.write("dt.json", &results().to_string());
+    folder
+}
+
+const FILES: [&str; 4] = ["--gt", "gt.json", "--dt", "dt.json"];
+
+const LINES: &str = " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.500
+ Average Precision  (AP) @[ IoU=0.50      | area=   all | maxDets=100 ] = 0.500
+ Average Precision  (AP) @[ IoU=0.75      | area=   all | maxDets=100 ] = 0.500
+ Average Precision  (AP) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = 1.000
+ Average Precision  (AP) @[ IoU=0.50:0.95 | area=medium | maxDets=100 ] = 0.000
+ Average Precision  (AP) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = -1.000
+ Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = 0.500
+ Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets= 10 ] = 0.500
+ Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0.500
+ Average Recall     (AR) @[ IoU=0.50:0.95 | area= small | maxDets=100 ] = 1.000
+ Average Recall     (AR) @[ IoU=0.50:0.95 | area=medium | maxDets=100 ] = 0.000
+ Average Recall     (AR) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = -1.000
+";
+
+#[test]
+fn the_output_is_pycocotools_twelve_lines_and_warnings_go_elsewhere() {
+    let folder = ready();
+    let output = folder.run(&FILES);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), LINES);
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(warnings.contains("`ignore` of 1 annotations is not used"), "{warnings}");
+    assert!(warnings.contains("1 results are left out: their category (such as 99)"), "{warnings}");
+}
+
+#[test]
+fn a_table_of_classes_and_a_file_of_numbers_are_given_on_request() {
+    let folder = ready();
+    let text = folder.succeed(&[&FILES[..], &["--per-class", "--json", "out.json"]].concat());
+    let table: Vec<&str> = text.strip_prefix(LINES).unwrap().trim().lines().collect();
+    assert!(
+        table[0].starts_with("class") && table[1].starts_with("dog") && table[2].starts_with("cat"),
+        "{text}"
+    );
+    let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
+    assert_eq!(numbers["stats"].as_array().unwrap().len(), 12);
+    assert_eq!(numbers["stats"][5], -1.0);
+    assert_eq!(numbers["per_class"][1]["name"], "dog");
+    assert!((numbers["per_class"][1]["ap"].as_f64().unwrap() - 1.0).abs() < 1e-12);
+    assert_eq!(numbers["per_iou"].as_array().unwrap().len(), 10);
+}
+
+#[test]
+fn without_arguments_the_newest_run_is_evaluated() {
+    let folder = ready();
+    let age = |name: &str, seconds: u64| {
+        let file = std::fs::File::options().append(true).open(folder.path(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+    };
+    let ground_truth = json!({"annotations": folder.path("gt.json")}).to_string();
+    for (run, results) in [("old", results()), ("new", json!([])), ("unfinished", json!([]))] {
+        if run != "unfinished" {
+            folder.write(&format!("runs/{run}/bbox.json"), &results.to_string());
+        }
+        folder.write(&format!("runs/{run}/ground_truth.json"), &ground_truth);
+    }
+    age("runs/old/bbox.json", 10);
+    age("runs/new/bbox.json", 500);
+    assert_eq!(folder.succeed(&[]), LINES);
+    age("runs/old/bbox.json", 1000);
+    assert!(folder.succeed(&[]).contains("maxDets=100 ] = 0.000"));
+    // The same for a results file without its ground truth; a path beside it does.
+    folder.write("runs/old/ground_truth.json", r#"{"annotations": "truth.json"}"#);
+    folder.write("runs/old/truth.json", &truth().to_string());
+    assert_eq!(folder.succeed(&["--dt", "runs/old/bbox.json"]), LINES);
+}
+
+#[test]
+fn without_arguments_and_without_a_run_one_line_says_what_to_do() {
+    let folder = Folder::new();
+    let text = folder.fail(&[]);
+    assert!(
+        text.contains("no run with a bbox.json under runs/") && text.contains("--gt ANNOTATIONS"),
+        "{text}"
+    );
+    folder.write("dt.json", "[]");
+    let text = folder.fail(&["--dt", "dt.json"]);
+    assert!(text.contains("--gt FILE"), "{text}");
+    let text = folder.fail(&["--gt", "gt.json"]);
+    assert!(text.contains("--dt FILE"), "{text}");
+}
+
+#[test]
+fn wrong_files_give_one_line() {
+    let folder = ready();
+    let mut cases = vec![
+        (json!([{"image_id": 5, "category_id": 3, "bbox": [1, 1, 2, 2], "score": 1}]).to_string(), "image 5"),
+        ("[".to_owned(), "EOF"),
+        (
+            "[{\"image_id\": 1, \"category_id\": 3, \"bbox\": [1, 1, 2, 2], \"score\": NaN}]".to_owned(),
+            "[0].score",
+        ),
+        ("[".repeat(100_000), "invalid type"),
+    ];
+    for (text, expected) in cases.drain(..) {
+        folder.write("dt.json", &text);
+        let message = folder.fail(&FILES);
+        assert!(message.contains("dt.json") && message.contains(expected), "{message}");
+    }
+    folder.write("dt.json", &results().to_string());
+    folder.write("gt.json", &truth().to_string()[..200]);
+    let message = folder.fail(&FILES);
+    assert!(message.contains("gt.json") && message.contains("EOF"), "{message}");
+    let mut no_masks = truth();
+    no_masks["annotations"][1].as_object_mut().unwrap().remove("segmentation");
+    folder.write("gt.json", &no_masks.to_string());
+    let message = folder.fail(&[&FILES[..], &["--type", "segm"]].concat());
+    assert!(message.contains("annotation 2 has no segmentation"), "{message}");
+    let message = folder.fail(&[&FILES[..], &["--iou", "0.5,NaN"]].concat());
+    assert!(message.contains("thresholds must be numbers"), "{message}");
+}
+
+#[test]
+fn empty_results_give_zeros() {
+    let folder = ready();
+    folder.write("dt.json", "[]");
+    let text = folder.succeed(&FILES);
+    assert_eq!(text.matches("= 0.000").count(), 10, "{text}");
+    assert_eq!(text.matches("= -1.000").count(), 2, "{text}");
+}
+
+fn is_picture(path: &Path) -> bool {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    bytes.starts_with(b"\x89PNG") && bytes.len() > 2000
+}
+
+#[test]
+fn plots_errors_and_comparison_are_made_on_request() {
+    let folder = ready();
+    let mut better = results();
+    better[0]["bbox"] = json!([10, 10, 40, 40]);
+    folder.write("better.json", &better.to_string());
+    let extra = [
+        "--plots",
+        "plots",
+        "--errors",
+        "--compare",
+        "better.json",
+        "--resamples",
+        "50",
+        "--json",
+        "out.json",
+    ];
+    let text = folder.succeed(&[&FILES[..], &extra].concat());
+    for name in ["precision_recall", "class_ap", "size_ap", "confusion", "errors"] {
+        assert!(is_picture(&folder.path(&format!("plots/{name}.png"))), "{name}");
+    }
+    let localisation = text.lines().find(|line| line.starts_with("localisation")).unwrap();
+    assert_eq!(localisation.split_whitespace().collect::<Vec<_>>(), ["localisation", "1", "+0.5000"]);
+    let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
+    let ap = &numbers["comparison"]["differences"][0];
+    assert!((ap["difference"].as_f64().unwrap() - 0.5).abs() < 1e-12, "{ap}");
+    assert_eq!(numbers["errors"]["kinds"][1]["kind"], "localisation");
+}
