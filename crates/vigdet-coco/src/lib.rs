@@ -17,6 +17,9 @@ pub mod rle;
 pub mod run;
 pub mod types;
 
+#[cfg(fuzzing)]
+pub use json::fuzzing;
+
 pub use error::{Error, Result};
 pub use json::read::{read_dataset, read_dataset_with_warnings, read_results};
 pub use json::write::{write_dataset, write_results};

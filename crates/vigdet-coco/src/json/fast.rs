@@ -30,8 +30,10 @@ fn put_optional<T>(place: &mut Option<Option<T>>, value: Option<T>) -> Option<()
 /// is known in the end: the block before must come out there.
 pub(super) fn detections(file: &File) -> io::Result<Option<Vec<Detection>>> {
     let length = file.metadata()?.len();
-    let parts: Vec<_> =
-        (0..length.div_ceil(BLOCK)).into_par_iter().map(|block| block_of(file, block * BLOCK, length)).collect();
+    let parts: Vec<_> = (0..length.div_ceil(BLOCK))
+        .into_par_iter()
+        .map(|block| block_of(file, block * BLOCK, length))
+        .collect();
     let mut all = Vec::with_capacity(parts.iter().flatten().flatten().map(Vec::len).sum());
     for part in parts {
         match part? {
@@ -42,14 +44,19 @@ pub(super) fn detections(file: &File) -> io::Result<Option<Vec<Detection>>> {
     Ok(Some(all))
 }
 
-/// The objects that begin in the block from `offset` on.
-fn block_of(file: &File, offset: u64, length: u64) -> io::Result<Option<Vec<Detection>>> {
-    let end = (offset + BLOCK).min(length);
+/// The objects that begin in the block from `offset` to `end`.
+fn objects_of_block(
+    file: &File,
+    offset: u64,
+    end: u64,
+    length: u64,
+    overlap: u64,
+) -> io::Result<Option<Vec<Detection>>> {
     let mut bytes = Vec::new();
     let mut reach = end;
     // The place, among `bytes`, where the next block takes over.
     let next = loop {
-        let wanted = (reach + OVERLAP).min(length);
+        let wanted = (reach + overlap).min(length);
         read_on(file, offset, wanted, &mut bytes)?;
         reach = wanted;
         let found = if end == length { None } else { first_object(&bytes, (end - offset) as usize) };
@@ -102,6 +109,12 @@ fn first_object(bytes: &[u8], from: usize) -> Option<usize> {
             return Some(scanner.position());
         }
     }
+}
+
+/// As [`detections`], of bytes in memory.
+#[cfg(fuzzing)]
+pub(crate) fn detections_of_bytes(bytes: &[u8]) -> Option<Vec<Detection>> {
+    objects(&mut Scanner::new(bytes), true, None)
 }
 
 /// Reads objects up to exactly `next`, or else to the end of the list and the file.
@@ -322,5 +335,53 @@ fn flag(scanner: &mut Scanner<'_>) -> Option<Option<Flag>> {
         b'n' => scanner.null().then_some(None),
         b't' | b'f' => scanner.boolean().map(|flag| Some(Flag(flag))),
         _ => scanner.number().map(|value| Some(Flag(value != 0.0))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// Objects with what looks like the beginning of another inside.
+    const TRICKY: &str = r#"[ {"image_id": 1, "category_id": 2, "score": 0.5, "bbox": [1, 2, 3, 4]} ,
+        {"image_id": 1, "category_id": 2, "score": 1, "bbox": [1, 2, 3, 4], "note": "a },{ b \" }, {"},
+        {"parts": [{"x": 1}, {"x": 2},{"x": [{}, {}]}], "image_id": 3, "category_id": 2, "score": 1e-2, "bbox": [0, 0, 1.25, 1]},
+        {"image_id": 4, "category_id": -2, "score": 0, "bbox": null, "segmentation": {"size": [2, 2], "counts": [1, 3]}},
+        {"image_id": 5, "category_id": 7, "score": 0.25, "segmentation": {"size": [64, 3], "counts": "\\5d0"}}]
+    "#;
+
+    fn file(text: &str) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn blocks_of_any_size_give_the_objects_of_the_whole() {
+        let whole = in_blocks(&file(TRICKY), 1 << 20, 16).unwrap().unwrap();
+        assert_eq!(whole.iter().map(|detection| detection.image_id).collect::<Vec<_>>(), [1, 1, 3, 4, 5]);
+        let mut split = 0;
+        for block in 1..TRICKY.len() as u64 + 2 {
+            for overlap in [1, 7, 64] {
+                // A block may take something inside an object for the beginning of one. Then the file counts as not plain.
+                if let Some(detections) = in_blocks(&file(TRICKY), block, overlap).unwrap() {
+                    assert_eq!(detections, whole, "block {block}, overlap {overlap}");
+                    split += usize::from(block < TRICKY.len() as u64 / 2);
+                }
+            }
+        }
+        assert!(split > 100, "{split}");
+    }
+
+    #[test]
+    fn lists_that_do_not_end_are_not_plain() {
+        for text in ["", "[", "[]]", "[] x", "{}", "[{}]", &TRICKY.trim_end()[..TRICKY.trim_end().len() - 1]]
+        {
+            for block in [3, 50, 1000] {
+                assert_eq!(in_blocks(&file(text), block, 16).unwrap(), None, "{text}");
+            }
+        }
+        assert_eq!(in_blocks(&file(" [ ] "), 2, 16).unwrap(), Some(Vec::new()));
     }
 }

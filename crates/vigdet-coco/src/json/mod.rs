@@ -1,6 +1,8 @@
 //! COCO's JSON files.
 
 mod fast;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod raw;
 pub(crate) mod read;
 mod scan;

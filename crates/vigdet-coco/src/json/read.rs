@@ -82,7 +82,7 @@ fn explain<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::E
     }
 }
 
-fn dataset(raw: RawDataset) -> Result<Dataset> {
+pub(super) fn dataset(raw: RawDataset) -> Result<Dataset> {
     let images: Vec<Image> = raw.images.into_iter().map(Image::from).collect();
     let categories: Vec<Category> = raw.categories.into_iter().map(Category::from).collect();
     let image_ids = unique("images", images.iter().map(|image| image.id))?;
@@ -157,7 +157,7 @@ fn extent(polygons: &[Vec<f64>]) -> [f64; 4] {
     [low[0], low[1], high[0] - low[0], high[1] - low[1]]
 }
 
-fn detection(index: usize, raw: RawDetection) -> Result<Detection> {
+pub(super) fn detection(index: usize, raw: RawDetection) -> Result<Detection> {
     let bbox = raw.bbox.and_then(|Bbox(bbox)| bbox);
     if bbox.is_none() && raw.segmentation.is_none() {
         return Err(Error::Data(format!("result {index} has neither a `bbox` nor a `segmentation`")));

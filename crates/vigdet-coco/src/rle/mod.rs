@@ -95,7 +95,8 @@ impl Rle {
     pub fn from_compressed(height: u32, width: u32, text: &str) -> Result<Rle, MaskError> {
         check_size(height, width)?;
         let mut sum = 0u64;
-        for run in text::checked_runs(text.as_bytes()) {
+        let mut runs = Runs::new(text.as_bytes());
+        while let Some(run) = runs.checked_next() {
             sum += u64::from(run?);
         }
         check_sum(height, width, sum)?;

@@ -78,6 +78,16 @@ pub(crate) struct Extent {
 /// Area and box of a mask in one pass, as `rleArea` and `rleToBbox`.
 pub(crate) fn extent(runs: impl Iterator<Item = u32>, height: u32, width: u32) -> Extent {
     let (mut left, mut top, mut right, mut bottom) = (width, height, 0, 0);
+    // Division by multiplication (Lemire, Kaser and Kurz, 2019): exact for 32 bits, and this loop is mostly division. A factor of
+    // 0 stands for division by 1, whose own does not fit.
+    let factor = (u64::MAX / u64::from(height.max(1))).wrapping_add(1);
+    let column_of = |position: u32| {
+        if factor == 0 {
+            position
+        } else {
+            ((u128::from(factor) * u128::from(position)) >> 64) as u32
+        }
+    };
     let (mut position, mut area, mut count) = (0u32, 0u32, 0usize);
     for run in runs {
         let start = position;
@@ -88,14 +98,14 @@ pub(crate) fn extent(runs: impl Iterator<Item = u32>, height: u32, width: u32) -
         }
         area = area.wrapping_add(run);
         let last = position.wrapping_sub(1);
-        let (first_column, last_column) = (start / height, last / height);
+        let (first_column, last_column) = (column_of(start), column_of(last));
         left = left.min(first_column);
         right = right.max(last_column);
         if first_column < last_column {
             (top, bottom) = (0, height - 1);
         } else {
-            top = top.min(start % height);
-            bottom = bottom.max(last % height);
+            top = top.min(start - first_column * height);
+            bottom = bottom.max(last - last_column * height);
         }
     }
     let size = |from: u32, to: u32| f64::from(to.wrapping_sub(from).wrapping_add(1));

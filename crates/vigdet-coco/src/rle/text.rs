@@ -4,7 +4,7 @@
 use super::MaskError;
 
 /// A run has at most 33 bits with its sign: seven characters of five.
-const MAX_CHARACTERS: u32 = 7;
+const MAX_BITS: u32 = 35;
 
 /// The text form of `runs`.
 pub(super) fn compress(runs: &[u32]) -> String {
@@ -27,92 +27,77 @@ pub(super) fn compress(runs: &[u32]) -> String {
     text
 }
 
-/// Decodes text of unknown origin.
-pub(super) fn checked_runs(text: &[u8]) -> impl Iterator<Item = Result<u32, MaskError>> + '_ {
-    let mut position = 0;
-    let mut index = 0;
-    // The runs two before and one before.
-    let mut last = [0u32; 2];
-    std::iter::from_fn(move || {
-        if position >= text.len() {
-            return None;
-        }
-        let mut value = 0i64;
-        let mut shift = 0;
-        loop {
-            let Some(&byte) = text.get(position) else { return Some(Err(MaskError::CutOff)) };
-            let code = byte.wrapping_sub(48);
-            if code > 63 {
-                return Some(Err(MaskError::WrongCharacter { character: char::from(byte), position }));
-            }
-            position += 1;
-            value |= i64::from(code & 0x1f) << (5 * shift);
-            shift += 1;
-            if code & 0x20 == 0 {
-                if code & 0x10 != 0 {
-                    value |= -1 << (5 * shift);
-                }
-                break;
-            }
-            if shift == MAX_CHARACTERS {
-                return Some(Err(MaskError::RunOutOfRange { index, value }));
-            }
-        }
-        if index > 2 {
-            value += i64::from(last[0]);
-        }
-        let Ok(run) = u32::try_from(value) else {
-            return Some(Err(MaskError::RunOutOfRange { index, value }));
-        };
-        last = [last[1], run];
-        index += 1;
-        Some(Ok(run))
-    })
-}
-
-/// The runs of a mask whose text has been checked.
+/// The runs of a mask.
 #[derive(Clone, Debug)]
 pub struct Runs<'a> {
     text: &'a [u8],
-    /// Runs given so far, up to 3.
-    index: u8,
+    /// Place in the text.
+    at: usize,
+    /// Runs given so far.
+    index: usize,
     /// The runs two before and one before.
     last: [u32; 2],
 }
 
 impl<'a> Runs<'a> {
     pub(super) fn new(text: &'a [u8]) -> Runs<'a> {
-        Runs { text, index: 0, last: [0; 2] }
+        Runs { text, at: 0, index: 0, last: [0; 2] }
+    }
+
+    /// The next run of text of unknown origin.
+    #[inline]
+    pub(super) fn checked_next(&mut self) -> Option<Result<u32, MaskError>> {
+        let first = self.text.get(self.at)?.wrapping_sub(48);
+        // Nearly all differences are of one or two characters.
+        let coded = if first < 0x20 {
+            self.at += 1;
+            // Bit 4 is the sign.
+            i64::from((first << 3) as i8 >> 3)
+        } else {
+            match self.long_number() {
+                Ok(value) => value,
+                Err(error) => return Some(Err(error)),
+            }
+        };
+        let value = if self.index > 2 { coded + i64::from(self.last[0]) } else { coded };
+        let Ok(run) = u32::try_from(value) else {
+            return Some(Err(MaskError::RunOutOfRange { index: self.index, value }));
+        };
+        self.last = [self.last[1], run];
+        self.index += 1;
+        Some(Ok(run))
+    }
+
+    /// A number of any length.
+    #[inline]
+    fn long_number(&mut self) -> Result<i64, MaskError> {
+        let (mut value, mut bits) = (0i64, 0);
+        loop {
+            let &byte = self.text.get(self.at).ok_or(MaskError::CutOff)?;
+            let code = byte.wrapping_sub(48);
+            if code > 63 {
+                return Err(MaskError::WrongCharacter { character: char::from(byte), position: self.at });
+            }
+            self.at += 1;
+            value |= i64::from(code & 0x1f) << bits;
+            bits += 5;
+            if code & 0x20 == 0 {
+                return Ok(value << (64 - bits) >> (64 - bits));
+            }
+            if bits == MAX_BITS {
+                return Err(MaskError::RunOutOfRange { index: self.index, value });
+            }
+        }
     }
 }
 
 impl Iterator for Runs<'_> {
     type Item = u32;
 
+    /// The text of a mask has been checked, so there is no error in it.
     #[inline]
     fn next(&mut self) -> Option<u32> {
-        let (&first, mut rest) = self.text.split_first()?;
-        let mut code = first.wrapping_sub(48);
-        let mut value = i64::from(code & 0x1f);
-        let mut bits = 5;
-        while code & 0x20 != 0 {
-            let Some((&next, after)) = rest.split_first() else { break };
-            code = next.wrapping_sub(48);
-            rest = after;
-            value |= i64::from(code & 0x1f) << bits;
-            bits += 5;
-        }
-        self.text = rest;
-        // The sign bit of the last character stands for all the bits above it.
-        value = value << (64 - bits) >> (64 - bits);
-        if self.index > 2 {
-            value += i64::from(self.last[0]);
-        } else {
-            self.index += 1;
-        }
-        let run = value as u32;
-        self.last = [self.last[1], run];
-        Some(run)
+        self.checked_next()?.ok()
     }
 }
 
