@@ -29,10 +29,18 @@ fn put_optional<T>(place: &mut Option<Option<T>>, value: Option<T>) -> Option<()
 /// far as one can tell without having read the file from its beginning, after the first `},` followed by `{`. Whether that is so
 /// is known in the end: the block before must come out there.
 pub(super) fn detections(file: &File) -> io::Result<Option<Vec<Detection>>> {
+    in_blocks(file, BLOCK, OVERLAP)
+}
+
+/// As [`detections`], in blocks of `block` bytes that are read `overlap` bytes further at a time.
+fn in_blocks(file: &File, block: u64, overlap: u64) -> io::Result<Option<Vec<Detection>>> {
     let length = file.metadata()?.len();
-    let parts: Vec<_> = (0..length.div_ceil(BLOCK))
+    if length == 0 {
+        return Ok(None);
+    }
+    let parts: Vec<_> = (0..length.div_ceil(block))
         .into_par_iter()
-        .map(|block| block_of(file, block * BLOCK, length))
+        .map(|i| objects_of_block(file, i * block, ((i + 1) * block).min(length), length, overlap))
         .collect();
     let mut all = Vec::with_capacity(parts.iter().flatten().flatten().map(Vec::len).sum());
     for part in parts {
