@@ -92,7 +92,7 @@ pub fn resize_into(
 /// Pillow's `resize(…, BILINEAR)`: a triangle filter whose support grows when shrinking, 8 bits in and out.
 pub fn antialias(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     let mut resized = RgbImage::new(width, height);
-    // Typed views: untyped ones compile the code of every pixel type there is, several minutes of it.
+    // Typed views: untyped ones compile the code of every pixel type there is.
     let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())?;
     let mut target = TypedImage::<U8x3>::from_buffer(width, height, resized.as_mut())?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));

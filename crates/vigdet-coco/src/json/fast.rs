@@ -1,4 +1,4 @@
-//! COCO's files, when they are plain, by [`Scanner`]: several times as fast as by serde_json.
+//! COCO's files, when they are plain, by [`Scanner`] rather than by serde_json.
 
 use super::raw::{Bbox, Flag, Integer, Pixels, RawAnnotation, RawCategory, RawDataset, RawImage};
 use super::scan::Scanner;
