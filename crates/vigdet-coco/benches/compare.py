@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Times whole processes on the files of generate.py: coco_eval and whichever of hotcoco, faster-coco-eval and pycocotools are there.
 
-    python generate.py FOLDER && python compare.py FOLDER --bin ../../../target/release/coco_eval [--repeat 5] [--slow]
+    python generate.py FOLDER && python compare.py FOLDER --bin ../../../target/release/coco_eval [--repeat 5]
+        [--type bbox|segm] [--slow]
 
-Prints best wall-clock time, processor time and peak memory. `--slow` includes pycocotools (minutes).
+Prints best and median wall-clock time, processor time, peak memory, and the best time over coco_eval's. `--slow` includes
+faster-coco-eval and pycocotools (minutes).
 """
 
 import argparse
 import importlib.util
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
@@ -50,9 +53,10 @@ def main():
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--type", choices=["bbox", "segm"], action="append", help="default: both")
     parser.add_argument("--slow", action="store_true")
     a = parser.parse_args()
-    for kind in ["bbox", "segm"]:
+    for kind in a.type or ["bbox", "segm"]:
         files = [str(a.folder / "gt.json"), str(a.folder / f"{kind}.json")]
         programs = {"coco_eval": [a.bin, "--gt", files[0], "--dt", files[1], "--type", kind]}
         for name, module, code, slow in [
@@ -62,10 +66,17 @@ def main():
         ]:
             if importlib.util.find_spec(module) and (a.slow or not slow):
                 programs[name] = [sys.executable, "-c", code, *files, kind]
-        for name, command in programs.items():
-            runs = [measure(command) for _ in range(a.repeat if name in ("coco_eval", "hotcoco") else 1)]
-            wall, cpu, memory = (min(column) for column in zip(*runs))
-            print(f"{kind}  {name:<17} {wall:7.2f} s  {cpu:7.2f} s processor  {memory:6.0f} MB")
+        runs = {name: [] for name in programs}
+        # In turns, so that a slower minute of the machine is one for all.
+        for turn in range(a.repeat):
+            for name, command in programs.items():
+                if turn == 0 or name in ("coco_eval", "hotcoco"):
+                    runs[name].append(measure(command))
+        for name in programs:
+            walls, cpus, memories = zip(*runs[name])
+            wall, cpu, memory, middle = min(walls), min(cpus), max(memories), statistics.median(walls)
+            ratio = wall / min(run[0] for run in runs["coco_eval"])
+            print(f"{kind}  {name:<17} {wall:7.2f} s (median {middle:.2f})  {cpu:7.2f} s processor  {memory:6.0f} MB  {ratio:6.2f}")
 
 
 if __name__ == "__main__":

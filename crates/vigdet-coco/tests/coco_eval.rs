@@ -183,6 +183,11 @@ fn wrong_files_give_one_line() {
     folder.write("gt.json", &no_masks.to_string());
     let message = folder.fail(&[&FILES[..], &["--type", "segm"]].concat());
     assert!(message.contains("annotation 2 has no segmentation"), "{message}");
+    let mut no_size = truth();
+    no_size["images"][1].as_object_mut().unwrap().remove("width");
+    folder.write("gt.json", &no_size.to_string());
+    let message = folder.fail(&[&FILES[..], &["--type", "segm"]].concat());
+    assert!(message.contains("annotation 2, segmentation: to draw it the width and the height"), "{message}");
     let message = folder.fail(&[&FILES[..], &["--iou", "0.5,NaN"]].concat());
     assert!(message.contains("thresholds must be numbers"), "{message}");
 }

@@ -115,8 +115,9 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         Kind::Bbox => IouType::Bbox,
         Kind::Segm => IouType::Segm,
     };
+    let on_truth = |results: &Path| format!("{} on {}", results.display(), truth_path.display());
     let evaluation =
-        evaluate(&truth, &results, iou_type, &params).with_context(|| results_path.display().to_string())?;
+        evaluate(&truth, &results, iou_type, &params).with_context(|| on_truth(&results_path))?;
     for warning in warnings.iter().chain(&evaluation.warnings) {
         eprintln!("warning: {warning}");
     }
@@ -135,7 +136,7 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
             let others = read_results(path)?;
             let resampling = Resampling { resamples: arguments.resamples, seed: arguments.seed };
             let comparison = compare(&truth, &results, &others, iou_type, &params, resampling)
-                .with_context(|| path.display().to_string())?;
+                .with_context(|| on_truth(path))?;
             println!("\nA {}\nB {}\n{comparison}", results_path.display(), path.display());
             Some(comparison)
         }

@@ -4,7 +4,7 @@ use super::group::{Member, Ranked, Scope};
 use super::warning::Warning;
 use super::IouType;
 use crate::error::{Error, Result};
-use crate::rle::{box_iou, runs_iou, Extent, MaskError, Rle};
+use crate::rle::{box_iou, runs_iou, Extent, Rle};
 use crate::types::{Annotation, Dataset, Detection, Segmentation};
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,13 +27,14 @@ pub(crate) struct Overlaps {
     /// Area of each detection.
     pub areas: Vec<f64>,
     boxes: Vec<[f64; 4]>,
-    masks: Vec<(Mask, [f64; 4])>,
+    masks: Vec<Mask>,
     runs: Vec<u32>,
 }
 
 /// A decoded mask of an object.
 struct Mask {
     size: (u32, u32),
+    extent: Extent,
     runs: Vec<u32>,
 }
 
@@ -153,7 +154,7 @@ impl<'a> Shapes<'a> {
         match (detection.bbox, &detection.segmentation) {
             (bbox, Some(_)) => {
                 let extent = self.mask(ranked)?.extent();
-                let bbox = bbox.unwrap_or(extent.bbox);
+                let bbox = bbox.unwrap_or(extent.bbox());
                 Ok((bbox, if self.areas_of_boxes { bbox[2] * bbox[3] } else { f64::from(extent.area) }))
             }
             (Some(bbox), None) => Ok((bbox, bbox[2] * bbox[3])),
@@ -177,19 +178,23 @@ impl<'a> Shapes<'a> {
                 continue;
             }
             let mask = self.mask(ranked)?;
+            let extent = mask.extent();
             out.runs.clear();
-            out.runs.extend(mask.runs());
-            let extent = mask.extent_of(&out.runs);
-            for (truth, (object, bbox)) in out.masks.iter().enumerate() {
+            for (truth, object) in out.masks.iter().enumerate() {
                 let crowd = self.truth[truths[truth].index as usize].iscrowd;
-                let mut iou = box_iou(extent.bbox, *bbox, crowd);
-                if iou > 0.0 {
-                    iou = if mask.size() == object.size {
-                        runs_iou(&out.runs, &object.runs, crowd.then_some(extent.area))
-                    } else {
-                        self.different_sizes.fetch_add(1, Ordering::Relaxed);
-                        -1.0
-                    };
+                let mut iou = box_iou(extent.bbox(), object.extent.bbox(), crowd);
+                if iou > 0.0 && mask.size() != object.size {
+                    self.different_sizes.fetch_add(1, Ordering::Relaxed);
+                    iou = -1.0;
+                } else if iou > 0.0 {
+                    // Most masks meet no object, or not enough of one: their runs are not needed.
+                    if extent.most_iou(&object.extent, crowd) < self.least {
+                        continue;
+                    }
+                    if out.runs.is_empty() {
+                        out.runs.extend(mask.runs());
+                    }
+                    iou = runs_iou(&out.runs, &object.runs, crowd.then_some(extent.area));
                 }
                 self.keep(truth, iou, &mut out.candidates);
             }
@@ -203,7 +208,7 @@ impl<'a> Shapes<'a> {
         Ok(())
     }
 
-    fn truth_mask(&self, member: &Member) -> Result<(Mask, [f64; 4])> {
+    fn truth_mask(&self, member: &Member) -> Result<Mask> {
         let annotation = &self.truth[member.index as usize];
         let id = annotation.id;
         let Some(segmentation) = &annotation.segmentation else {
@@ -214,19 +219,16 @@ impl<'a> Shapes<'a> {
         let rle = self
             .draw(segmentation, member.image)
             .map_err(|error| Error::Data(format!("annotation {id}, segmentation: {error}")))?;
-        let runs: Vec<u32> = rle.runs().collect();
-        let bbox = rle.extent_of(&runs).bbox;
-        Ok((Mask { size: rle.size(), runs }, bbox))
+        Ok(Mask { size: rle.size(), extent: rle.extent(), runs: rle.runs().collect() })
     }
 
     fn mask(&self, ranked: &Ranked) -> Result<Cow<'a, Rle>> {
         let detection = &self.detections[ranked.index as usize];
         let drawn = match (&detection.segmentation, detection.bbox) {
             (Some(segmentation), _) => self.draw(segmentation, ranked.image),
-            (None, Some(bbox)) => {
-                let (height, width) = self.sizes[ranked.image as usize];
-                Rle::from_box(height, width, bbox).map(Cow::Owned)
-            }
+            (None, Some(bbox)) => self.size(ranked.image).and_then(|(height, width)| {
+                Rle::from_box(height, width, bbox).map(Cow::Owned).map_err(|error| error.to_string())
+            }),
             (None, None) => return Err(neither(ranked.index)),
         };
         drawn.map_err(|error| Error::Data(format!("result {}, segmentation: {error}", ranked.index)))
@@ -236,27 +238,27 @@ impl<'a> Shapes<'a> {
         &self,
         segmentation: &'b Segmentation,
         image: u32,
-    ) -> std::result::Result<Cow<'b, Rle>, MaskError> {
+    ) -> std::result::Result<Cow<'b, Rle>, String> {
         match segmentation {
             Segmentation::Rle(rle) => Ok(Cow::Borrowed(rle)),
-            Segmentation::Polygons(polygons) => {
-                let (height, width) = self.sizes[image as usize];
-                Rle::from_polygons(height, width, polygons).map(Cow::Owned)
-            }
+            Segmentation::Polygons(polygons) => self.size(image).and_then(|(height, width)| {
+                Rle::from_polygons(height, width, polygons).map(Cow::Owned).map_err(|error| error.to_string())
+            }),
+        }
+    }
+
+    /// Height and width of an image that something is to be drawn on.
+    fn size(&self, image: u32) -> std::result::Result<(u32, u32), String> {
+        match self.sizes[image as usize] {
+            (0, _) | (_, 0) => Err(
+                "to draw it the width and the height of its image are needed, which the ground truth lacks"
+                    .to_owned(),
+            ),
+            size => Ok(size),
         }
     }
 }
 
 fn neither(index: u32) -> Error {
     Error::Data(format!("result {index} has neither a box nor a segmentation"))
-}
-
-impl Rle {
-    fn extent(&self) -> Extent {
-        crate::rle::extent(self.runs(), self.height(), self.width())
-    }
-
-    fn extent_of(&self, runs: &[u32]) -> Extent {
-        crate::rle::extent(runs.iter().copied(), self.height(), self.width())
-    }
 }

@@ -33,7 +33,7 @@ pub(super) fn detections(file: &File) -> io::Result<Option<Vec<Detection>>> {
 }
 
 /// As [`detections`], in blocks of `block` bytes that are read `overlap` bytes further at a time.
-fn in_blocks(file: &File, block: u64, overlap: u64) -> io::Result<Option<Vec<Detection>>> {
+pub(super) fn in_blocks(file: &File, block: u64, overlap: u64) -> io::Result<Option<Vec<Detection>>> {
     let length = file.metadata()?.len();
     if length == 0 {
         return Ok(None);

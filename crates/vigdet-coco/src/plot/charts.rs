@@ -17,6 +17,8 @@ use std::path::Path;
 pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
     let params = &evaluation.params;
     let last = params.max_dets.len() - 1;
+    // As `ap_per_iou`; with areas of the user's own the first is drawn.
+    let area = params.areas.iter().position(|area| area.label == "all").unwrap_or(0);
     let aps = evaluation.ap_per_iou();
     picture(path, style::SIZE, |root| {
         let axes = Axes {
@@ -28,7 +30,7 @@ pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
         };
         let mut chart = axes.draw(root)?;
         for (t, (iou, ap)) in params.iou_thresholds.iter().zip(&aps).enumerate() {
-            let of_iou = evaluation.precision.slice(s![t, .., .., 0, last]);
+            let of_iou = evaluation.precision.slice(s![t, .., .., area, last]);
             let mean = |r: usize| {
                 let row = of_iou.slice(s![r, ..]);
                 let present: Vec<f64> = row.iter().copied().filter(|&value| value > -1.0).collect();

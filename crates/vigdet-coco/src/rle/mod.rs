@@ -10,7 +10,7 @@ mod polygon;
 mod text;
 
 pub use overlap::{box_iou, iou};
-pub(crate) use overlap::{extent, runs_iou, Extent};
+pub(crate) use overlap::{runs_iou, Extent};
 pub use text::Runs;
 
 use serde::{Serialize, Serializer};
@@ -22,6 +22,8 @@ pub struct Rle {
     width: u32,
     /// COCO's compressed runs. Checked when made: they decode, and add up to the pixels of the mask.
     text: Box<str>,
+    /// Kept, since the runs are all read when a mask is made, and most masks are asked for nothing else.
+    extent: Extent,
 }
 
 /// Why something is not a mask.
@@ -95,12 +97,17 @@ impl Rle {
     pub fn from_compressed(height: u32, width: u32, text: &str) -> Result<Rle, MaskError> {
         check_size(height, width)?;
         let mut sum = 0u64;
+        let mut measure = overlap::Measure::new(height, width);
         let mut runs = Runs::new(text.as_bytes());
-        while let Some(run) = runs.checked_next() {
-            sum += u64::from(run?);
+        while let Some(background) = runs.checked_next().transpose()? {
+            sum += u64::from(background);
+            measure.skip(background);
+            let Some(object) = runs.checked_next().transpose()? else { break };
+            sum += u64::from(object);
+            measure.cover(object);
         }
         check_sum(height, width, sum)?;
-        Ok(Rle { height, width, text: text.into() })
+        Ok(Rle { height, width, text: text.into(), extent: measure.extent() })
     }
 
     /// From the lengths of the runs, background first. Fails unless they add up to `height` × `width`.
@@ -186,7 +193,7 @@ impl Rle {
     }
 
     fn join(masks: &[Rle], how: overlap::Join) -> Result<Rle, MaskError> {
-        let Some(first) = masks.first() else { return Ok(Rle { height: 0, width: 0, text: "".into() }) };
+        let Some(first) = masks.first() else { return Ok(Rle::from_sound_runs(0, 0, &[])) };
         let mut runs: Vec<u32> = first.runs().collect();
         for mask in &masks[1..] {
             if mask.size() != first.size() {
@@ -199,7 +206,8 @@ impl Rle {
 
     /// Runs that are known to be right.
     fn from_sound_runs(height: u32, width: u32, runs: &[u32]) -> Rle {
-        Rle { height, width, text: text::compress(runs).into() }
+        let extent = Extent::of(runs.iter().copied(), height, width);
+        Rle { height, width, text: text::compress(runs).into(), extent }
     }
 
     /// Rows.
@@ -229,12 +237,16 @@ impl Rle {
 
     /// Number of object pixels.
     pub fn area(&self) -> u32 {
-        self.runs().skip(1).step_by(2).fold(0, u32::wrapping_add)
+        self.extent.area
     }
 
     /// Smallest box around the object pixels: x, y, width, height. All 0 for a mask of one run.
     pub fn bbox(&self) -> [f64; 4] {
-        overlap::extent(self.runs(), self.height, self.width).bbox
+        self.extent.bbox()
+    }
+
+    pub(crate) fn extent(&self) -> Extent {
+        self.extent
     }
 }
 

@@ -44,8 +44,8 @@ impl<'a> Runs<'a> {
         Runs { text, at: 0, index: 0, last: [0; 2] }
     }
 
-    /// The next run of text of unknown origin.
-    #[inline]
+    /// The next run of text of unknown origin. Inlined, its state stays in registers: reading masks is little else than this.
+    #[inline(always)]
     pub(super) fn checked_next(&mut self) -> Option<Result<u32, MaskError>> {
         let first = self.text.get(self.at)?.wrapping_sub(48);
         // Nearly all differences are of one or two characters.

@@ -62,21 +62,41 @@ def perturbed(truth, rng, masks):
             b = cases.jittered(rng, a["bbox"])
             if masks:
                 image = sizes[a["image_id"]]
-                x, y, w, h = b
-                shape = [[x, y, x + w, y, x + w, y + h, x, y + h]] if rng.random() < 0.3 else cases.polygon(rng, b)
-                rle = cases.mask_utils.merge(cases.mask_utils.frPyObjects(shape, image["height"], image["width"]))
-                r["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+                own = a["segmentation"]
+                if isinstance(own, list) and rng.random() < 0.8:
+                    (x, y, w, h), (left, top, width, height) = b, a["bbox"]
+                    moved = lambda v, start, side, new, size: new + (v - start) * (size / side if side else 1)
+                    own = [
+                        [moved(v, top, height, y, h) if i % 2 else moved(v, left, width, x, w) for i, v in enumerate(p)]
+                        for p in own
+                    ]
+                elif rng.random() < 0.5:
+                    own = cases.polygon(rng, b)
+                r["segmentation"] = compressed(own, image)
             else:
                 r["bbox"] = b
             results.append(r)
     return results
 
 
-def itself(truth):
-    return [
-        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1.0}
-        for a in truth["annotations"]
-    ]
+def compressed(segmentation, image):
+    """Any segmentation as a compressed mask."""
+    rle = cases.mask_utils.frPyObjects(segmentation, image["height"], image["width"])
+    rle = cases.mask_utils.merge(rle) if isinstance(rle, list) else rle
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def itself(truth, masks):
+    sizes = {i["id"]: i for i in truth["images"]}
+    results = []
+    for a in truth["annotations"]:
+        r = {"image_id": a["image_id"], "category_id": a["category_id"], "score": 1.0}
+        if masks:
+            r["segmentation"] = compressed(a["segmentation"], sizes[a["image_id"]])
+        else:
+            r["bbox"] = a["bbox"]
+        results.append(r)
+    return results
 
 
 def real(data):
@@ -91,8 +111,9 @@ def real(data):
     rng = random.Random(0)
     for split in ["val2017", "train2017"]:
         truth = json.loads((data / "coco-mini" / "annotations" / f"instances_{split}.json").read_text())
-        yield {"name": f"coco-mini {split} itself", "type": "bbox", "truth": truth, "results": itself(truth)}
-        yield {"name": f"coco-mini {split} itself as segm", "type": "segm", "truth": truth, "results": itself(truth)}
+        yield {"name": f"coco-mini {split} itself", "type": "bbox", "truth": truth, "results": itself(truth, False)}
+        yield {"name": f"coco-mini {split} itself masks", "type": "segm", "truth": truth, "results": itself(truth, True)}
+        yield {"name": f"coco-mini {split} boxes as segm", "type": "segm", "truth": truth, "results": itself(truth, False)}
         for i in range(3):
             yield {"name": f"coco-mini {split} perturbed {i}", "type": "bbox", "truth": truth,
                    "results": perturbed(truth, rng, False)}
