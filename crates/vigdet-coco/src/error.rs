@@ -1,4 +1,5 @@
-//! What can go wrong, each as one line for a person.
+//! What can go wrong, each as one line for a person. The line has the whole story: there is no `source()` behind it to be printed
+//! a second time.
 
 use std::path::PathBuf;
 
@@ -6,20 +7,20 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be opened or read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The file cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
+    #[error("cannot write {}: {reason}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The file is not JSON, or not the JSON that is expected here.
     #[error("{}: {message}", path.display())]

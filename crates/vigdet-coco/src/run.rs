@@ -31,7 +31,7 @@ pub fn ground_truth_beside(results: &Path) -> Result<PathBuf> {
             path.display()
         )));
     }
-    let text = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let text = std::fs::read(&path).map_err(|reason| Error::Read { path: path.clone(), reason })?;
     #[derive(serde::Deserialize)]
     struct GroundTruth {
         annotations: PathBuf,

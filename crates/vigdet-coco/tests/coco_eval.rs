@@ -188,8 +188,23 @@ fn wrong_files_give_one_line() {
     folder.write("gt.json", &no_size.to_string());
     let message = folder.fail(&[&FILES[..], &["--type", "segm"]].concat());
     assert!(message.contains("annotation 2, segmentation: to draw it the width and the height"), "{message}");
-    let message = folder.fail(&[&FILES[..], &["--iou", "0.5,NaN"]].concat());
-    assert!(message.contains("thresholds must be numbers"), "{message}");
+    folder.write("gt.json", &truth().to_string());
+    for (flags, expected) in [
+        (["--iou", "0.5,NaN"], "thresholds must be numbers"),
+        (["--area", "small:5:3"], "the area range small goes from 5 to 3"),
+        (["--area", "small:NaN:3"], "\"NaN\" is not a number"),
+        (["--area", "small:5"], "not NAME:MIN:MAX"),
+        (["--type", "keypoints"], "[possible values: bbox, segm]"),
+        (["--resamples", "0"], "0 is not in 1.."),
+        (["--plot", "plots"], "a similar argument exists: '--plots'"),
+        (["--gt", "no/such/file.json"], "cannot be used multiple times"),
+    ] {
+        let message = folder.fail(&[&FILES[..], &flags].concat());
+        assert!(message.contains(expected), "{message}");
+    }
+    // What the system says is said once.
+    let message = folder.fail(&["--gt", "no/such/file.json", "--dt", "dt.json"]);
+    assert_eq!(message.matches("os error").count(), 1, "{message}");
 }
 
 #[test]

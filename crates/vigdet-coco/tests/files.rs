@@ -173,7 +173,7 @@ fn a_dataset_that_is_wrong_is_refused_in_one_line_that_says_where() {
         ),
         (
             annotation(r#", "segmentation": {"size": [2, -2], "counts": [4]}"#),
-            "segmentation.size[1]: -2 is not a size",
+            "segmentation.size[1]: -2 is not a number of pixels",
         ),
         (
             annotation(r#", "segmentation": {"size": [99999, 99999], "counts": "0"}"#),
@@ -239,7 +239,7 @@ fn results_that_are_wrong_are_refused_in_one_line_that_says_where() {
     };
     let cases = [
         (folder.results_error(r#"{"image_id": 1}"#), "invalid type: map"),
-        (folder.results_error(r#"[{"image_id": 1"#), "EOF while parsing"),
+        (folder.results_error(r#"[{"image_id": 1"#), "[0]: EOF while parsing"),
         (folder.results_error(r#"[] x"#), "trailing characters"),
         (second(r#""bbox": [0, 0, 1, 1], "score": 0.5"#), "[1]: missing field `category_id`"),
         (second(r#""category_id": 1, "bbox": [0, 0, 1, 1]"#), "[1]: missing field `score`"),

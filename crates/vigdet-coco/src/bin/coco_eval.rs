@@ -3,6 +3,8 @@
 use anyhow::{bail, Context, Result};
 use clap::{Parser, ValueEnum};
 use serde_json::json;
+use std::fmt::Display;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vigdet_coco::analysis::compare::{compare, Resampling};
@@ -41,13 +43,13 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
     /// How often images are drawn for the interval.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    resamples: usize,
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    resamples: u32,
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// From this score on a detection is in the confusion matrix.
-    #[arg(long, value_name = "X", default_value_t = 0.3)]
+    #[arg(long, value_name = "X", default_value_t = 0.3, value_parser = number)]
     confusion_score: f64,
     /// IoU thresholds, separated by commas [default: 0.50 to 0.95 in steps of 0.05].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -81,18 +83,52 @@ impl Kind {
 fn area_range(text: &str) -> Result<AreaRange, String> {
     let parts: Vec<&str> = text.split(':').collect();
     let [label, min, max] = parts[..] else { return Err("not NAME:MIN:MAX".to_owned()) };
-    let number = |text: &str| text.parse::<f64>().map_err(|_| format!("{text:?} is not a number"));
     Ok(AreaRange::new(label, number(min)?, number(max)?))
 }
 
+fn number(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| !number.is_nan());
+    number.ok_or_else(|| format!("{text:?} is not a number"))
+}
+
 fn main() -> ExitCode {
-    match evaluated(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if !error.use_stderr() => {
+            // --help and --version. A closed pipe is no reason to complain.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
         Err(error) => {
+            eprintln!("{}", one_line(&error.render().to_string()));
+            return ExitCode::from(2);
+        }
+    };
+    match evaluated(&arguments) {
+        Err(error) if !is_closed_pipe(&error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+        _ => ExitCode::SUCCESS,
     }
+}
+
+/// What clap says is wrong, without the usage that follows.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+/// Prints on standard output, whose reader may have had enough.
+fn say(text: impl Display) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    kind == Some(std::io::ErrorKind::BrokenPipe)
 }
 
 fn evaluated(arguments: &Arguments) -> Result<()> {
@@ -121,23 +157,23 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
     for warning in warnings.iter().chain(&evaluation.warnings) {
         eprintln!("warning: {warning}");
     }
-    println!("{}", evaluation.summary());
+    say(evaluation.summary())?;
     if arguments.per_class {
-        println!("\n{}", report::class_table(&evaluation));
+        say(format_args!("\n{}", report::class_table(&evaluation)))?;
     }
     let errors = (arguments.errors || arguments.plots.is_some())
         .then(|| tide::errors(&truth, &results, iou_type, &params))
         .transpose()?;
     if let Some(errors) = errors.as_ref().filter(|_| arguments.errors) {
-        println!("\n{errors}");
+        say(format_args!("\n{errors}"))?;
     }
     let comparison = match &arguments.compare {
         Some(path) => {
             let others = read_results(path)?;
-            let resampling = Resampling { resamples: arguments.resamples, seed: arguments.seed };
+            let resampling = Resampling { resamples: arguments.resamples as usize, seed: arguments.seed };
             let comparison = compare(&truth, &results, &others, iou_type, &params, resampling)
                 .with_context(|| on_truth(path))?;
-            println!("\nA {}\nB {}\n{comparison}", results_path.display(), path.display());
+            say(format_args!("\nA {}\nB {}\n{comparison}", results_path.display(), path.display()))?;
             Some(comparison)
         }
         None => None,

@@ -70,7 +70,7 @@ impl Params {
     /// The parameters as they are used: numbers of detections and ids sorted, as pycocotools sorts them.
     ///
     /// # Errors
-    /// A list is empty, a number is not one, or there are more than 64 IoU thresholds.
+    /// A list is empty, a number is not one, an area range ends before it begins, or there are more than 64 IoU thresholds.
     pub(crate) fn checked(&self) -> Result<Params> {
         let wrong = |message: &str| Err(Error::Data(message.to_owned()));
         let numbers = self.iou_thresholds.iter().chain(&self.recall_thresholds);
@@ -82,6 +82,12 @@ impl Params {
         }
         if self.recall_thresholds.is_empty() || self.areas.is_empty() || self.max_dets.is_empty() {
             return wrong("recall thresholds, areas and numbers of detections must not be empty");
+        }
+        if let Some(area) = self.areas.iter().find(|area| !(area.min <= area.max)) {
+            let AreaRange { label, min, max } = area;
+            return wrong(&format!(
+                "the area range {label} goes from {min} to {max}: it must not end before it begins"
+            ));
         }
         let mut params = self.clone();
         params.max_dets.sort_unstable();

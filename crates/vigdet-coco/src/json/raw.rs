@@ -123,7 +123,7 @@ impl<'de> Deserialize<'de> for Integer {
     }
 }
 
-/// A size in pixels.
+/// A number of pixels.
 pub(super) struct Pixels(pub u32);
 
 impl<'de> Deserialize<'de> for Pixels {
@@ -131,7 +131,7 @@ impl<'de> Deserialize<'de> for Pixels {
         let Integer(value) = Integer::deserialize(deserializer)?;
         u32::try_from(value)
             .map(Pixels)
-            .map_err(|_| D::Error::custom(format!("{value} is not a size in pixels")))
+            .map_err(|_| D::Error::custom(format!("{value} is not a number of pixels")))
     }
 }
 

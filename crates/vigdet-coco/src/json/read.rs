@@ -45,7 +45,7 @@ pub fn read_dataset_with_warnings(path: impl AsRef<Path>) -> Result<(Dataset, Ve
 /// One line that says where and what.
 pub fn read_results(path: impl AsRef<Path>) -> Result<Vec<Detection>> {
     let path = path.as_ref();
-    let failed = |source| Error::Read { path: path.to_path_buf(), source };
+    let failed = |reason| Error::Read { path: path.to_path_buf(), reason };
     let file = std::fs::File::open(path).map_err(failed)?;
     // Only a regular file can be read in parts.
     if file.metadata().map_err(failed)?.is_file() {
@@ -64,7 +64,7 @@ pub fn read_results(path: impl AsRef<Path>) -> Result<Vec<Detection>> {
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })
+    std::fs::read(path).map_err(|reason| Error::Read { path: path.to_path_buf(), reason })
 }
 
 fn parse<'a, T: serde::Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
@@ -77,7 +77,11 @@ fn parse<'a, T: serde::Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<
 fn explain<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> String {
     let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
     match serde_path_to_error::deserialize::<_, T>(deserializer) {
-        Err(found) if found.path().iter().len() > 0 => format!("{}: {}", found.path(), found.inner()),
+        Err(found) if found.path().iter().len() > 0 => {
+            // A place inside that has no name yet is a question mark.
+            let path = found.path().to_string();
+            format!("{}: {}", path.trim_end_matches(".?"), found.inner())
+        }
         _ => error.to_string(),
     }
 }

@@ -23,7 +23,7 @@ pub fn write_dataset(path: impl AsRef<Path>, dataset: &Dataset) -> Result<()> {
 }
 
 fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
-    write_beside(path, value).map_err(|source| Error::Write { path: path.to_path_buf(), source })
+    write_beside(path, value).map_err(|reason| Error::Write { path: path.to_path_buf(), reason })
 }
 
 /// Writes beside the file and renames.

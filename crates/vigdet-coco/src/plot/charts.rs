@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::eval::Evaluation;
 use ndarray::s;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::path::Path;
 
 /// Precision against recall, a curve for each IoU threshold, mean over the classes.
@@ -20,7 +21,12 @@ pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
     // As `ap_per_iou`; with areas of the user's own the first is drawn.
     let area = params.areas.iter().position(|area| area.label == "all").unwrap_or(0);
     let aps = evaluation.ap_per_iou();
-    picture(path, style::SIZE, |root| {
+    // Ten curves fill the plot, so the legend stands beside it.
+    const LEGEND: u32 = 190;
+    const LINE: i32 = 24;
+    let (width, height) = style::SIZE;
+    picture(path, (width + LEGEND, height), |root| {
+        let (plot, beside) = root.split_horizontally(width);
         let axes = Axes {
             title: "Precision and recall, mean over classes",
             x: "recall",
@@ -28,7 +34,7 @@ pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
             x_range: 0.0..1.0,
             y_range: 0.0..1.02,
         };
-        let mut chart = axes.draw(root)?;
+        let mut chart = axes.draw(&plot)?;
         for (t, (iou, ap)) in params.iou_thresholds.iter().zip(&aps).enumerate() {
             let of_iou = evaluation.precision.slice(s![t, .., .., area, last]);
             let mean = |r: usize| {
@@ -37,22 +43,26 @@ pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
                 present.iter().sum::<f64>() / present.len().max(1) as f64
             };
             let points = params.recall_thresholds.iter().enumerate().map(|(r, &recall)| (recall, mean(r)));
-            // Ten curves, eight colours: thresholds are ordered, so they go from strong to pale instead.
+            // Ten curves, eight colours: thresholds are ordered, so they go from dark to light instead.
             let colour = shade(t, params.iou_thresholds.len());
+            chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
             let label = if *ap < 0.0 { format!("IoU {iou:.2}") } else { format!("IoU {iou:.2}: AP {ap:.3}") };
-            chart
-                .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
-                .label(label)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 20, y)], colour.stroke_width(2)));
+            let y = 60 + LINE * t as i32;
+            beside.draw(&PathElement::new(vec![(0, y), (20, y)], colour.stroke_width(3)))?;
+            beside.draw(&Text::new(
+                label,
+                (28, y),
+                style::text(15.0).pos(Pos::new(HPos::Left, VPos::Center)),
+            ))?;
         }
-        style::legend(&mut chart, SeriesLabelPosition::LowerLeft)
+        Ok(())
     })
 }
 
-/// From blue to orange, for an ordered series.
+/// From dark blue to orange, for an ordered series: lightness tells neighbours apart too.
 fn shade(index: usize, count: usize) -> RGBColor {
     let share = index as f64 / count.saturating_sub(1).max(1) as f64;
-    let (from, to) = (style::PALETTE[0], style::PALETTE[3]);
+    let (from, to) = (RGBColor(0, 45, 100), style::PALETTE[3]);
     let mix = |a: u8, b: u8| (f64::from(a) + (f64::from(b) - f64::from(a)) * share).round() as u8;
     RGBColor(mix(from.0, to.0), mix(from.1, to.1), mix(from.2, to.2))
 }
@@ -71,7 +81,7 @@ pub fn class_ap(path: &Path, evaluation: &Evaluation) -> Result<()> {
             name: if class.name.is_empty() { class.category_id.to_string() } else { class.name.clone() },
             value: class.ap,
             behind: class.ap50.max(0.0),
-            note: format!("{:.3}  ({} objects)", class.ap, class.objects),
+            note: format!("{:.3}  ({})", class.ap, counted(class.objects, "object")),
         })
         .collect();
     bars(path, "AP of each class (pale: AP at IoU 0.5)", &rows, 1.0)
@@ -84,7 +94,13 @@ pub fn class_ap(path: &Path, evaluation: &Evaluation) -> Result<()> {
 pub fn errors(path: &Path, errors: &Errors) -> Result<()> {
     let row = |name: &str, value: f64, note: String| Row { name: name.to_owned(), value, behind: 0.0, note };
     let mut rows: Vec<Row> = (errors.kinds.iter())
-        .map(|share| row(share.kind.name(), share.cost, format!("{:+.4}  ({})", share.cost, share.count)))
+        .map(|share| {
+            row(
+                share.kind.name(),
+                share.cost,
+                format!("{:+.4}  ({})", share.cost, counted(share.count, "error")),
+            )
+        })
         .collect();
     for (name, cost) in
         [("false positives", errors.false_positives), ("false negatives", errors.false_negatives)]
@@ -94,6 +110,10 @@ pub fn errors(path: &Path, errors: &Errors) -> Result<()> {
     let most = rows.iter().map(|row| row.value).fold(0.01, f64::max);
     let title = format!("Errors: how much AP50 ({:.3}) rises without them", errors.ap50.max(0.0));
     bars(path, &title, &rows, most * 1.2)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 struct Row {
@@ -120,13 +140,12 @@ fn bars(path: &Path, title: &str, rows: &[Row], most: f64) -> Result<()> {
                 |to: f64, style: ShapeStyle| Rectangle::new([(LEFT, y + 3), (x(to), y + ROW - 4)], style);
             root.draw(&bar(row.behind, style::colour(5).mix(0.4).filled()))?;
             root.draw(&bar(row.value, style::colour(0).filled()))?;
-            let right = style::text(14.0).pos(plotters::style::text_anchor::Pos::new(
-                plotters::style::text_anchor::HPos::Right,
-                plotters::style::text_anchor::VPos::Top,
-            ));
-            root.draw(&Text::new(shortened(&row.name, 24), (LEFT - 8, y + 4), right))?;
+            let middle = y + ROW / 2;
+            let right = style::text(14.0).pos(Pos::new(HPos::Right, VPos::Center));
+            root.draw(&Text::new(shortened(&row.name, 24), (LEFT - 8, middle), right))?;
             let end = x(row.value.max(row.behind));
-            root.draw(&Text::new(row.note.clone(), (end + 8, y + 4), style::text(13.0)))?;
+            let left = style::text(13.0).pos(Pos::new(HPos::Left, VPos::Center));
+            root.draw(&Text::new(row.note.clone(), (end + 8, middle), left))?;
         }
         Ok(())
     })
@@ -147,11 +166,12 @@ pub fn ap_by_size(path: &Path, sizes: &[SizeResult]) -> Result<()> {
     let present: Vec<&SizeResult> = sizes.iter().filter(|size| size.ap >= 0.0).collect();
     picture(path, style::SIZE, |root| {
         style::register_font();
-        let mut chart = ChartBuilder::on(root)
-            .caption(
-                "AP against the size of objects",
-                (style::FONT, 22).into_font().style(FontStyle::Bold).color(&style::INK),
-            )
+        let title = (style::FONT, 22).into_font().style(FontStyle::Bold).color(&style::INK);
+        let below = root
+            .margin(12, 0, 0, 0)
+            .titled("AP against the size of objects (above: how many there are)", title)?
+            .margin(20, 0, 0, 0);
+        let mut chart = ChartBuilder::on(&below)
             .margin(16)
             .margin_right(28)
             .x_label_area_size(48)
@@ -175,11 +195,12 @@ pub fn ap_by_size(path: &Path, sizes: &[SizeResult]) -> Result<()> {
         let dots =
             present.iter().map(|size| Circle::new((place(size), size.ap), 5, style::colour(0).filled()));
         chart.draw_series(dots)?;
-        let notes = present.iter().map(|size| {
-            let note = format!("{} objects", size.objects);
-            Text::new(note, (place(size) - 0.12, (size.ap + 0.05).min(0.99)), style::text(12.0))
-        });
-        chart.draw_series(notes)?;
+        // In a row above the plot, where no curve comes.
+        for size in present {
+            let (x, y) = chart.backend_coord(&(place(size), 1.02));
+            let centred = style::text(13.0).pos(Pos::new(HPos::Center, VPos::Bottom));
+            root.draw(&Text::new(size.objects.to_string(), (x, y - 6), centred))?;
+        }
         Ok(())
     })
 }

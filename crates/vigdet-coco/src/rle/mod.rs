@@ -20,6 +20,12 @@ use serde::{Serialize, Serializer};
 pub struct Rle {
     height: u32,
     width: u32,
+    /// Apart, so that results without masks, which are the most, stay small.
+    content: Box<Content>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Content {
     /// COCO's compressed runs. Checked when made: they decode, and add up to the pixels of the mask.
     text: Box<str>,
     /// Kept, since the runs are all read when a mask is made, and most masks are asked for nothing else.
@@ -107,7 +113,7 @@ impl Rle {
             measure.cover(object);
         }
         check_sum(height, width, sum)?;
-        Ok(Rle { height, width, text: text.into(), extent: measure.extent() })
+        Ok(Rle::new(height, width, text.into(), measure.extent()))
     }
 
     /// From the lengths of the runs, background first. Fails unless they add up to `height` × `width`.
@@ -207,7 +213,11 @@ impl Rle {
     /// Runs that are known to be right.
     fn from_sound_runs(height: u32, width: u32, runs: &[u32]) -> Rle {
         let extent = Extent::of(runs.iter().copied(), height, width);
-        Rle { height, width, text: text::compress(runs).into(), extent }
+        Rle::new(height, width, text::compress(runs).into(), extent)
+    }
+
+    fn new(height: u32, width: u32, text: Box<str>, extent: Extent) -> Rle {
+        Rle { height, width, content: Box::new(Content { text, extent }) }
     }
 
     /// Rows.
@@ -227,32 +237,32 @@ impl Rle {
 
     /// COCO's compressed text, as in files.
     pub fn compressed(&self) -> &str {
-        &self.text
+        &self.content.text
     }
 
     /// The lengths of the runs, background first.
     pub fn runs(&self) -> Runs<'_> {
-        Runs::new(self.text.as_bytes())
+        Runs::new(self.content.text.as_bytes())
     }
 
     /// Number of object pixels.
     pub fn area(&self) -> u32 {
-        self.extent.area
+        self.content.extent.area
     }
 
     /// Smallest box around the object pixels: x, y, width, height. All 0 for a mask of one run.
     pub fn bbox(&self) -> [f64; 4] {
-        self.extent.bbox()
+        self.content.extent.bbox()
     }
 
     pub(crate) fn extent(&self) -> Extent {
-        self.extent
+        self.content.extent
     }
 }
 
 impl std::fmt::Debug for Rle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Rle({} x {}, {:?})", self.height, self.width, self.text)
+        write!(f, "Rle({} x {}, {:?})", self.height, self.width, self.content.text)
     }
 }
 
@@ -262,7 +272,7 @@ impl Serialize for Rle {
         use serde::ser::SerializeStruct;
         let mut fields = serializer.serialize_struct("Rle", 2)?;
         fields.serialize_field("size", &[self.height, self.width])?;
-        fields.serialize_field("counts", &*self.text)?;
+        fields.serialize_field("counts", &*self.content.text)?;
         fields.end()
     }
 }

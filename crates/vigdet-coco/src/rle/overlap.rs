@@ -268,7 +268,7 @@ mod tests {
             let mut runs = Vec::new();
             let mut left = 48;
             while left > 0 {
-                let least = u32::from(n % 3 > 0 && !runs.is_empty());
+                let least = u32::from(n >= 30 && !runs.is_empty());
                 let run = (least + below(9)).min(left);
                 runs.push(run);
                 left -= run;
@@ -286,7 +286,8 @@ mod tests {
             for b in &masks {
                 for crowd in [false, true] {
                     let (most, found) = (a.extent().most_iou(&b.extent(), crowd), iou(a, b, crowd));
-                    assert!(found <= most, "{found} > {most}: {a:?} {b:?}");
+                    // 0 / 0 for empty masks, whose boxes overlap nothing.
+                    assert!(most.is_nan() || found <= most, "{found} > {most}: {a:?} {b:?}");
                     reached += usize::from(found == most && found < 1.0);
                     unknown += usize::from(most.is_infinite());
                 }
