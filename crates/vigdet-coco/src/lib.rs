@@ -23,3 +23,8 @@ pub use json::fuzzing;
 pub use error::{Error, Result};
 pub use json::read::{read_dataset, read_dataset_with_warnings, read_results};
 pub use json::write::{write_dataset, write_results};
+
+/// Keeps the README's example compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -24,6 +24,7 @@ pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
     // Ten curves fill the plot, so the legend stands beside it.
     const LEGEND: u32 = 190;
     const LINE: i32 = 24;
+    const LINES: usize = 22;
     let (width, height) = style::SIZE;
     picture(path, (width + LEGEND, height), |root| {
         let (plot, beside) = root.split_horizontally(width);
@@ -46,8 +47,13 @@ pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
             // Ten curves, eight colours: thresholds are ordered, so they go from dark to light instead.
             let colour = shade(t, params.iou_thresholds.len());
             chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
+            // Of more thresholds than there is room for, some go without a name.
+            let nth = params.iou_thresholds.len().div_ceil(LINES);
+            if t % nth != 0 {
+                continue;
+            }
             let label = if *ap < 0.0 { format!("IoU {iou:.2}") } else { format!("IoU {iou:.2}: AP {ap:.3}") };
-            let y = 60 + LINE * t as i32;
+            let y = 60 + LINE * (t / nth) as i32;
             beside.draw(&PathElement::new(vec![(0, y), (20, y)], colour.stroke_width(3)))?;
             beside.draw(&Text::new(
                 label,
