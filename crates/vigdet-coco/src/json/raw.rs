@@ -115,7 +115,7 @@ impl<'de> Deserialize<'de> for Integer {
                 if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 {
                     Ok(Integer(value as i64))
                 } else {
-                    Err(E::custom(format!("{value} is not a whole number")))
+                    Err(E::custom(format!("{value:?} is not a whole number")))
                 }
             }
         }

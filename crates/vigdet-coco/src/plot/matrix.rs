@@ -24,7 +24,7 @@ pub fn confusion(path: &Path, confusion: &Confusion) -> Result<()> {
         None => "background".to_owned(),
     };
     let count = shown.len() as i32;
-    let cell = (640 / count).clamp(22, 64);
+    let cell = (800 / count).clamp(26, 64);
     let (left, top) = (160, 190);
     let size = ((left + cell * count + 40) as u32, (top + cell * count + 40) as u32);
     let caption = if shown.len() <= background {

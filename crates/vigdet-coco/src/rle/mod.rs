@@ -73,7 +73,7 @@ pub enum MaskError {
         width: u32,
     },
     /// A coordinate that is not finite, or beyond ±2 × 10⁸ pixels.
-    #[error("polygon {polygon} has a coordinate out of range ({value})")]
+    #[error("polygon {polygon} has a coordinate out of range ({value:?})")]
     Coordinate {
         /// Which polygon, from 0.
         polygon: usize,
