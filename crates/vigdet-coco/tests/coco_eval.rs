@@ -2,7 +2,7 @@
 
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
 struct Folder(tempfile::TempDir);
@@ -205,6 +205,20 @@ fn wrong_files_give_one_line() {
     // What the system says is said once.
     let message = folder.fail(&["--gt", "no/such/file.json", "--dt", "dt.json"]);
     assert_eq!(message.matches("os error").count(), 1, "{message}");
+}
+
+#[test]
+fn files_are_written_even_where_nobody_reads_the_output() {
+    let folder = ready();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_coco_eval"))
+        .args([&FILES[..], &["--per-class", "--json", "out.json"]].concat())
+        .current_dir(folder.0.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    assert!(folder.path("out.json").exists());
 }
 
 #[test]

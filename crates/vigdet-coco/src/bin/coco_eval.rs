@@ -105,11 +105,11 @@ fn main() -> ExitCode {
         }
     };
     match evaluated(&arguments) {
-        Err(error) if !is_closed_pipe(&error) => {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
-        _ => ExitCode::SUCCESS,
     }
 }
 
@@ -121,14 +121,14 @@ fn one_line(message: &str) -> String {
     lines.collect::<Vec<_>>().join(" ")
 }
 
-/// Prints on standard output, whose reader may have had enough.
+/// Prints on standard output. A reader who has had enough is no reason to stop: files may be asked for too.
 fn say(text: impl Display) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
-}
-
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-    kind == Some(std::io::ErrorKind::BrokenPipe)
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn evaluated(arguments: &Arguments) -> Result<()> {
