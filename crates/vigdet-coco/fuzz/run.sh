@@ -10,6 +10,6 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 # Blocks of a file are read in parallel; in turn, the same input always takes the same way.
 export RAYON_NUM_THREADS=1
 cargo build --release --target "$(rustc -vV | sed -n 's/^host: //p')"
-mkdir -p corpus/readers
+mkdir -p corpus/readers artifacts
 exec target/*/release/readers corpus/readers seeds -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
-    -dict=json.dict "$@"
+    -dict=json.dict -artifact_prefix=artifacts/ "$@"

@@ -383,6 +383,18 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_are_not_text_are_not_plain() {
+        let read = |key: &[u8]| {
+            let start = br#"[{"image_id": 1, "category_id": 2, "score": 1, "bbox": [1, 2, 3, 4], ""#;
+            let bytes = [&start[..], key, br#"": 0}]"#].concat();
+            objects(&mut Scanner::new(&bytes), true, None).map(|detections| detections.len())
+        };
+        assert_eq!(read("größe".as_bytes()), Some(1));
+        // The same in Latin-1, which is no JSON. Found by the fuzz target.
+        assert_eq!(read(b"gr\xf6\xdfe"), None);
+    }
+
+    #[test]
     fn lists_that_do_not_end_are_not_plain() {
         for text in ["", "[", "[]]", "[] x", "{}", "[{}]", &TRICKY.trim_end()[..TRICKY.trim_end().len() - 1]]
         {

@@ -101,14 +101,16 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Text without escapes and control characters, as bytes.
+    /// Text without escapes and control characters, as bytes that are UTF-8.
     #[inline]
     fn plain_text(&mut self) -> Option<&'a [u8]> {
         self.expect(b'"')?;
         let rest = &self.bytes[self.at..];
         let length = rest.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20)?;
         self.at += length + 1;
-        (rest[length] == b'"').then(|| &rest[..length])
+        let text = &rest[..length];
+        let right = rest[length] == b'"' && (text.is_ascii() || std::str::from_utf8(text).is_ok());
+        right.then_some(text)
     }
 
     /// Text whose only escapes are `\\`, `\"` and `\/`, into `out`.
