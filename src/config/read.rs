@@ -326,7 +326,7 @@ mod tests {
     /// A reader of a config need not know the defaults: what decides the result is written in it.
     #[test]
     fn configs_write_out_the_experiment() {
-        const WRITTEN: [&str; 44] = [
+        const WRITTEN: [&str; 45] = [
             "model.detector",
             "model.backbone.name",
             "model.backbone.frozen_stages",
@@ -337,6 +337,7 @@ mod tests {
             "model.head.convs",
             "model.head.channels",
             "model.head.norm",
+            "model.head.init",
             "model.head.prior",
             "model.anchors.strides",
             "model.anchors.base",

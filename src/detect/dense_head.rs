@@ -4,7 +4,7 @@ use tch::nn::Module;
 use tch::{nn, Tensor};
 
 use crate::backbone::layers::{ConvSpec, Init};
-use crate::config::{HeadConfig, HeadNorm};
+use crate::config::{HeadConfig, HeadInit, HeadNorm};
 use crate::describe::{convolution, Layer, Size};
 
 /// Class and box branch: `convs` × (3×3 convolution, relu), then one convolution that predicts.
@@ -35,7 +35,11 @@ struct Branch {
 impl Branch {
     fn new(path: &nn::Path, last: &str, input: i64, output: i64, config: &HeadConfig) -> Self {
         let c = config.channels;
-        let start = Init::Normal(0.01);
+        let paper = Init::Normal(0.01);
+        let start = match config.init {
+            HeadInit::Normal => paper,
+            HeadInit::FanIn => Init::FanIn,
+        };
         let convs = (0..config.convs)
             .map(|i| {
                 let p = path / "conv" / i;
@@ -53,7 +57,7 @@ impl Branch {
             })
             .collect();
         let width = if config.convs > 0 { c } else { input };
-        Self { convs, predict: ConvSpec::new(width, output, 3).init(start).build(path / last) }
+        Self { convs, predict: ConvSpec::new(width, output, 3).init(paper).build(path / last) }
     }
 
     /// `[B, C, H, W]` to `[B, H·W·A, per_anchor]`.

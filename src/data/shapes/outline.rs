@@ -19,21 +19,12 @@ pub enum Shape {
     Cross,
     /// A disc with a bite.
     Crescent,
-    /// Two lobes and a tip.
-    Heart,
 }
 
 impl Shape {
     /// All classes; category ids count from 1 in this order.
-    pub const ALL: [Shape; 7] = [
-        Shape::Circle,
-        Shape::Triangle,
-        Shape::Square,
-        Shape::Star,
-        Shape::Cross,
-        Shape::Crescent,
-        Shape::Heart,
-    ];
+    pub const ALL: [Shape; 6] =
+        [Shape::Circle, Shape::Triangle, Shape::Square, Shape::Star, Shape::Cross, Shape::Crescent];
 
     /// The category's name.
     pub fn name(self) -> &'static str {
@@ -44,7 +35,6 @@ impl Shape {
             Shape::Star => "star",
             Shape::Cross => "cross",
             Shape::Crescent => "crescent",
-            Shape::Heart => "heart",
         }
     }
 
@@ -54,9 +44,9 @@ impl Shape {
             Shape::Circle => ring(40, |_| 1.0),
             Shape::Triangle => ring(3, |_| 1.0),
             Shape::Square => ring(4, |_| 1.0),
-            Shape::Star => ring(10, |i| if i % 2 == 0 { 1.0 } else { 0.42 }),
+            Shape::Star => ring(10, |i| if i % 2 == 0 { 1.0 } else { 0.38 }),
             Shape::Cross => {
-                let (long, thin) = (1.0, 0.32);
+                let (long, thin) = (1.0, 0.28);
                 let corners = [[long, -thin], [long, thin], [thin, thin]];
                 // A quarter, turned four times.
                 (0..4)
@@ -85,17 +75,6 @@ impl Shape {
                 let round = 2.0 * std::f64::consts::PI;
                 arc(outer, round - outer, 1.0, 0.0).chain(arc(round - inner, inner, radius, offset)).collect()
             }
-            Shape::Heart => (0..48)
-                .map(|i| {
-                    let t = 2.0 * std::f64::consts::PI * f64::from(i) / 48.0;
-                    let s = libm::sin(t);
-                    let y = 13.0 * libm::cos(t)
-                        - 5.0 * libm::cos(2.0 * t)
-                        - 2.0 * libm::cos(3.0 * t)
-                        - libm::cos(4.0 * t);
-                    [16.0 * s * s * s, -y]
-                })
-                .collect(),
         }
     }
 

@@ -11,6 +11,17 @@ pub type Colour = [f32; 3];
 /// Lines per pixel at which outlines are sampled; across a line coverage is exact.
 const SUBLINES: usize = 5;
 
+/// The two colours of a pattern differ by at most this much in a channel. An outline is a step of at least [`CONTRAST`], so the strongest
+/// edge is the outline and not the pattern.
+const SPREAD: f32 = 25.0;
+/// The same for the background.
+const BACKGROUND_SPREAD: f32 = 20.0;
+/// Both colours of something differ by more than this, in some channel, from what it is painted on.
+const CONTRAST: f32 = 100.0;
+
+/// Clutter behind the objects differs from what it is painted on by at most this much in a channel.
+const FAINT: f32 = 35.0;
+
 /// How much of each pixel polygons cover, in the rectangle where they cover any.
 pub struct Coverage {
     x: usize,
@@ -128,18 +139,29 @@ enum Pattern {
 }
 
 impl Texture {
-    /// A random pattern of two random colours for something `size` pixels wide.
-    pub fn draw(size: f64, rng: &mut impl Rng) -> Self {
+    /// A random pattern of two colours near each other for something `size` pixels wide.
+    fn draw(spread: f32, size: f64, rng: &mut impl Rng) -> Self {
         let base: Colour = std::array::from_fn(|_| rng.random_range(0.0..255.0));
-        Self::between(base, 60.0, size, rng)
+        Self::between(base, spread, size, rng)
+    }
+
+    /// A random pattern for what lies behind everything, in an image of `side` pixels.
+    pub fn background(side: f64, rng: &mut impl Rng) -> Self {
+        Self::draw(BACKGROUND_SPREAD, side, rng)
+    }
+
+    /// A texture of colours near `below`, what it is painted on.
+    pub fn draw_near(below: Colour, size: f64, rng: &mut impl Rng) -> Self {
+        let base = below.map(|v| (v + rng.random_range(-FAINT..FAINT)).clamp(0.0, 255.0));
+        Self::between(base, SPREAD, size, rng)
     }
 
     /// A texture whose colours keep a distance from `avoid`: what it is painted on shows its outline.
     pub fn draw_against(avoid: Colour, size: f64, rng: &mut impl Rng) -> Self {
         let distance = |c: &Colour| (0..3).map(|i| (c[i] - avoid[i]).abs()).fold(0.0, f32::max);
         for _ in 0..50 {
-            let texture = Self::draw(size, rng);
-            if texture.colours.iter().all(|c| distance(c) > 70.0) {
+            let texture = Self::draw(SPREAD, size, rng);
+            if texture.colours.iter().all(|c| distance(c) > CONTRAST) {
                 return texture;
             }
         }
@@ -248,7 +270,7 @@ mod tests {
             for _ in 0..50 {
                 let texture = Texture::draw_against([grey; 3], 20.0, &mut rng);
                 for colour in texture.colours {
-                    assert!(colour.iter().any(|c| (c - grey).abs() > 70.0));
+                    assert!(colour.iter().any(|c| (c - grey).abs() > CONTRAST));
                 }
             }
         }

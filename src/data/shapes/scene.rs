@@ -14,13 +14,17 @@ pub const SMALLEST: f64 = 8.0;
 /// √area of the largest object, as a share of the image's shorter side.
 pub const LARGEST: f64 = 0.6;
 /// At least this share of an object can be seen: fewer, and its class could not be told.
-const LEAST_VISIBLE: f64 = 0.45;
+const LEAST_VISIBLE: f64 = 0.7;
 /// An object counts as partly hidden when more than this share of it cannot be seen.
 pub const HIDDEN: f64 = 0.05;
 /// Probability that something is put in front of an object on purpose.
-const HIDE: f64 = 0.4;
+const HIDE: f64 = 0.25;
 /// Probability that the place of an object may be cut by the image's edge.
 const AT_EDGE: f64 = 0.15;
+/// Pieces of clutter behind the objects.
+const CLUTTER: std::ops::Range<usize> = 2..7;
+/// Largest clutter, as a share of the image's shorter side.
+const LARGEST_CLUTTER: f64 = 0.2;
 /// Probability of a crowd in an image.
 const CROWD: f64 = 0.08;
 /// Random places that are tried for an object.
@@ -60,6 +64,8 @@ struct Layer {
     class: Option<usize>,
     crowd: bool,
     size: f64,
+    /// Hardly stands out from what lies below.
+    faint: bool,
 }
 
 impl Layer {
@@ -99,7 +105,7 @@ fn image_size(side: u32, rng: &mut ChaCha8Rng) -> (u32, u32) {
 
 impl Composer<'_> {
     fn compose(&mut self) {
-        for _ in 0..self.rng.random_range(4..12) {
+        for _ in 0..self.rng.random_range(CLUTTER) {
             self.clutter();
         }
         if self.rng.random_bool(CROWD) {
@@ -138,7 +144,8 @@ impl Composer<'_> {
         let (width, height) = (f64::from(self.width), f64::from(self.height));
         let seen = Region::new(&outlines, width, height);
         let whole = if crowd { seen.area() } else { size * size };
-        let layer = Layer { outlines, whole, seen, class, crowd, size };
+        let faint = class.is_none() && self.layers.iter().all(|below| below.class.is_none());
+        let layer = Layer { outlines, whole, seen, class, crowd, size, faint };
         let enough = |layer: &Layer, seen: &Region| {
             let area = seen.area();
             layer.class.is_none() || (area >= LEAST_VISIBLE * layer.whole && area >= SMALLEST * SMALLEST)
@@ -167,7 +174,7 @@ impl Composer<'_> {
 
     /// Something that is no object, behind all of them.
     fn clutter(&mut self) {
-        let size = self.rng.random_range(6.0..0.3 * f64::from(self.width.min(self.height)));
+        let size = self.rng.random_range(6.0..LARGEST_CLUTTER * f64::from(self.width.min(self.height)));
         let outline = if self.rng.random_bool(0.5) { bar(self.rng) } else { lump(self.rng) };
         let centre = [
             self.rng.random_range(0.0..f64::from(self.width)),
@@ -199,9 +206,8 @@ impl Composer<'_> {
     fn hide(&mut self, extent: [f64; 4], centre: Point, size: f64) {
         let target = self.layers.len() - 1;
         for _ in 0..20 {
-            let thin = self.rng.random_bool(0.5);
-            let (outline, share) = if thin { (bar(self.rng), 0.35..0.8) } else { (lump(self.rng), 0.4..0.8) };
-            let cover = size * self.rng.random_range(share);
+            let outline = bar(self.rng);
+            let cover = size * self.rng.random_range(0.35..0.8);
             let at = std::array::from_fn(|axis| {
                 centre[axis] + self.rng.random_range(extent[axis]..extent[axis + 2])
             });
@@ -239,11 +245,16 @@ impl Composer<'_> {
         let Self { width, height, layers, rng } = self;
         let mut image = RgbImage::new(width, height);
         let side = f64::from(width.max(height));
-        Texture::draw(side, rng).fill(&mut image);
+        Texture::background(side, rng).fill(&mut image);
         for layer in &layers {
             for outline in &layer.outlines {
                 let coverage = Coverage::new(outline, width, height);
-                let texture = Texture::draw_against(coverage.mean(&image), layer.size, rng);
+                let below = coverage.mean(&image);
+                let texture = if layer.faint {
+                    Texture::draw_near(below, layer.size, rng)
+                } else {
+                    Texture::draw_against(below, layer.size, rng)
+                };
                 coverage.paint(&mut image, &texture);
             }
         }
