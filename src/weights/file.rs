@@ -10,12 +10,10 @@ use safetensors::{Dtype, SafeTensors};
 use tch::{Kind, Tensor};
 
 use super::save::Metadata;
-use super::torch::TorchFile;
+use super::torch::{TorchFile, OLD_MAGIC};
 
 /// How a zip archive starts.
 const ZIP: &[u8] = b"PK\x03\x04";
-/// How PyTorch's files started before version 1.6: a pickle, whose first value is a magic number.
-const OLD_TORCH: &[u8] = b"\x80\x02\x8a\x0a";
 
 /// A file of named tensors.
 pub enum WeightFile {
@@ -28,7 +26,7 @@ pub enum WeightFile {
         /// Where the tensors begin.
         start: usize,
     },
-    /// PyTorch's zip archive.
+    /// PyTorch's.
     Torch(Box<TorchFile>),
 }
 
@@ -42,13 +40,9 @@ impl WeightFile {
         ensure!(!path.is_dir(), "it is a folder; name the file of weights in it");
         let mut start = Vec::new();
         File::open(path)?.take(4).read_to_end(&mut start)?;
-        if start == ZIP {
+        if start == ZIP || OLD_MAGIC.starts_with(&start) && start.len() == 4 {
             return Ok(Self::Torch(Box::new(TorchFile::open(path)?)));
         }
-        ensure!(
-            start != OLD_TORCH,
-            "it is of PyTorch before 1.6; load it there with torch.load and save its state dict again"
-        );
         let bytes = std::fs::read(path)?;
         let (length, header) = SafeTensors::read_metadata(&bytes).map_err(|error| {
             anyhow!(

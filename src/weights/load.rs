@@ -65,8 +65,8 @@ impl fmt::Display for LoadReport {
     }
 }
 
-/// Copies a file's tensors into the variables of a store that have the same name. The file is safetensors or a PyTorch zip archive
-/// (`.pth`, `.pth.tar`, `.pt`) with a state dict, bare or under `state_dict_ema`, `model_ema`, `state_dict` or `model`, with or without
+/// Copies a file's tensors into the variables of a store that have the same name. The file is safetensors or a PyTorch file
+/// (`.pth`, `.pth.tar`, `.pt`, of before version 1.6 too) with a state dict, bare or under `state_dict_ema`, `model_ema`, `state_dict` or `model`, with or without
 /// `module.` before its names; nothing in it is executed.
 ///
 /// File and model may each be a whole detector, or a backbone or classifier, whose names lack `backbone.body.`. torchvision's older names of heads
@@ -331,6 +331,7 @@ mod tests {
             ("checkpoint.pth.tar", Some("state_dict")),
             ("averaged.pth", Some("state_dict_ema")),
             ("model.pt", Some("model")),
+            ("old.pth", None),
         ] {
             let to = fixture_model();
             let options = LoadOptions { complete: true, ..Default::default() };
@@ -357,7 +358,6 @@ mod tests {
             ("module.pth", "torch.nn.modules.linear.Linear"),
             ("list.pth", "state_dict()"),
             ("script.pt", "TorchScript"),
-            ("old.pth", "before 1.6"),
         ] {
             let text = of(&fixture(name));
             assert!(text.contains(why) && text.contains(name), "{text}");
@@ -368,6 +368,11 @@ mod tests {
         for length in [4, 100, bytes.len() / 2, bytes.len() - 1] {
             std::fs::write(&path, &bytes[..length]).unwrap();
             assert!(of(&path).contains("not a whole PyTorch file"), "{length}");
+        }
+        let old = std::fs::read(fixture("old.pth")).unwrap();
+        for length in [20, 100, old.len() / 2, old.len() - 1] {
+            std::fs::write(&path, &old[..length]).unwrap();
+            assert!(of(&path).contains("cut off"), "{length}: {}", of(&path));
         }
         // One flipped bit among the numbers.
         let mut flipped = bytes.clone();

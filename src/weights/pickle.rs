@@ -97,6 +97,14 @@ impl Objects {
         }
     }
 
+    /// All storages, in their order.
+    pub fn storages(&self) -> impl Iterator<Item = &Storage> {
+        self.0.iter().filter_map(|object| match object {
+            Object::Storage(storage) => Some(storage),
+            _ => None,
+        })
+    }
+
     fn add(&mut self, object: Object) -> Value {
         self.0.push(object);
         Value::Object(self.0.len() - 1)
@@ -130,6 +138,11 @@ impl Objects {
 /// # Errors
 /// If the pickle is cut off or malformed, or names anything that a state dict is not made of: the message says what.
 pub fn read(bytes: &[u8]) -> Result<(Value, Objects)> {
+    read_first(bytes).map(|(value, objects, _)| (value, objects))
+}
+
+/// [`read`], where more may follow: gives also how many bytes the pickle has.
+pub fn read_first(bytes: &[u8]) -> Result<(Value, Objects, usize)> {
     let mut reader = Reader {
         bytes,
         at: 0,
@@ -144,7 +157,7 @@ pub fn read(bytes: &[u8]) -> Result<(Value, Objects)> {
             break value;
         }
     };
-    Ok((value, reader.objects))
+    Ok((value, reader.objects, reader.at))
 }
 
 struct Reader<'a> {
@@ -406,10 +419,13 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `('storage', torch.FloatStorage, key, location, count)`
+    /// `('storage', torch.FloatStorage, key, location, count)`, before 1.6 with a sixth part, which is `None` for a whole storage.
     fn storage(&self, id: &Value) -> Result<Storage> {
         match self.objects.sequence(id)? {
-            [Value::Text(tag), class, Value::Text(key), _, Value::Int(count)] if &**tag == "storage" => {
+            [Value::Text(tag), class, Value::Text(key), _, Value::Int(count)]
+            | [Value::Text(tag), class, Value::Text(key), _, Value::Int(count), Value::None]
+                if &**tag == "storage" =>
+            {
                 let Some(Object::Global(Global::Storage(kind))) = self.objects.get(class) else {
                     bail!("a storage of no known kind")
                 };

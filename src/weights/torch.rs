@@ -1,4 +1,5 @@
-//! Reads what `torch.save` writes: a zip archive with a pickle that describes tensors and a file of numbers for each storage.
+//! Reads what `torch.save` writes: a zip archive with a pickle that describes tensors and a file of numbers for each storage; before version 1.6 pickles
+//! one after the other (magic number, version, system, the state dict, the storages' keys), then each storage's length and numbers.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,18 +19,30 @@ const KEYS: [&str; 4] = ["state_dict_ema", "model_ema", "state_dict", "model"];
 /// Put before every name by PyTorch's data-parallel wrappers.
 const WRAPPER: &str = "module.";
 
+/// How files of before version 1.6 start: a whole pickle of one integer of ten bytes.
+pub const OLD_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
 /// A state dict in a file.
 pub struct TorchFile {
-    archive: RefCell<ZipArchive<File>>,
-    /// The folder in the archive that all is in, with its slash.
-    folder: String,
-    /// Length of the file in bytes.
-    length: u64,
+    source: Source,
     tensors: Vec<(String, TensorView)>,
     /// The key of the checkpoint that the state dict was under.
     key: Option<&'static str>,
     /// Storages read so far: several tensors may share one.
     storages: RefCell<HashMap<Rc<str>, Tensor>>,
+}
+
+/// Where the numbers are.
+enum Source {
+    Archive {
+        archive: RefCell<ZipArchive<File>>,
+        /// The folder in the archive that all is in, with its slash.
+        folder: String,
+        /// Length of the file in bytes.
+        length: u64,
+    },
+    /// The file of before version 1.6, and where in it each storage's length is.
+    Old { bytes: Vec<u8>, places: HashMap<Rc<str>, usize> },
 }
 
 impl TorchFile {
@@ -38,6 +51,11 @@ impl TorchFile {
     /// # Errors
     /// If it is not a whole archive, or holds anything but plain data beside tensors (see [`pickle::read`]), or no state dict.
     pub fn open(path: &Path) -> Result<Self> {
+        let mut start = Vec::new();
+        File::open(path)?.take(OLD_MAGIC.len() as u64).read_to_end(&mut start)?;
+        if start == OLD_MAGIC {
+            return Self::open_old(std::fs::read(path)?);
+        }
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut archive = ZipArchive::new(file)
@@ -57,7 +75,47 @@ impl TorchFile {
             ensure!(order == b"little", "its numbers are big-endian; save it again on another machine");
         }
         let (value, objects) = pickle::read(&read_entry(&mut archive, pickle, length)?)?;
-        let (entries, key) = state_dict(&value, &objects)?;
+        let source = Source::Archive { archive: RefCell::new(archive), folder, length };
+        Self::new(source, &value, &objects)
+    }
+
+    /// A file of before version 1.6.
+    fn open_old(bytes: Vec<u8>) -> Result<Self> {
+        let mut at = OLD_MAGIC.len();
+        let mut next = || -> Result<(Value, Objects)> {
+            let (value, objects, length) = pickle::read_first(&bytes[at..])?;
+            at += length;
+            Ok((value, objects))
+        };
+        let (version, _) = next()?;
+        ensure!(version == Value::Int(1001), "its format {version:?} is not that of PyTorch before 1.6");
+        let (system, objects) = next()?;
+        let little =
+            |entry: &(Value, Value)| *entry == (Value::Text("little_endian".into()), Value::Bool(true));
+        ensure!(
+            matches!(objects.get(&system), Some(Object::Dict(entries)) if entries.iter().any(little)),
+            "its numbers are big-endian; save it again on another machine"
+        );
+        let (value, objects) = next()?;
+        let (keys, of_keys) = next()?;
+        let Some(Object::Sequence(keys)) = of_keys.get(&keys) else { bail!("it does not list its storages") };
+        let sizes: HashMap<Rc<str>, usize> =
+            objects.storages().map(|s| (s.key.clone(), s.kind.elt_size_in_bytes())).collect();
+        let mut places = HashMap::new();
+        for key in keys {
+            let Value::Text(key) = key else { bail!("a storage's key is not text") };
+            let size = sizes.get(key).with_context(|| format!("storage {key} belongs to nothing"))?;
+            let count = bytes.get(at..at + 8).context("the file is cut off")?;
+            let count = count.iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+            places.insert(key.clone(), at);
+            let length = usize::try_from(count)?.checked_mul(*size).and_then(|n| n.checked_add(at + 8));
+            at = length.filter(|end| *end <= bytes.len()).context("the file is cut off")?;
+        }
+        Self::new(Source::Old { bytes, places }, &value, &objects)
+    }
+
+    fn new(source: Source, value: &Value, objects: &Objects) -> Result<Self> {
+        let (entries, key) = state_dict(value, objects)?;
         let tensors: Vec<(String, TensorView)> = entries
             .iter()
             .filter_map(|(name, value)| match (name, objects.get(value)) {
@@ -66,14 +124,7 @@ impl TorchFile {
             })
             .map(|(name, view)| (name.strip_prefix(WRAPPER).unwrap_or(name).to_string(), view.clone()))
             .collect();
-        Ok(Self {
-            archive: RefCell::new(archive),
-            folder,
-            length,
-            tensors,
-            key,
-            storages: RefCell::default(),
-        })
+        Ok(Self { source, tensors, key, storages: RefCell::default() })
     }
 
     /// Names of the tensors.
@@ -105,16 +156,35 @@ impl TorchFile {
             ensure!(tensor.kind() == storage.kind, "one storage has two kinds");
             return Ok(tensor.shallow_clone());
         }
-        let name = format!("{}data/{}", self.folder, storage.key);
-        let bytes = read_entry(&mut self.archive.borrow_mut(), &name, self.length)?;
         let size = storage.kind.elt_size_in_bytes();
+        let from_entry;
+        let (name, bytes) = match &self.source {
+            Source::Archive { archive, folder, length } => {
+                let name = format!("{folder}data/{}", storage.key);
+                from_entry = read_entry(&mut archive.borrow_mut(), &name, *length)?;
+                (name, &from_entry[..])
+            }
+            Source::Old { bytes, places } => {
+                let name = format!("storage {}", storage.key);
+                let at = places.get(&storage.key).with_context(|| format!("{name} is missing"))? + 8;
+                let end = storage.count.checked_mul(size).and_then(|n| n.checked_add(at));
+                let count =
+                    bytes[at - 8..at].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+                ensure!(
+                    count == storage.count as u64,
+                    "{name} has {count} numbers in place of {}",
+                    storage.count
+                );
+                (name, end.and_then(|end| bytes.get(at..end)).context("the file is cut off")?)
+            }
+        };
         ensure!(
             storage.count.checked_mul(size) == Some(bytes.len()),
             "{name} has {} bytes in place of {} numbers",
             bytes.len(),
             storage.count
         );
-        let tensor = Tensor::f_from_data_size(&bytes, &[storage.count as i64], storage.kind)?;
+        let tensor = Tensor::f_from_data_size(bytes, &[storage.count as i64], storage.kind)?;
         self.storages.borrow_mut().insert(storage.key.clone(), tensor.shallow_clone());
         Ok(tensor)
     }
