@@ -15,7 +15,7 @@ use crate::config::{Config, DetectorKind};
 /// Which detector, and how its config is put together: a file or preset, then the flags, then `--set`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
-    /// retinanet
+    /// retinanet or mask_rcnn
     pub detector: String,
     /// Config file, or the name of a built-in one
     #[arg(long, value_name = "FILE")]

@@ -9,9 +9,15 @@ use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 
 mod read;
+mod two_stage;
 
 use crate::graph::knn::Search;
 use crate::graph::relative::RelativeKind;
+
+pub use two_stage::{
+    BoxLossConfig, MaskHeadConfig, MaskTargets, PasteKind, ProposalConfig, RoiConfig, RpnConfig,
+    SampleConfig, SampleNormalizer,
+};
 
 /// One experiment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,15 +43,26 @@ pub struct ModelConfig {
     pub backbone: BackboneConfig,
     /// The feature pyramid.
     pub fpn: FpnConfig,
-    /// The dense head.
+    /// RetinaNet: the dense head.
     pub head: HeadConfig,
     /// The anchor boxes.
     pub anchors: AnchorConfig,
-    /// Assignment of anchors to objects.
+    /// RetinaNet: assignment of anchors to objects.
     #[serde(rename = "match")]
     pub matching: MatchConfig,
-    /// Losses.
+    /// RetinaNet: losses.
     pub loss: LossConfig,
+    /// Mask R-CNN: the region proposal network.
+    pub rpn: RpnConfig,
+    /// Mask R-CNN: regions of interest and the box head.
+    pub roi: RoiConfig,
+    /// Mask R-CNN: whether there are masks; without them it is Faster R-CNN.
+    pub mask: bool,
+    /// Mask R-CNN: the mask head.
+    pub mask_head: MaskHeadConfig,
+    /// Outputs of the classifier where they stand for category ids, gaps included, as in torchvision's models of COCO (91: ids 0 to 90);
+    /// null: one for each class of the data, whatever its id.
+    pub outputs: Option<i64>,
     /// Selection of detections.
     pub test: TestConfig,
 }
@@ -57,6 +74,8 @@ pub enum DetectorKind {
     /// RetinaNet (Lin et al., 2017, "Focal Loss for Dense Object Detection").
     #[default]
     Retinanet,
+    /// Mask R-CNN (He et al., 2017); with `"mask": false` Faster R-CNN (Ren et al., 2015) with a feature pyramid.
+    MaskRcnn,
 }
 
 impl DetectorKind {
@@ -64,6 +83,7 @@ impl DetectorKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Retinanet => "retinanet",
+            Self::MaskRcnn => "mask_rcnn",
         }
     }
 
@@ -71,7 +91,8 @@ impl DetectorKind {
     pub fn parse(name: &str) -> Result<Self> {
         match name {
             "retinanet" => Ok(Self::Retinanet),
-            _ => bail!("there is no detector `{name}`: vigdet has retinanet"),
+            "mask_rcnn" => Ok(Self::MaskRcnn),
+            _ => bail!("there is no detector `{name}`: vigdet has retinanet and mask_rcnn"),
         }
     }
 }
@@ -189,7 +210,7 @@ pub enum GraphConvKind {
 pub struct FpnConfig {
     /// Width of every level.
     pub channels: i64,
-    /// What P6 is computed from (RetinaNet): the backbone's last map, or P5.
+    /// RetinaNet: what P6 is computed from, the backbone's last map or P5.
     pub p6: P6Source,
 }
 
@@ -368,7 +389,7 @@ pub enum LossNormalizer {
 pub struct TestConfig {
     /// Scores must be above this.
     pub score: f64,
-    /// Candidates kept per level.
+    /// RetinaNet: candidates kept per level.
     pub top_k: i64,
     /// Non-maximum suppression, per class: IoU above this is a duplicate.
     pub nms: f64,

@@ -6,7 +6,7 @@
 //! - [`backbone`]: Pyramid ViG and ResNet: images to one map per stage.
 //! - [`data`]: COCO files and built-in shapes to batches of images.
 //! - [`describe`]: what a model costs.
-//! - [`detect`]: RetinaNet and its parts.
+//! - [`detect`]: RetinaNet, Mask R-CNN, Faster R-CNN and their parts.
 //! - [`memory`]: how the process holds on to memory.
 //! - [`stats`]: parameters and multiply-adds of the named models.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.

@@ -6,9 +6,11 @@ use anyhow::{bail, ensure, Context, Result};
 use image::RgbImage;
 use serde::Serialize;
 use tch::{nn, Device};
+use vigdet_coco::rle::Rle;
 
 use crate::config::{Config, DetectorKind};
 use crate::data::{self, ImageInfo};
+use crate::detect::classes::{classes_of_outputs, coco_classes, COCO_OUTPUTS};
 use crate::detect::{self, Detections, Detector};
 use crate::weights::{self, LoadOptions};
 
@@ -57,6 +59,9 @@ pub struct Found {
     pub score: f32,
     /// Left, top, width and height in pixels of the image.
     pub bbox: [f32; 4],
+    /// Its mask, run-length-coded at the size of the image, from a detector that gives masks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segmentation: Option<Rle>,
 }
 
 /// A trained detector with the names of its classes.
@@ -100,11 +105,14 @@ impl Predictor {
             (Some(classes), _) => classes.clone(),
             (None, Some(text)) => serde_json::from_str(text)
                 .with_context(|| format!("the classes in {} are not [[id, name], …]", weights.display()))?,
+            // torchvision's own files of COCO.
+            (None, None) if config.model.outputs == Some(COCO_OUTPUTS) => coco_classes(),
             (None, None) => bail!(
                 "{} does not name its classes: give a COCO annotation file that does with --classes",
                 weights.display()
             ),
         };
+        let classes = classes_of_outputs(&config.model, classes)?;
         let mut store = nn::VarStore::new(options.device);
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
         weights::load_into(&store, weights, &LoadOptions { complete: true, other_classes: false })?;
@@ -138,8 +146,9 @@ impl Predictor {
 
     /// Detections of one image as `detect --json` writes them.
     pub fn describe(&self, file: &Path, image: &RgbImage, found: &Detections) -> ImageDetections {
-        let detections =
-            found.boxes.iter().zip(&found.scores).zip(&found.labels).map(|((b, score), &label)| Found {
+        let (height, width) = (image.height(), image.width());
+        let detections = found.boxes.iter().zip(&found.scores).zip(&found.labels).enumerate().map(
+            |(i, ((b, score), &label))| Found {
                 category_id: usize::try_from(label)
                     .ok()
                     .and_then(|l| self.classes.get(l))
@@ -147,7 +156,9 @@ impl Predictor {
                 label: self.name(label),
                 score: *score,
                 bbox: [b[0], b[1], b[2] - b[0], b[3] - b[1]],
-            });
+                segmentation: found.mask(i, height, width),
+            },
+        );
         ImageDetections {
             file: file.display().to_string(),
             width: image.width(),

@@ -12,7 +12,7 @@ use vigdet::data::augment::{cut, random_crop};
 use vigdet::data::mosaic::mosaic;
 use vigdet::data::order::generator;
 use vigdet::data::resize::{antialias, output_size};
-use vigdet::data::{decode, prepare, Batch, CocoDataset, ImageInfo, Loader, LoaderOptions, Target};
+use vigdet::data::{decode, prepare, Batch, CocoDataset, ImageInfo, Loader, LoaderOptions, Mask, Target};
 use vigdet_coco::types::Segmentation;
 
 fn fixtures() -> PathBuf {
@@ -289,10 +289,8 @@ fn what_annotations_hold_is_kept_clipped_dropped_and_counted() {
     assert_eq!(target.boxes.len(), 4);
     assert_eq!(target.boxes[3], [0.0, 4.0, 5.0, 10.0]);
     assert_eq!(target.crowd, [false, true, false, false]);
-    assert!(matches!(&target.segmentations[0], Some(Segmentation::Polygons(p)) if p.len() == 1));
-    assert!(matches!(&target.segmentations[1], Some(Segmentation::Rle(_))));
-    assert!(matches!(&target.segmentations[2], Some(Segmentation::Rle(_))));
-    assert_eq!(target.segmentations[3], None);
+    let masks: Vec<bool> = target.masks.iter().map(Option::is_some).collect();
+    assert_eq!(masks, [true, true, true, false]);
     assert!(data.sample(1, false).unwrap().target.boxes.is_empty());
     // The ground truth stays as it was written.
     assert_eq!(data.ground_truth().annotations.len(), 7);
@@ -539,6 +537,7 @@ fn crops_take_their_boxes_along_and_keep_an_object() {
 
 #[test]
 fn what_a_window_leaves_too_little_of_is_ignored_or_gone() {
+    let mask = |p: &[f64]| Mask::new(&Segmentation::Polygons(vec![p.to_vec()]), 50, 50);
     let target = Target {
         boxes: vec![
             [0.0, 0.0, 10.0, 10.0],
@@ -548,12 +547,15 @@ fn what_a_window_leaves_too_little_of_is_ignored_or_gone() {
         ],
         labels: vec![0, 1, 2, 3],
         crowd: vec![false, false, false, true],
-        segmentations: vec![None, Some(Segmentation::Polygons(vec![vec![1.0; 6]])), None, None],
+        masks: vec![None, mask(&[18.0, 18.0, 28.0, 18.0, 28.0, 28.0, 18.0, 28.0]), None, None],
     };
     let seen = cut(&target, [4.0, 4.0, 20.0, 20.0], 0.3);
     assert_eq!(seen.boxes, [[0.0, 0.0, 6.0, 6.0], [14.0, 14.0, 16.0, 16.0], [2.0, 2.0, 5.0, 5.0]]);
     assert_eq!((seen.labels, seen.crowd), (vec![0, 1, 3], vec![false, true, true]));
-    assert!(seen.segmentations[1].is_some());
+    // The mask has moved with its box, and is all of it.
+    let mask = seen.masks[1].as_ref().unwrap();
+    assert_eq!(mask.raster(&[14.0, 14.0, 24.0, 24.0], 10), vec![1.0; 100]);
+    assert_eq!(mask.raster(&[4.0, 4.0, 14.0, 14.0], 10), vec![0.0; 100]);
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl Fixture {
         let labels = self.ints(&format!("losses.{image}.labels"));
         let boxes = if labels.is_empty() { vec![] } else { self.rows(&format!("matching.{image}.objects")) };
         let n = boxes.len();
-        Target { boxes, labels, crowd: vec![false; n], segmentations: vec![None; n] }
+        Target { boxes, labels, crowd: vec![false; n], masks: vec![None; n] }
     }
 }
 
@@ -243,7 +243,7 @@ fn a_crowd_is_neither_object_nor_background() {
     crowded.boxes.insert(0, region);
     crowded.labels.insert(0, 3);
     crowded.crowd.insert(0, true);
-    crowded.segmentations.insert(0, None);
+    crowded.masks.insert(0, None);
     let (classified, regressed) = run(plain);
     let (classified_beside_crowd, regressed_beside_crowd) = run(crowded);
     // The same anchors stand for objects; background inside the crowd has no loss, background mostly outside of it has.

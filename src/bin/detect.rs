@@ -15,7 +15,7 @@ use vigdet::plot::draw_detections;
 use vigdet::predictor::{ImageDetections, Predictor, PredictorOptions};
 use vigdet::weights::write_atomically;
 
-/// Detect objects on images: boxes with names and scores, as text, JSON and pictures.
+/// Detect objects on images: boxes (and masks) with names and scores, as text, JSON and pictures.
 ///
 /// Model and class names come from the weights. Without --json and --out, the boxes are printed.
 #[derive(Parser)]

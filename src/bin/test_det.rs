@@ -30,7 +30,7 @@ struct Arguments {
     /// Folder with annotations/instances_val2017.json and val2017/ [default: the one that the weights were trained with]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Folder for bbox.json, metrics.json and ground_truth.json [default: `test` in the run's folder, or beside the weights]
+    /// Folder for bbox.json, segm.json, metrics.json and ground_truth.json [default: `test` in the run's folder, or beside the weights]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -87,33 +87,32 @@ fn run(args: &Arguments) -> Result<()> {
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     let found = found.unwrap_or_default();
-    let scores = evaluator.score(&found)?;
+    let masks = predictor.detector().has_masks();
+    let scores = evaluator.score(&found, masks)?;
     for (file, reason) in evaluator.skipped().iter().take(5) {
         println!("skipped {file}: {reason}");
     }
 
     let out = args.out.clone().unwrap_or_else(|| beside(&args.weights));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    let detections = out.join("bbox.json");
-    vigdet_coco::write_results(&detections, &found)
-        .with_context(|| format!("cannot write {}", detections.display()))?;
+    let detections = evaluator.write_results(&out, &found, masks)?;
     let split = &config.data.val;
     let annotations = data_root(config)?.join(&split.annotations);
     evaluator.write_ground_truth(&annotations, split.limit.is_none(), &out)?;
-    let metrics = json!({
-        "bbox": scores.to_json(),
-        "weights": args.weights,
-        "images": dataset.len(),
-        "seconds": seconds,
-    });
+    let mut metrics = scores.to_json();
+    metrics.extend([
+        ("weights".to_string(), json!(args.weights)),
+        ("images".to_string(), json!(dataset.len())),
+        ("seconds".to_string(), json!(seconds)),
+    ]);
     write_text(&out.join("metrics.json"), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
-    println!("{}", scores.lines.trim_end());
+    println!("{}", scores.lines().trim_end());
     println!(
         "{} images, {:.3} s each; scores in {}, detections in {}",
         dataset.len(),
         seconds / dataset.len() as f64,
         out.join("metrics.json").display(),
-        detections.display()
+        detections.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
     );
     Ok(())
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use serde_json::Value;
 use vigdet::cli::{self, change, path_value, ModelArgs};
-use vigdet::config::Config;
+use vigdet::config::{Config, DetectorKind};
 use vigdet::plot::{self, RunPictures};
 use vigdet::train::resume;
 use vigdet::train::run_dir::RunDir;
@@ -54,7 +54,12 @@ struct Arguments {
 }
 
 /// What runs without --config and --data.
-const BUILT_IN: &str = "retinanet_pvig_ti_shapes";
+fn built_in(kind: DetectorKind) -> &'static str {
+    match kind {
+        DetectorKind::Retinanet => "retinanet_pvig_ti_shapes",
+        DetectorKind::MaskRcnn => "mask_rcnn_pvig_ti_shapes",
+    }
+}
 
 fn main() -> ExitCode {
     cli::main(run)
@@ -67,7 +72,7 @@ fn run(args: Arguments) -> Result<ExitCode> {
     let name = match &args.model.config {
         Some(path) => path.file_stem().and_then(|s| s.to_str()).unwrap_or("run").to_string(),
         None if args.data.is_some() => kind.name().to_string(),
-        None => BUILT_IN.to_string(),
+        None => built_in(kind).to_string(),
     };
     let out = match &args.out {
         Some(out) => out.clone(),
@@ -82,11 +87,16 @@ fn run(args: Arguments) -> Result<ExitCode> {
         )?,
         None => {
             println!(
-                "no --data and no --config: training {BUILT_IN} on built-in images, about 15 minutes on two cores\n\
+                "no --data and no --config: training {} on built-in images, about {} minutes on two cores\n\
                  for images of your own, in COCO's layout:\n  cargo run --bin train_det -- {} --data DIR",
+                built_in(kind),
+                match kind {
+                    DetectorKind::Retinanet => 15,
+                    DetectorKind::MaskRcnn => 30,
+                },
                 kind.name()
             );
-            Config::preset(BUILT_IN, &changes)?
+            Config::preset(built_in(kind), &changes)?
         }
     };
     args.model.check(&config, &name)?;
@@ -153,6 +163,9 @@ fn report(detector: &str, outcome: &Outcome) {
             println!("  weights     {}", run.best().display());
             println!("  scores      {}", run.metrics().display());
             println!("  detections  {}", run.detections().display());
+            if run.masks().exists() {
+                println!("  masks       {}", run.masks().display());
+            }
             run.best()
         }
         None => {

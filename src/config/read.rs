@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
-use super::{Config, DetectorKind, ShapesConfig};
+use super::{AnchorConfig, Config, DetectorKind, ShapesConfig};
 
 /// Pairs of name and text of the named files of `configs/`.
 macro_rules! presets {
@@ -20,13 +20,36 @@ const PRESETS: &[(&str, &str)] = presets![
     "retinanet_pvig_s_fpn_1x_coco",
     "retinanet_resnet18_fpn_1x_coco",
     "retinanet_resnet50_fpn_1x_coco",
+    "retinanet_resnet50_fpn_torchvision",
+    "mask_rcnn_pvig_ti_shapes",
+    "mask_rcnn_pvig_s_fpn_1x_coco",
+    "mask_rcnn_resnet50_fpn_torchvision",
+    "faster_rcnn_pvig_ti_bccd",
 ];
+
+/// What a detector has no use for: such keys are unknown in its configs.
+fn unused(detector: DetectorKind) -> &'static [&'static str] {
+    match detector {
+        DetectorKind::Retinanet => &["rpn", "roi", "mask", "mask_head"],
+        DetectorKind::MaskRcnn => &["head", "match", "loss", "fpn.p6", "test.top_k"],
+    }
+}
 
 impl Config {
     /// All defaults of a detector: mmdetection's 1× COCO settings (see the design's table of detectors).
     pub fn defaults(detector: DetectorKind) -> Self {
         let mut config = Self::default();
         config.model.detector = detector;
+        if detector == DetectorKind::MaskRcnn {
+            config.model.mask = true;
+            config.model.anchors = AnchorConfig {
+                strides: vec![4, 8, 16, 32, 64],
+                base: 8.0,
+                octaves: 1,
+                ..AnchorConfig::default()
+            };
+            config.train.lr = 2e-4;
+        }
         config
     }
 
@@ -90,7 +113,22 @@ impl Config {
 
     /// The whole config as readable JSON.
     pub fn to_json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
+        Ok(serde_json::to_string_pretty(&self.to_value()?)? + "\n")
+    }
+
+    /// The config as a JSON object, with what its detector uses.
+    pub fn to_value(&self) -> Result<Value> {
+        let mut value = serde_json::to_value(self)?;
+        for path in unused(self.model.detector) {
+            let (section, key) =
+                path.split_once('.').map_or(("/model", *path), |(section, key)| (section, key));
+            let pointer =
+                if section.starts_with('/') { section.to_string() } else { format!("/model/{section}") };
+            if let Some(Value::Object(section)) = value.pointer_mut(&pointer) {
+                section.remove(key);
+            }
+        }
+        Ok(value)
     }
 
     /// Values that no run could work with.
@@ -128,6 +166,8 @@ impl Config {
             "model.match.negative must not be above model.match.positive"
         );
         share("model.loss.alpha", m.loss.alpha)?;
+        self.check_two_stages()?;
+        ensure!(m.outputs.is_none_or(|n| n > 1), "model.outputs must be above 1 (null: one for each class)");
         share("model.test.nms", m.test.nms)?;
         share("model.test.score", m.test.score)?;
         positive("model.test.top_k", m.test.top_k as f64)?;
@@ -168,11 +208,54 @@ impl Config {
     }
 }
 
+impl Config {
+    /// [`Config::check`] of what only two-stage detectors have.
+    fn check_two_stages(&self) -> Result<()> {
+        let m = &self.model;
+        let positive = |name: &str, v: f64| {
+            ensure!(v.is_finite() && v > 0.0, "{name} must be above 0, not {v}");
+            Ok(())
+        };
+        let share = |name: &str, v: f64| {
+            ensure!((0.0..=1.0).contains(&v), "{name} must be between 0 and 1, not {v}");
+            Ok(())
+        };
+        for (name, matching, sample, loss) in [
+            ("rpn", &m.rpn.matching, &m.rpn.sample, &m.rpn.loss),
+            ("roi", &m.roi.matching, &m.roi.sample, &m.roi.loss),
+        ] {
+            share(&format!("model.{name}.match.positive"), matching.positive)?;
+            share(&format!("model.{name}.match.negative"), matching.negative)?;
+            ensure!(
+                matching.negative <= matching.positive,
+                "model.{name}.match.negative must not be above model.{name}.match.positive"
+            );
+            share(&format!("model.{name}.sample.positive"), sample.positive)?;
+            positive(&format!("model.{name}.sample.count"), sample.count as f64)?;
+            positive(&format!("model.{name}.loss.beta"), loss.beta)?;
+        }
+        ensure!(m.rpn.convs >= 1, "model.rpn.convs must be at least 1");
+        share("model.rpn.nms", m.rpn.nms)?;
+        for (name, p) in [("train", &m.rpn.train), ("test", &m.rpn.test)] {
+            positive(&format!("model.rpn.{name}.top_k"), p.top_k as f64)?;
+            positive(&format!("model.rpn.{name}.keep"), p.keep as f64)?;
+        }
+        positive("model.roi.pool", m.roi.pool as f64)?;
+        positive("model.roi.canonical_size", m.roi.canonical_size)?;
+        positive("model.roi.channels", m.roi.channels as f64)?;
+        m.roi.box_weights.iter().try_for_each(|w| positive("model.roi.box_weights", f64::from(*w)))?;
+        ensure!(m.mask_head.convs >= 0, "model.mask_head.convs must not be negative");
+        positive("model.mask_head.channels", m.mask_head.channels as f64)?;
+        positive("model.mask_head.pool", m.mask_head.pool as f64)?;
+        share("model.mask_head.threshold", m.mask_head.threshold)
+    }
+}
+
 /// Every key there is, with null where a value is optional or free.
 fn schema(detector: DetectorKind) -> Result<Value> {
     let mut full = Config::defaults(detector);
     full.data.builtin = Some(ShapesConfig::default());
-    Ok(serde_json::to_value(full)?)
+    full.to_value()
 }
 
 /// Refuses the first key of `value` that `schema` lacks, naming the nearest.
@@ -326,31 +409,17 @@ mod tests {
     /// A reader of a config need not know the defaults: what decides the result is written in it.
     #[test]
     fn configs_write_out_the_experiment() {
-        const WRITTEN: [&str; 45] = [
+        const WRITTEN: [&str; 31] = [
             "model.detector",
             "model.backbone.name",
             "model.backbone.frozen_stages",
             "model.backbone.freeze_norms",
             "model.backbone.norm_eps",
             "model.fpn.channels",
-            "model.fpn.p6",
-            "model.head.convs",
-            "model.head.channels",
-            "model.head.norm",
-            "model.head.init",
-            "model.head.prior",
             "model.anchors.strides",
             "model.anchors.base",
             "model.anchors.octaves",
             "model.anchors.ratios",
-            "model.match.positive",
-            "model.match.negative",
-            "model.match.low_quality",
-            "model.loss.alpha",
-            "model.loss.gamma",
-            "model.loss.box",
-            "model.loss.box_weight",
-            "model.loss.normalizer",
             "model.test.score",
             "model.test.nms",
             "model.test.max_detections",
@@ -373,10 +442,50 @@ mod tests {
             "train.schedule",
             "train.seed",
         ];
+        const RETINANET: [&str; 14] = [
+            "model.fpn.p6",
+            "model.head.convs",
+            "model.head.channels",
+            "model.head.norm",
+            "model.head.init",
+            "model.head.prior",
+            "model.match.positive",
+            "model.match.negative",
+            "model.match.low_quality",
+            "model.loss.alpha",
+            "model.loss.gamma",
+            "model.loss.box",
+            "model.loss.box_weight",
+            "model.loss.normalizer",
+        ];
+        const MASK_RCNN: [&str; 21] = [
+            "model.mask",
+            "model.rpn.match.positive",
+            "model.rpn.match.negative",
+            "model.rpn.sample.count",
+            "model.rpn.sample.positive",
+            "model.rpn.loss.box",
+            "model.rpn.loss.normalizer",
+            "model.rpn.train.top_k",
+            "model.rpn.train.keep",
+            "model.rpn.test.top_k",
+            "model.rpn.test.keep",
+            "model.rpn.nms",
+            "model.roi.pool",
+            "model.roi.sampling_ratio",
+            "model.roi.aligned",
+            "model.roi.channels",
+            "model.roi.match.positive",
+            "model.roi.sample.count",
+            "model.roi.sample.positive",
+            "model.roi.loss.box",
+            "model.roi.loss.normalizer",
+        ];
         for (name, text) in PRESETS {
             let file: Value = serde_json::from_str(text).unwrap();
+            let more = if file["model"]["detector"] == "mask_rcnn" { &MASK_RCNN[..] } else { &RETINANET };
             let lacks = |key: &&&str| file.pointer(&format!("/{}", key.replace('.', "/"))).is_none();
-            let missing: Vec<&&str> = WRITTEN.iter().filter(lacks).collect();
+            let missing: Vec<&&str> = WRITTEN.iter().chain(more).filter(lacks).collect();
             assert!(missing.is_empty(), "{name} lacks {missing:?}");
         }
     }
@@ -389,6 +498,21 @@ mod tests {
             renamed.model.backbone.name = other.into();
             assert_eq!(renamed, of(other));
         }
+    }
+
+    #[test]
+    fn a_detector_knows_its_own_keys_only() {
+        let text = error("{}", &["model.rpn.nms=0.5"]);
+        assert!(text.contains("model.rpn"), "{text}");
+        let text = error(r#"{"model": {"detector": "mask_rcnn", "head": {"convs": 2}}}"#, &[]);
+        assert!(text.contains("model.head"), "{text}");
+        let of = |change: &str| {
+            Config::from_json_with(r#"{"model": {"detector": "mask_rcnn"}}"#, &[change.to_string()]).unwrap()
+        };
+        assert!(!of("mask=false").model.mask && of("mask=true").model.mask);
+        assert_eq!(of("sampling_ratio=0").model.roi.sampling_ratio, 0);
+        let text = error(r#"{"model": {"detector": "mask_rcnn", "rpn": {"match": {"positive": 2}}}}"#, &[]);
+        assert!(text.contains("model.rpn.match.positive"), "{text}");
     }
 
     #[test]

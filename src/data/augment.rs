@@ -1,9 +1,10 @@
-//! Random changes of training images, with their boxes.
+//! Random changes of training images, with their boxes and masks.
 
 use image::imageops;
 use rand::Rng;
 
 use super::color;
+use super::mask::Geometry;
 use super::sample::{Sample, Target};
 use crate::config::{CropConfig, DataConfig};
 
@@ -43,31 +44,34 @@ pub fn draw_scale(range: [f64; 2], rng: &mut impl Rng) -> f64 {
     (range[0].ln() + share * (range[1] / range[0]).ln()).exp()
 }
 
-/// Mirrors left and right, with the boxes.
+/// Mirrors left and right, with the boxes and masks.
 pub fn flip_horizontal(sample: &mut Sample) {
     imageops::flip_horizontal_in_place(&mut sample.image);
     let width = sample.image.width() as f32;
     for b in &mut sample.target.boxes {
         *b = [width - b[2], b[1], width - b[0], b[3]];
     }
+    sample.target.change_masks(&Geometry::mirror(width.into()));
 }
 
-/// Mirrors top and bottom, with the boxes.
+/// Mirrors top and bottom, with the boxes and masks.
 pub fn flip_upside_down(sample: &mut Sample) {
     imageops::flip_vertical_in_place(&mut sample.image);
     let height = sample.image.height() as f32;
     for b in &mut sample.target.boxes {
         *b = [b[0], height - b[3], b[2], height - b[1]];
     }
+    sample.target.change_masks(&Geometry::flip(height.into()));
 }
 
-/// Turns clockwise by 90°, with the boxes. With the two flips this gives all eight positions.
+/// Turns clockwise by 90°, with the boxes and masks. With the two flips this gives all eight positions.
 pub fn quarter_turn(sample: &mut Sample) {
     let height = sample.image.height() as f32;
     sample.image = imageops::rotate90(&sample.image);
     for b in &mut sample.target.boxes {
         *b = [height - b[3], b[0], height - b[1], b[2]];
     }
+    sample.target.change_masks(&Geometry::quarter_turn(height.into()));
 }
 
 /// Cuts out a random window whose sides are `config.scale` to 1 of the image's, and in which at least one object can still be told
@@ -106,13 +110,15 @@ pub fn cut(target: &Target, window: [f32; 4], visible: f32) -> Target {
         out.boxes.push([left[0] - window[0], left[1] - window[1], left[2] - window[0], left[3] - window[1]]);
         out.labels.push(target.labels[i]);
         out.crowd.push(target.crowd[i] || share < visible);
-        out.segmentations.push(target.segmentations[i].clone());
+        out.masks.push(target.masks[i].clone());
     }
+    out.change_masks(&Geometry::translate(-f64::from(window[0]), -f64::from(window[1])));
     out
 }
 
-/// Multiplies boxes by `across` and `down`.
-pub fn scale_boxes(target: &mut Target, across: f32, down: f32) {
+/// Multiplies boxes and masks by `across` and `down`.
+pub fn scale_objects(target: &mut Target, across: f32, down: f32) {
+    target.change_masks(&Geometry::scale(across.into(), down.into()));
     for b in &mut target.boxes {
         *b = [b[0] * across, b[1] * down, b[2] * across, b[3] * down];
     }

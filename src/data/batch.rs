@@ -5,7 +5,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use super::augment::scale_boxes;
+use super::augment::scale_objects;
 use super::resize::{output_size, resize_into, Normalise, Slot};
 use super::sample::{Batch, ImageInfo, Sample, Target};
 use crate::config::DataConfig;
@@ -80,7 +80,7 @@ fn assemble(parts: Vec<Part>, config: &DataConfig) -> Result<Batch> {
     for (part, (width, height)) in parts.into_iter().zip(sizes) {
         let mut target = part.target;
         let (from_width, from_height) = part.image.dimensions();
-        scale_boxes(&mut target, width as f32 / from_width as f32, height as f32 / from_height as f32);
+        scale_objects(&mut target, width as f32 / from_width as f32, height as f32 / from_height as f32);
         batch.sizes.push((i64::from(height), i64::from(width)));
         batch.targets.push(target);
         batch.infos.push(part.info);

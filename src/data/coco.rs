@@ -7,6 +7,7 @@ use anyhow::{bail, ensure, Context, Result};
 use vigdet_coco::types::{Annotation, Dataset};
 
 use super::decode;
+use super::mask::Mask;
 use super::report::OpenReport;
 use super::sample::{ImageInfo, Sample, Target};
 use crate::config::SplitConfig;
@@ -194,6 +195,11 @@ impl CocoDataset {
         self.folder.join(&self.infos[i].file)
     }
 
+    /// Whether any object has a mask.
+    pub fn has_masks(&self) -> bool {
+        self.dataset.annotations.iter().any(|a| !a.iscrowd && a.segmentation.is_some())
+    }
+
     /// What was found and what was left out.
     pub fn report(&self) -> &OpenReport {
         &self.report
@@ -217,7 +223,7 @@ impl CocoDataset {
             target.boxes.push(corners.map(|v| v as f32));
             target.labels.push(label);
             target.crowd.push(annotation.iscrowd);
-            target.segmentations.push(annotation.segmentation.clone());
+            target.masks.push(annotation.segmentation.as_ref().and_then(|s| Mask::new(s, height, width)));
         }
         target
     }

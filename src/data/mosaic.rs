@@ -4,7 +4,8 @@ use anyhow::Result;
 use image::imageops;
 use rand::Rng;
 
-use super::augment::{cut, draw_scale, scale_boxes};
+use super::augment::{cut, draw_scale, scale_objects};
+use super::mask::Geometry;
 use super::resize::antialias;
 use super::sample::{Sample, Target};
 
@@ -14,8 +15,7 @@ const MEETING_POINT: std::ops::Range<f64> = 0.3..0.7;
 /// Images are shrunk to between half and all of their size, but never below what fills their quarter.
 const SHRINK: [f64; 2] = [0.5, 1.0];
 
-/// Fills the area of the first sample with a part of each of the four. The result has the first one's info, and no masks: they are in the
-/// pixels of four different images. Objects of which less than `visible` is left become crowd regions.
+/// Fills the area of the first sample with a part of each of the four. The result has the first one's info. Objects of which less than `visible` is left become crowd regions.
 pub fn mosaic(samples: [Sample; 4], visible: f64, rng: &mut impl Rng) -> Result<Sample> {
     let (width, height) = samples[0].image.dimensions();
     let mut meet =
@@ -36,16 +36,19 @@ pub fn mosaic(samples: [Sample; 4], visible: f64, rng: &mut impl Rng) -> Result<
         let to = |from: u32, least: u32| ((f64::from(from) * scale).round() as u32).max(least);
         let (to_w, to_h) = (to(from_w, w), to(from_h, h));
         let resized = antialias(&sample.image, to_w, to_h)?;
-        scale_boxes(&mut sample.target, to_w as f32 / from_w as f32, to_h as f32 / from_h as f32);
+        scale_objects(&mut sample.target, to_w as f32 / from_w as f32, to_h as f32 / from_h as f32);
         let (left, top) = (rng.random_range(0..=to_w - w), rng.random_range(0..=to_h - h));
         let part = imageops::crop_imm(&resized, left, top, w, h).to_image();
         imageops::replace(&mut image, &part, x1.into(), y1.into());
-        let seen = cut(&sample.target, [left, top, left + w, top + h].map(|v| v as f32), visible as f32);
+        let mut seen = cut(&sample.target, [left, top, left + w, top + h].map(|v| v as f32), visible as f32);
         let (dx, dy) = (x1 as f32, y1 as f32);
         target.boxes.extend(seen.boxes.iter().map(|b| [b[0] + dx, b[1] + dy, b[2] + dx, b[3] + dy]));
         target.labels.extend(&seen.labels);
         target.crowd.extend(&seen.crowd);
-        target.segmentations.resize(target.boxes.len(), None);
+        seen.change_masks(&Geometry::translate(dx.into(), dy.into()));
+        let quarter = [x1, y1, x2, y2].map(|v| v as f32);
+        seen.masks.iter_mut().flatten().for_each(|mask| mask.see_through(quarter));
+        target.masks.extend(seen.masks);
     }
     Ok(Sample { info, image, target })
 }

@@ -2,7 +2,8 @@
 
 use image::RgbImage;
 use tch::Tensor;
-use vigdet_coco::types::Segmentation;
+
+use super::mask::{Geometry, Mask};
 
 /// An image as decoded, with its objects in the pixels of that image.
 #[derive(Clone, Debug)]
@@ -37,8 +38,20 @@ pub struct Target {
     pub labels: Vec<i64>,
     /// Whether the object is a crowd region: neither positive nor negative in training.
     pub crowd: Vec<bool>,
-    /// Masks as annotated, in pixels of the *original* image, untouched by transforms. `None` where there is none.
-    pub segmentations: Vec<Option<Segmentation>>,
+    /// Masks as annotated, with their way to the pixels of this image. `None` where there is none.
+    pub masks: Vec<Option<Mask>>,
+}
+
+impl Target {
+    /// Indices of the objects, and of the crowd regions.
+    pub fn split_crowds(&self) -> (Vec<usize>, Vec<usize>) {
+        (0..self.boxes.len()).partition(|&i| !self.crowd[i])
+    }
+
+    /// Takes masks along with a change of the image. The boxes are the caller's.
+    pub(super) fn change_masks(&mut self, change: &Geometry) {
+        self.masks.iter_mut().flatten().for_each(|mask| mask.change(change));
+    }
 }
 
 /// Images of a training or inference step.

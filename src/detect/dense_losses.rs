@@ -54,9 +54,14 @@ impl DenseLoss {
         let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
         let predicted = deltas.index_select(0, &Tensor::from_slice(&wanted.places).to_device(device));
         let weights = Tensor::from_slice(&wanted.box_weights).to_device(device);
-        let regression =
-            box_loss(&predicted, &rows(&wanted.deltas), &rows(&wanted.anchors), &weights, config)
-                * config.box_weight;
+        let regression = box_loss(
+            &predicted,
+            &rows(&wanted.deltas),
+            &rows(&wanted.anchors),
+            &weights,
+            config.box_loss,
+            config.beta,
+        ) * config.box_weight;
         Losses { parts: vec![("classification", classification), ("box", regression)] }
     }
 

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use tch::Tensor;
+use vigdet_coco::rle::Rle;
 
+use super::mask::InstanceMask;
 use crate::data::Batch;
 use crate::describe::{Layer, Size};
 
@@ -14,6 +16,11 @@ pub trait Detector {
 
     /// Inference: what is seen on each image of a batch, in pixels of the original images. Takes no gradients.
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>>;
+
+    /// Whether detections come with masks.
+    fn has_masks(&self) -> bool {
+        false
+    }
 
     /// Tells where in a run the next forward is: what is random in training (stochastic depth) is drawn from these two numbers alone, so
     /// that a resumed run draws what the uninterrupted one would. `iteration` counts forwards (micro batches), not steps.
@@ -38,7 +45,7 @@ impl Losses {
     }
 }
 
-/// What a detector sees on one image, best first. All vectors have one entry per detection.
+/// What a detector sees on one image, best first. All vectors have one entry per detection; `masks` is empty where the detector has none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Detections {
     /// Corners x1, y1, x2, y2 in pixels of the original image.
@@ -47,6 +54,8 @@ pub struct Detections {
     pub scores: Vec<f32>,
     /// Class index from 0.
     pub labels: Vec<i64>,
+    /// The masks, on their boxes.
+    pub masks: Vec<InstanceMask>,
 }
 
 impl Detections {
@@ -60,7 +69,12 @@ impl Detections {
         self.scores.is_empty()
     }
 
-    /// Moves the boxes from an image of `from` (height, width) pixels to the same image at `to`.
+    /// The mask of detection `i` on an image of `height × width` pixels, if there are masks.
+    pub fn mask(&self, i: usize, height: u32, width: u32) -> Option<Rle> {
+        Some(self.masks.get(i)?.paste(&self.boxes[i], height, width))
+    }
+
+    /// Moves the boxes, and the masks with them, from an image of `from` (height, width) pixels to the same image at `to`.
     pub fn rescale(&mut self, from: (i64, i64), to: (i64, i64)) {
         let (y, x) = (to.0 as f32 / from.0 as f32, to.1 as f32 / from.1 as f32);
         for b in &mut self.boxes {

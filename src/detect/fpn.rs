@@ -19,6 +19,18 @@ pub struct Fpn {
     /// 3×3 convolutions that smooth each sum.
     layer: Vec<nn::Conv2D>,
     extra: Option<P6P7>,
+    halved: bool,
+}
+
+/// Levels above the stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coarse {
+    /// None.
+    None,
+    /// RetinaNet's P6 and P7.
+    P6P7,
+    /// Mask R-CNN's P6: every second pixel of P5 both ways.
+    Halved,
 }
 
 /// RetinaNet's coarse levels: P6 is a 3×3 convolution with stride 2, P7 another on relu(P6).
@@ -30,9 +42,9 @@ struct P6P7 {
 }
 
 impl Fpn {
-    /// A pyramid on stages of these channels, with P6 and P7 when `coarse` is set. Variables in torchvision's names (`inner_blocks.0.0.weight`,
+    /// A pyramid on stages of these channels, with these levels above. Variables in torchvision's names (`inner_blocks.0.0.weight`,
     /// `layer_blocks.0.0.weight`, `extra_blocks.p6.weight`, …) under `path`.
-    pub fn new(path: &nn::Path, stages: &[i64], config: &FpnConfig, coarse: bool) -> Result<Self> {
+    pub fn new(path: &nn::Path, stages: &[i64], config: &FpnConfig, coarse: Coarse) -> Result<Self> {
         ensure!(!stages.is_empty(), "a feature pyramid needs at least one stage");
         let c = config.channels;
         let conv = |p: nn::Path, input, kernel, stride| {
@@ -46,11 +58,12 @@ impl Fpn {
         Ok(Self {
             inner: stages.iter().enumerate().map(|(i, &input)| conv(&inner / i / "0", input, 1, 1)).collect(),
             layer: (0..stages.len()).map(|i| conv(&layer / i / "0", c, 3, 1)).collect(),
-            extra: coarse.then(|| P6P7 {
+            extra: (coarse == Coarse::P6P7).then(|| P6P7 {
                 p6: conv(&extra / "p6", p6_input, 3, 2),
                 p7: conv(&extra / "p7", c, 3, 2),
                 source: config.p6,
             }),
+            halved: coarse == Coarse::Halved,
         })
     }
 
@@ -79,6 +92,9 @@ impl Fpn {
             let p7 = extra.p7.forward(&p6.relu());
             levels.extend([p6, p7]);
         }
+        if let (true, Some(p5)) = (self.halved, levels.last()) {
+            levels.push(p5.slice(2, None, None, 2).slice(3, None, None, 2));
+        }
         levels
     }
 
@@ -92,6 +108,9 @@ impl Fpn {
         if let (Some(extra), Some(&last)) = (&self.extra, maps.last()) {
             let p6 = convolution(&extra.p6, 2, last, visit);
             levels.extend([p6, convolution(&extra.p7, 2, p6, visit)]);
+        }
+        if let (true, Some(&(height, width))) = (self.halved, maps.last()) {
+            levels.push(((height + 1) / 2, (width + 1) / 2));
         }
         levels
     }

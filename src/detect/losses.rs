@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{BoxLoss, LossConfig};
+use super::boxes::BoxCoder;
+use crate::config::{BoxLoss, BoxLossConfig, SampleNormalizer};
 
 /// Class of an anchor in [`sigmoid_focal_loss`]: background.
 pub const BACKGROUND: i64 = -1;
@@ -97,18 +98,19 @@ fn focal_loss_by_tensors(
 
 /// Box regression loss: the weighted sum over `P` positives, a scalar tensor.
 ///
-/// `predicted` and `target` are deltas `[P, 4]`, `anchors` `[P, 4]` corners, `weights` `[P]`.
+/// `predicted` and `target` are deltas `[P, 4]`, `anchors` `[P, 4]` corners, `weights` `[P]`; `beta` is smooth L1's.
+/// Generalised IoU takes deltas that were coded with factors of 1.
 pub fn box_loss(
     predicted: &Tensor,
     target: &Tensor,
     anchors: &Tensor,
     weights: &Tensor,
-    config: &LossConfig,
+    kind: BoxLoss,
+    beta: f64,
 ) -> Tensor {
-    let each = match config.box_loss {
+    let each = match kind {
         BoxLoss::L1 => (predicted - target).abs().sum_dim_intlist([1].as_slice(), false, Kind::Float),
         BoxLoss::SmoothL1 => {
-            let beta = config.beta;
             let difference = (predicted - target).abs();
             let square = difference.square() * (0.5 / beta);
             let linear = &difference - 0.5 * beta;
@@ -123,7 +125,35 @@ pub fn box_loss(
     (each * weights).sum(Kind::Float)
 }
 
-/// [`super::boxes::BoxCoder::decode`] with weights 1 as tensor operations, for gradients: `[P, 4]` deltas and anchors to corners.
+/// The box loss of the positives among `sampled` anchors or proposals: a scalar tensor.
+///
+/// `predicted` is `[P, 4]`, coded by `coder`; `wanted` and `anchors` have 4 numbers for each: deltas and corners.
+pub fn sampled_box_loss(
+    predicted: &Tensor,
+    wanted: &[f32],
+    anchors: &[f32],
+    coder: &BoxCoder,
+    config: &BoxLossConfig,
+    sampled: usize,
+) -> Tensor {
+    let device = predicted.device();
+    let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
+    let (mut predicted, mut wanted) = (predicted.shallow_clone(), rows(wanted));
+    if config.kind == BoxLoss::Giou {
+        let factors = Tensor::from_slice(&coder.weights).to_device(device);
+        (predicted, wanted) = (predicted / &factors, wanted / factors);
+    }
+    let positives = wanted.size()[0];
+    let weights = Tensor::ones([positives], (Kind::Float, device));
+    let divisor = match config.normalizer {
+        SampleNormalizer::Sampled => sampled,
+        SampleNormalizer::Positives => positives as usize,
+    };
+    let sum = box_loss(&predicted, &wanted, &rows(anchors), &weights, config.kind, config.beta);
+    sum * (config.box_weight / divisor.max(1) as f64)
+}
+
+/// [`BoxCoder::decode`] with weights 1 as tensor operations, for gradients: `[P, 4]` deltas and anchors to corners.
 fn decode(deltas: &Tensor, anchors: &Tensor) -> Tensor {
     let size = anchors.narrow(1, 2, 2) - anchors.narrow(1, 0, 2);
     let centre = anchors.narrow(1, 0, 2) + 0.5 * &size;

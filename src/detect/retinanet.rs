@@ -9,7 +9,7 @@ use super::boxes::{Box4, BoxCoder};
 use super::dense_head::{DenseHead, LevelOutput};
 use super::dense_losses::DenseLoss;
 use super::detector::{Detections, Detector, Losses};
-use super::fpn::Fpn;
+use super::fpn::{Coarse, Fpn};
 use super::matcher::Matcher;
 use super::select::{LevelValues, Selector};
 use crate::backbone::{self, Backbone};
@@ -52,8 +52,12 @@ impl RetinaNet {
             config.backbone.name,
             channels.len()
         );
-        let fpn =
-            Fpn::new(&(path / "backbone" / "fpn"), &channels[channels.len() - STAGES..], &config.fpn, true)?;
+        let fpn = Fpn::new(
+            &(path / "backbone" / "fpn"),
+            &channels[channels.len() - STAGES..],
+            &config.fpn,
+            Coarse::P6P7,
+        )?;
         let head =
             DenseHead::new(&(path / "head"), config.fpn.channels, anchors.per_place(), classes, &config.head);
         let m = &config.matching;

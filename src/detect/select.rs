@@ -1,9 +1,12 @@
-//! From what a dense head says of every anchor to the detections of an image.
+//! From what a head says of every anchor or proposal to the detections of an image.
 
 use super::boxes::{clip, Box4, BoxCoder};
 use super::detector::Detections;
 use super::nms::batched_nms;
 use crate::config::TestConfig;
+
+/// Detections with a side shorter than this, in pixels, are dropped (torchvision).
+const SHORTEST_SIDE: f32 = 1e-2;
 
 /// What a head says of one level of one image.
 #[derive(Clone, Debug)]
@@ -51,12 +54,57 @@ impl Selector {
                 all.labels.push((i % self.classes) as i64);
             }
         }
-        let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.test.nms as f32);
+        let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.test.nms);
         kept.truncate(self.test.max_detections as usize);
         Detections {
             boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
             scores: kept.iter().map(|&i| all.scores[i]).collect(),
             labels: kept.iter().map(|&i| all.labels[i]).collect(),
+            masks: Vec::new(),
+        }
+    }
+}
+
+/// Chooses detections of a second stage: every class of every proposal is a candidate if its score is above `score`; decoded, cut to the image,
+/// suppressed class by class, and the `max_detections` best of them.
+#[derive(Clone, Debug)]
+pub struct RoiSelector {
+    /// Thresholds and limits.
+    pub test: TestConfig,
+    /// How deltas are coded.
+    pub coder: BoxCoder,
+    /// Number of classes K, without background.
+    pub classes: usize,
+}
+
+impl RoiSelector {
+    /// Detections of one image of (height, width) pixels, best first. `scores` are `[R, K + 1]`, background first; `deltas` `[R, K + 1, 4]`.
+    pub fn select(&self, proposals: &[Box4], scores: &[f32], deltas: &[f32], size: (i64, i64)) -> Detections {
+        let (height, width) = (size.0 as f32, size.1 as f32);
+        let outputs = self.classes + 1;
+        let mut all = Detections::default();
+        for (i, proposal) in proposals.iter().enumerate() {
+            for class in 1..outputs {
+                let at = i * outputs + class;
+                if f64::from(scores[at]) <= self.test.score || scores[at].is_nan() {
+                    continue;
+                }
+                let delta = [0, 1, 2, 3].map(|d| deltas[4 * at + d]);
+                let b = clip(&self.coder.decode(&delta, proposal), height, width);
+                if b[2] - b[0] >= SHORTEST_SIDE && b[3] - b[1] >= SHORTEST_SIDE {
+                    all.boxes.push(b);
+                    all.scores.push(scores[at]);
+                    all.labels.push(class as i64 - 1);
+                }
+            }
+        }
+        let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.test.nms);
+        kept.truncate(self.test.max_detections as usize);
+        Detections {
+            boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
+            scores: kept.iter().map(|&i| all.scores[i]).collect(),
+            labels: kept.iter().map(|&i| all.labels[i]).collect(),
+            masks: Vec::new(),
         }
     }
 }

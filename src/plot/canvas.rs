@@ -3,6 +3,7 @@
 use ab_glyph::{Font, FontRef, GlyphId, PxScale, ScaleFont};
 use anyhow::{Context, Result};
 use image::{Rgb, RgbImage};
+use vigdet_coco::rle::Rle;
 
 /// Red, green, blue.
 pub type Color = [u8; 3];
@@ -77,6 +78,29 @@ impl Canvas {
         for y in rect.y.max(0)..(rect.y + rect.h).min(height) {
             for x in rect.x.max(0)..(rect.x + rect.w).min(width) {
                 blend(self.image.get_pixel_mut(x as u32, y as u32), color, opacity);
+            }
+        }
+    }
+
+    /// Tints the pixels of a mask of the image's size, and draws its outline `thick` pixels wide inside it.
+    pub fn mask(&mut self, mask: &Rle, color: Color, opacity: f32, thick: i64) {
+        let (width, height) = self.size();
+        if (i64::from(mask.width()), i64::from(mask.height())) != (width, height) {
+            return;
+        }
+        let pixels = mask.to_columns();
+        let inside = |x: i64, y: i64| {
+            x >= 0 && y >= 0 && x < width && y < height && pixels[(x * height + y) as usize] != 0
+        };
+        let [left, top, w, h] = mask.bbox().map(|v| v as i64);
+        for x in left..left + w {
+            for y in top..top + h {
+                if inside(x, y) {
+                    let around = [(x - thick, y), (x + thick, y), (x, y - thick), (x, y + thick)];
+                    let edge = !around.into_iter().all(|(x, y)| inside(x, y));
+                    let opacity = if edge { 1.0 } else { opacity };
+                    blend(self.image.get_pixel_mut(x as u32, y as u32), color, opacity);
+                }
             }
         }
     }

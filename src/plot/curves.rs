@@ -1,4 +1,4 @@
-//! Training curves: losses, learning rate and box AP over the steps of a run.
+//! Training curves: losses, learning rate and AP (of boxes, where it does not say masks) over the steps of a run.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::log::{smooth, RunLog, Series};
 /// Width and height of the picture, in pixels.
 const SIZE: (u32, u32) = (1000, 1100);
 /// Metrics that are drawn.
-const METRICS: [&str; 3] = ["AP", "AP50", "AP75"];
+const METRICS: [&str; 4] = ["AP", "AP50", "AP75", "mask AP"];
 /// Losses are smoothed over one part in so many of the run.
 const SMOOTH: usize = 40;
 
@@ -36,7 +36,7 @@ fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog) -> Draw
     let shown = METRICS.iter().filter_map(|name| run.metrics.iter().find(|s| s.name == *name));
     let metrics: Vec<Line> = shown.map(Line::metric).collect();
     if !metrics.is_empty() {
-        panels.push(Panel { title: "Validation", y: "box AP", top: 1.0, lines: metrics, low: true });
+        panels.push(Panel { title: "Validation", y: "AP", top: 1.0, lines: metrics, low: true });
     }
     if !run.lr.is_empty() {
         let line = Line { name: String::new(), faint: Vec::new(), points: run.lr.clone(), markers: false };
@@ -137,13 +137,15 @@ mod tests {
         let log = folder.path().join("log.jsonl");
         let step =
             |i: i32| format!("{{\"iter\":{i},\"loss\":{},\"box\":0.5,\"lr\":0.01}}\n", 9.0 / f64::from(i));
-        let evaluation = "{\"iter\":50,\"bbox\":{\"AP\":0.25,\"AP50\":0.5}}\n";
+        let evaluation = "{\"iter\":50,\"bbox\":{\"AP\":0.25,\"AP50\":0.5},\"segm\":{\"AP\":0.125}}\n";
         std::fs::write(&log, (1..=50).map(step).collect::<String>() + evaluation).unwrap();
         let files = curves(&log, folder.path()).unwrap();
         let png = image::open(&files[0]).unwrap();
         assert_eq!((png.width(), png.height()), SIZE);
         let svg = std::fs::read_to_string(&files[1]).unwrap();
-        for words in ["box (last 0.500)", "AP50 (best 0.500)", "learning rate", "step"] {
+        for words in
+            ["box (last 0.500)", "AP50 (best 0.500)", "mask AP (best 0.125)", "learning rate", "step"]
+        {
             assert!(svg.contains(words), "{words}");
         }
     }

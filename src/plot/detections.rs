@@ -8,7 +8,7 @@ use super::colors;
 use super::overlay::{overlay, Mark};
 use crate::detect::Detections;
 
-/// Draws detections of at least `score` on their image, one colour a class, the best on top. `names` are those of the labels.
+/// Draws detections, with their masks, of at least `score` on their image, one colour a class, the best on top. `names` are those of the labels.
 ///
 /// Small images are enlarged by a whole factor (see [`overlay`]).
 pub fn draw_detections(
@@ -25,6 +25,7 @@ pub fn draw_detections(
             text: format!("{} {:.2}", name_of(detections.labels[i], names), detections.scores[i]),
             color: colors::class(detections.labels[i]),
             line: Line::Solid,
+            mask: detections.masks.get(i).cloned(),
         })
         .collect();
     overlay(image, &marks)

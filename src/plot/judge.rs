@@ -109,6 +109,7 @@ mod tests {
             boxes: of.iter().map(|d| d.0).collect(),
             scores: of.iter().map(|d| d.1).collect(),
             labels: of.iter().map(|d| d.2).collect(),
+            masks: Vec::new(),
         }
     }
 

@@ -24,7 +24,7 @@ pub struct RunLog {
     pub losses: Vec<Series>,
     /// Learning rate.
     pub lr: Vec<(f64, f64)>,
-    /// Metrics of the evaluations: AP, AP50, …; those that an evaluation could not tell (−1) are left out.
+    /// Metrics of the evaluations: AP, AP50, … of boxes, and `mask AP`; those that an evaluation could not tell (−1) are left out.
     pub metrics: Vec<Series>,
     /// Steps done.
     pub steps: u64,
@@ -67,6 +67,9 @@ impl RunLog {
                 if let Some(value) = value.as_f64().filter(|v| *v >= 0.0) {
                     push(&mut self.metrics, name, (at, value));
                 }
+            }
+            if let Some(value) = entry["segm"]["AP"].as_f64().filter(|v| *v >= 0.0) {
+                push(&mut self.metrics, "mask AP", (at, value));
             }
             return;
         }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use image::RgbImage;
 
 use super::canvas::{ink_on, text_size, Canvas, Color, Line, Rect, Weight};
+use crate::detect::InstanceMask;
 
 /// One box to draw.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,12 +17,17 @@ pub struct Mark {
     pub color: Color,
     /// The frame's line.
     pub line: Line,
+    /// What of the box is object, where that is known.
+    pub mask: Option<InstanceMask>,
 }
 
 /// Images with a longer side below this are enlarged, so that labels are small beside objects, in pixels.
 const LEAST_SIDE: u32 = 640;
 
-/// Draws boxes on an image. Small images are enlarged by a whole factor first.
+/// How much of a mask's colour covers the image.
+const MASK_OPACITY: f32 = 0.4;
+
+/// Draws boxes, and masks with their outlines, on an image. Small images are enlarged by a whole factor first.
 ///
 /// Marks are drawn in their order, the last on top; labels come after all frames and avoid one another where there is room.
 pub fn overlay(image: &RgbImage, marks: &[Mark]) -> Result<RgbImage> {
@@ -37,6 +43,12 @@ pub fn overlay(image: &RgbImage, marks: &[Mark]) -> Result<RgbImage> {
     let size = (side as f32 / 55.0).clamp(13.0, 40.0);
     let rects: Vec<Rect> =
         marks.iter().map(|mark| rect_of(&mark.bbox, factor as f32, (width, height))).collect();
+    for mark in marks {
+        if let Some(mask) = &mark.mask {
+            let pasted = mask.paste(&mark.bbox.map(|v| v * factor as f32), height, width);
+            canvas.mask(&pasted, mark.color, MASK_OPACITY, (thick / 2).max(1));
+        }
+    }
     for (mark, rect) in marks.iter().zip(&rects) {
         canvas.frame(*rect, thick, mark.color, mark.line);
     }
@@ -99,10 +111,11 @@ fn place(rect: Rect, (w, h): (i64, i64), (width, height): (i64, i64), taken: &[R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PasteKind;
     use image::Rgb;
 
     fn mark(bbox: [f32; 4], text: &str) -> Mark {
-        Mark { bbox, text: text.into(), color: [255, 0, 0], line: Line::Solid }
+        Mark { bbox, text: text.into(), color: [255, 0, 0], line: Line::Solid, mask: None }
     }
 
     #[test]
@@ -113,6 +126,20 @@ mod tests {
         assert_eq!(drawn.get_pixel(160, 80).0, [255, 0, 0]);
         assert_eq!(drawn.get_pixel(319, 239).0, [255, 0, 0]);
         assert_eq!(drawn.get_pixel(240, 160).0, [90; 3]);
+    }
+
+    #[test]
+    fn a_mask_is_tinted_inside_and_has_its_colour_on_its_outline() {
+        let image = RgbImage::from_pixel(640, 64, Rgb([90; 3]));
+        // The left half of the box is object.
+        let values = (0..64).map(|i| if i % 8 < 4 { 1.0 } else { 0.0 }).collect();
+        let mask = InstanceMask { values, side: 8, paste: PasteKind::Centres, threshold: 0.5 };
+        let drawn =
+            overlay(&image, &[Mark { mask: Some(mask), ..mark([100.0, 8.0, 180.0, 56.0], "") }]).unwrap();
+        let at = |x, y| drawn.get_pixel(x, y).0;
+        assert_eq!(at(139, 32), [255, 0, 0]);
+        assert!(at(120, 32)[0] > 140 && at(120, 32)[1] < 70, "{:?}", at(120, 32));
+        assert_eq!(at(160, 32), [90; 3]);
     }
 
     #[test]

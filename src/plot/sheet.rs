@@ -36,7 +36,7 @@ impl Kind {
     }
 
     fn mark(self, bbox: [f32; 4], text: String) -> Mark {
-        Mark { bbox, text, color: self.color(), line: self.line }
+        Mark { bbox, text, color: self.color(), line: self.line, mask: None }
     }
 }
 
@@ -55,6 +55,7 @@ pub fn beside_truth(
         boxes: shown.iter().map(|&i| detections.boxes[i]).collect(),
         scores: shown.iter().map(|&i| detections.scores[i]).collect(),
         labels: shown.iter().map(|&i| detections.labels[i]).collect(),
+        masks: Vec::new(),
     };
     let judgement = judge(&detections, truths, HIT);
     let left = overlay(image, &truth_marks(truths, names))?;

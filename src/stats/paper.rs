@@ -125,4 +125,12 @@ pub const TABLES: &[Table] = &[
         ],
         same_models: true,
     },
+    Table {
+        title: "Table 10: Mask R-CNN, 1280×800, 80 classes, 1000 proposals, 100 masks (without the distances)",
+        rows: &[
+            row("ResNet-50", "mask_rcnn", &RESNET, Some(44.2), Some(260.1)),
+            row("Pyramid ViG-S", "mask_rcnn", &["model.backbone.name=pvig_s"], Some(45.8), Some(258.8)),
+        ],
+        same_models: true,
+    },
 ];

@@ -1,13 +1,13 @@
 //! A detector on a split: detections in COCO's format, and their scores.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{bail, Context, Result};
 use serde_json::{Map, Value};
 use tch::Device;
 use vigdet_coco::eval::{evaluate, IouType, Params, STAT_NAMES};
-use vigdet_coco::types::Detection;
+use vigdet_coco::types::{Detection, Segmentation};
 
 use super::run_dir::write_text;
 use crate::config::DataConfig;
@@ -24,7 +24,7 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Box AP: the mean over classes and IoU thresholds 0.50 to 0.95.
+    /// AP: the mean over classes and IoU thresholds 0.50 to 0.95.
     pub fn ap(&self) -> f64 {
         self.stats[0]
     }
@@ -33,6 +33,46 @@ impl Scores {
     pub fn to_json(&self) -> Value {
         let entries = STAT_NAMES.iter().zip(self.stats).map(|(name, value)| (name.to_string(), value.into()));
         Value::Object(entries.collect::<Map<_, _>>())
+    }
+}
+
+/// What an evaluation found: of boxes, and of masks from a detector that gives them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Box scores.
+    pub boxes: Scores,
+    /// Mask scores.
+    pub masks: Option<Scores>,
+}
+
+impl Evaluation {
+    /// `(bbox, scores)` and, with masks, `(segm, scores)`.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &Scores)> {
+        std::iter::once(("bbox", &self.boxes)).chain(self.masks.iter().map(|scores| ("segm", scores)))
+    }
+
+    /// `{"bbox": {"AP": …}, "segm": …}`.
+    pub fn to_json(&self) -> Map<String, Value> {
+        self.named().map(|(name, scores)| (name.to_string(), scores.to_json())).collect()
+    }
+
+    /// pycocotools' twelve lines, with a title each where there are masks too.
+    pub fn lines(&self) -> String {
+        match self.masks {
+            None => self.boxes.lines.clone(),
+            Some(_) => {
+                self.named().map(|(name, scores)| format!("{name}:\n{}\n", scores.lines.trim_end())).collect()
+            }
+        }
+    }
+
+    /// `AP 0.412, AP50 0.633`, and the same of masks.
+    pub fn summary(&self) -> String {
+        let of = |s: &Scores| format!("AP {:.3}, AP50 {:.3}", s.stats[0], s.stats[1]);
+        match &self.masks {
+            None => of(&self.boxes),
+            Some(masks) => format!("box {}; mask {}", of(&self.boxes), of(masks)),
+        }
     }
 }
 
@@ -62,7 +102,7 @@ impl Evaluator {
         let categories: Vec<Option<i64>> = classes
             .iter()
             .map(|(id, name)| {
-                let named = own.iter().find(|class| class.name == *name);
+                let named = own.iter().find(|class| class.name == *name && !name.is_empty());
                 named
                     .or_else(|| own.iter().find(|class| class.id == *id && class.name.is_empty()))
                     .map(|c| c.id)
@@ -115,12 +155,39 @@ impl Evaluator {
         self.loader.skipped()
     }
 
-    /// COCO's scores of detections on this split.
-    pub fn score(&self, detections: &[Detection]) -> Result<Scores> {
-        let evaluation =
-            evaluate(self.dataset.ground_truth(), detections, IouType::Bbox, &Params::default())?;
-        let summary = evaluation.summary();
-        Ok(Scores { stats: summary.stats, lines: summary.to_string() })
+    /// COCO's scores of detections on this split; of their masks too if they have any.
+    pub fn score(&self, detections: &[Detection], masks: bool) -> Result<Evaluation> {
+        let of = |kind: IouType| -> Result<Scores> {
+            let summary =
+                evaluate(self.dataset.ground_truth(), detections, kind, &Params::default())?.summary();
+            Ok(Scores { stats: summary.stats, lines: summary.to_string() })
+        };
+        Ok(Evaluation { boxes: of(IouType::Bbox)?, masks: masks.then(|| of(IouType::Segm)).transpose()? })
+    }
+
+    /// Writes detections into a folder: boxes into bbox.json and, if they have any, masks into segm.json, without boxes: pycocotools would take
+    /// its areas from those. Gives the files.
+    pub fn write_results(
+        &self,
+        folder: &Path,
+        detections: &[Detection],
+        masks: bool,
+    ) -> Result<Vec<PathBuf>> {
+        let write = |name: &str, part: Vec<Detection>| -> Result<PathBuf> {
+            let path = folder.join(name);
+            vigdet_coco::write_results(&path, &part)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(path)
+        };
+        let boxes = detections.iter().map(|d| Detection { segmentation: None, ..*d }).collect();
+        let mut files = vec![write("bbox.json", boxes)?];
+        if masks {
+            files.push(write(
+                "segm.json",
+                detections.iter().map(|d| Detection { bbox: None, ..d.clone() }).collect(),
+            )?);
+        }
+        Ok(files)
     }
 
     /// Writes which annotations detections on this split belong to: the annotation file, or a copy of the part that is used.
@@ -141,8 +208,8 @@ impl Evaluator {
         info: &'a ImageInfo,
         found: &'a Detections,
     ) -> impl Iterator<Item = Detection> + 'a {
-        found.boxes.iter().zip(&found.scores).zip(&found.labels).filter_map(
-            move |((corners, score), label)| {
+        found.boxes.iter().zip(&found.scores).zip(&found.labels).enumerate().filter_map(
+            move |(i, ((corners, score), label))| {
                 let category_id = self.categories.get(usize::try_from(*label).ok()?).copied().flatten()?;
                 let [x1, y1, x2, y2] = corners.map(f64::from);
                 Some(Detection {
@@ -150,7 +217,7 @@ impl Evaluator {
                     category_id,
                     bbox: Some([x1, y1, x2 - x1, y2 - y1].map(thousandths)),
                     score: shortest(*score),
-                    segmentation: None,
+                    segmentation: found.mask(i, info.height, info.width).map(Segmentation::Rle),
                 })
             },
         )

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{json, Map, Value};
 
-use super::evaluate::Scores;
+use super::evaluate::Evaluation;
 use super::events::EventWriter;
 use super::run_dir::RunDir;
 
@@ -145,12 +145,20 @@ impl Logger {
     }
 
     /// An evaluation was done.
-    pub fn evaluation(&mut self, iter: u64, epoch: usize, scores: &Scores, seconds: f64) -> Result<()> {
+    pub fn evaluation(&mut self, iter: u64, epoch: usize, found: &Evaluation, seconds: f64) -> Result<()> {
         self.evaluation = seconds;
-        self.line(&json!({ "iter": iter, "epoch": epoch, "bbox": scores.to_json(), "seconds": seconds }))?;
-        let tags: Vec<String> =
-            vigdet_coco::eval::STAT_NAMES.iter().map(|name| format!("bbox/{name}")).collect();
-        self.events.scalars(iter, tags.iter().map(String::as_str).zip(scores.stats))
+        let mut line = json!({ "iter": iter, "epoch": epoch });
+        if let Value::Object(line) = &mut line {
+            line.extend(found.to_json());
+            line.insert("seconds".into(), json!(seconds));
+        }
+        self.line(&line)?;
+        for (kind, scores) in found.named() {
+            let tags: Vec<String> =
+                vigdet_coco::eval::STAT_NAMES.iter().map(|name| format!("{kind}/{name}")).collect();
+            self.events.scalars(iter, tags.iter().map(String::as_str).zip(scores.stats))?;
+        }
+        Ok(())
     }
 
     /// Shows how far an evaluation is.

@@ -29,8 +29,8 @@ pub fn config_of(folder: &Path, changes: &[String]) -> Result<Config> {
 
 /// Refuses a config that would make a resumed run another run.
 pub fn check(folder: &Path, config: &Config) -> Result<()> {
-    let before = serde_json::to_value(config_of(folder, &[])?)?;
-    let now = serde_json::to_value(config)?;
+    let before = config_of(folder, &[])?.to_value()?;
+    let now = config.to_value()?;
     if let Some((key, before, now)) = difference("", &before, &now) {
         bail!(
             "{key} is {now} but the run in {} has {before}: a resumed run keeps its config (but for {})",

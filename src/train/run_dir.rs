@@ -104,6 +104,11 @@ impl RunDir {
         self.path.join("bbox.json")
     }
 
+    /// The masks of the best evaluation's detections, in COCO's format.
+    pub fn masks(&self) -> PathBuf {
+        self.path.join("segm.json")
+    }
+
     /// Which annotations the detections are to be compared with.
     pub fn ground_truth(&self) -> PathBuf {
         self.path.join("ground_truth.json")

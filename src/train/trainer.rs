@@ -18,6 +18,7 @@ use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
 use crate::config::Config;
 use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
+use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
 use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
 
@@ -73,6 +74,8 @@ pub struct Trainer {
     total: u64,
     /// Forward passes of a step.
     micro_steps: usize,
+    /// The detector's label of each of the data's.
+    labels: Vec<i64>,
     best_lines: Option<String>,
 }
 
@@ -100,7 +103,12 @@ impl Trainer {
         let root = data_root(&config)?;
         let train = Arc::new(CocoDataset::open(&config.data.train, &root, true)?);
         println!("train: {}", indented(&train.report().to_string()));
-        let classes: Vec<(i64, String)> = train.classes().iter().map(|c| (c.id, c.name.clone())).collect();
+        let categories: Vec<(i64, String)> = train.classes().iter().map(|c| (c.id, c.name.clone())).collect();
+        let ids: Vec<i64> = categories.iter().map(|c| c.0).collect();
+        let classes = classes_of_outputs(&config.model, categories)?;
+        // Where the detector's label is for each of the data's.
+        let labels =
+            ids.iter().map(|id| classes.iter().position(|c| c.0 == *id).unwrap_or(0) as i64).collect();
         let evaluator =
             (t.eval_every > 0).then(|| evaluator(&config, &root, micro_batch, &classes)).transpose()?;
 
@@ -108,6 +116,10 @@ impl Trainer {
         tch::manual_seed(t.seed as i64);
         let store = nn::VarStore::new(options.device);
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
+        ensure!(
+            !detector.has_masks() || train.has_masks(),
+            "no object of the training split has a mask: Mask R-CNN needs segmentations (--set model.mask=false trains Faster R-CNN on boxes)"
+        );
         let variables = sorted_variables(&store);
         if let (Some(path), false) = (&options.weights, options.resume) {
             let report = load_into(&store, path, &LoadOptions { other_classes: true, ..Default::default() })?;
@@ -179,6 +191,7 @@ impl Trainer {
             progress,
             log,
             micro_steps,
+            labels,
             best_lines: None,
         })
     }
@@ -304,6 +317,9 @@ impl Trainer {
     fn forward_backward(&mut self, mut batch: Batch, step: &mut Accumulated) -> Result<()> {
         self.detector.set_iteration(self.config.train.seed, self.progress.forwards);
         batch.images = batch.images.to_device(self.options.device);
+        for label in batch.targets.iter_mut().flat_map(|target| &mut target.labels) {
+            *label = self.labels[*label as usize];
+        }
         let losses = self.detector.losses(&batch)?;
         let values = part_values(&losses.parts)?;
         for ((name, _), value) in losses.parts.iter().zip(&values) {
@@ -392,24 +408,29 @@ impl Trainer {
             !stop.load(Ordering::Relaxed)
         })?;
         let Some(found) = found else { return Ok(Flow::Interrupted) };
-        let scores = evaluator.score(&found)?;
+        let masks = self.detector.has_masks();
+        let scores = evaluator.score(&found, masks)?;
         let seconds = start.elapsed().as_secs_f64();
         let (iter, epoch) = (self.progress.iter, self.progress.epoch + 1);
         self.progress.seconds += seconds;
         self.progress.evaluated = Some(iter);
-        let best = self.progress.best.as_ref().is_none_or(|best| scores.ap() > best.ap);
+        let best = self.progress.best.as_ref().is_none_or(|best| scores.boxes.ap() > best.ap);
         if best {
             // The weights come last but the record of them: a kill in between repeats this.
-            vigdet_coco::write_results(self.run.detections(), &found)
-                .with_context(|| format!("cannot write {}", self.run.detections().display()))?;
+            evaluator.write_results(self.run.path(), &found, masks)?;
             let split = &self.config.data.val;
             let annotations = data_root(&self.config)?.join(&split.annotations);
             evaluator.write_ground_truth(&annotations, split.limit.is_none(), self.run.path())?;
-            let metrics = json!({ "bbox": scores.to_json(), "epoch": epoch, "iter": iter, "weights": "checkpoints/best.safetensors" });
+            let mut metrics = scores.to_json();
+            metrics.extend([
+                ("epoch".to_string(), json!(epoch)),
+                ("iter".to_string(), json!(iter)),
+                ("weights".to_string(), json!("checkpoints/best.safetensors")),
+            ]);
             write_text(&self.run.metrics(), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
             weights::save(&self.store, &self.run.best(), &self.metadata)?;
-            self.progress.best = Some(Best { ap: scores.ap(), epoch, iter });
-            self.best_lines = Some(scores.lines.clone());
+            self.progress.best = Some(Best { ap: scores.boxes.ap(), epoch, iter });
+            self.best_lines = Some(scores.lines());
         }
         let unread = evaluator.skipped();
         self.log.evaluation(iter, epoch, &scores, seconds)?;
@@ -417,10 +438,9 @@ impl Trainer {
             self.log.say(&format!("not evaluated, {file}: {reason}"));
         }
         self.log.say(&format!(
-            "epoch {epoch}/{}: AP {:.3}, AP50 {:.3}{}; {:.0} s of training, {seconds:.0} s of evaluation",
+            "epoch {epoch}/{}: {}{}; {:.0} s of training, {seconds:.0} s of evaluation",
             self.config.train.epochs,
-            scores.stats[0],
-            scores.stats[1],
+            scores.summary(),
             if best { ", the best so far" } else { "" },
             trained.as_secs_f64()
         ));

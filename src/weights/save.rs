@@ -18,7 +18,7 @@ pub type Metadata = BTreeMap<String, String>;
 /// Metadata of a detector's weights: its config, and (category id, name) of each label.
 pub fn metadata_of(config: &Config, classes: &[(i64, String)]) -> Result<Metadata> {
     Ok(Metadata::from([
-        ("config".to_string(), serde_json::to_string(config)?),
+        ("config".to_string(), serde_json::to_string(&config.to_value()?)?),
         ("classes".to_string(), serde_json::to_string(classes)?),
         // PyTorch's readers look for this.
         ("format".to_string(), "pt".to_string()),

@@ -1,0 +1,162 @@
+//! The mask head (He et al., 2017, figure 4, right): a small fully convolutional network on each region.
+
+use rayon::prelude::*;
+use tch::nn::Module;
+use tch::{nn, Kind, Reduction, Tensor};
+
+use super::boxes::Box4;
+use super::roi_align::{Roi, RoiAlign, RoiPooler};
+use crate::backbone::layers::{ConvSpec, Init};
+use crate::config::{MaskHeadConfig, MaskTargets, RoiConfig};
+use crate::data::Mask;
+use crate::describe::Layer;
+
+/// A positive region in training: where, of which class (from 0), and the mask that it should have.
+#[derive(Debug)]
+pub struct MaskSample<'a> {
+    /// The region.
+    pub roi: Roi,
+    /// Class of its object.
+    pub label: i64,
+    /// The object's mask.
+    pub mask: &'a Mask,
+    /// (height, width) of the image without padding.
+    pub image: (i64, i64),
+}
+
+/// `convs` × (3×3 convolution, relu), a 2×2 deconvolution that doubles the resolution, relu, and one logit per class.
+#[derive(Debug)]
+pub struct MaskHead {
+    pooler: RoiPooler,
+    convs: Vec<nn::Conv2D>,
+    deconv: nn::ConvTranspose2D,
+    logits: nn::Conv2D,
+    config: MaskHeadConfig,
+}
+
+impl MaskHead {
+    /// Random weights on levels of `channels` and these strides; variables in torchvision's names (`mask_head.0.0.weight`,
+    /// `mask_predictor.conv5_mask.weight`, `mask_predictor.mask_fcn_logits.weight`) under `path`. The first of the `classes + 1` logits is
+    /// of background, which no region has.
+    pub fn new(
+        path: &nn::Path,
+        channels: i64,
+        classes: i64,
+        strides: &[i64],
+        roi: &RoiConfig,
+        config: &MaskHeadConfig,
+    ) -> Self {
+        let c = config.channels;
+        let head = path / "mask_head";
+        let convs = (0..config.convs)
+            .map(|i| {
+                let input = if i == 0 { channels } else { c };
+                ConvSpec::new(input, c, 3).init(Init::FanOut).build(&head / i / "0")
+            })
+            .collect();
+        let input = if config.convs > 0 { c } else { channels };
+        let predictor = path / "mask_predictor";
+        let deconv = nn::ConvTransposeConfig {
+            stride: 2,
+            bs_init: nn::Init::Const(0.0),
+            ws_init: nn::Init::Randn { mean: 0.0, stdev: (2.0 / (4 * c) as f64).sqrt() },
+            ..Default::default()
+        };
+        Self {
+            pooler: pooler(config.pool, strides, roi),
+            convs,
+            deconv: nn::conv_transpose2d(&predictor / "conv5_mask", input, c, 2, deconv),
+            logits: ConvSpec::new(c, classes + 1, 1)
+                .init(Init::Normal(0.001))
+                .build(&predictor / "mask_fcn_logits"),
+            config: config.clone(),
+        }
+    }
+
+    /// Side of the masks, in grid points.
+    pub fn side(&self) -> usize {
+        2 * self.pooler.align.size
+    }
+
+    /// What masks are and how they are pasted.
+    pub fn config(&self) -> &MaskHeadConfig {
+        &self.config
+    }
+
+    /// Logits of each region's mask for its own class (from 0): `[R, side²]`. The others' are not computed.
+    pub fn forward(&self, levels: &[Tensor], rois: &[Roi], labels: &[i64]) -> Tensor {
+        let mut x = self.pooler.pool(levels, rois);
+        for conv in &self.convs {
+            x = conv.forward(&x).relu();
+        }
+        let x = self.deconv.forward(&x).relu();
+        let own: Vec<i64> = labels.iter().map(|label| label + 1).collect();
+        let own = Tensor::from_slice(&own).to_device(x.device());
+        // A 1×1 convolution is a product with one row of weights per class.
+        let weights = self.logits.ws.flatten(1, -1).index_select(0, &own).unsqueeze(1);
+        let product = weights.bmm(&x.flatten(2, 3)).squeeze_dim(1);
+        match &self.logits.bs {
+            Some(bias) => product + bias.index_select(0, &own).unsqueeze(1),
+            None => product,
+        }
+    }
+
+    /// Mean binary cross-entropy over the pixels of all masks; 0 where there is none.
+    pub fn loss(&self, levels: &[Tensor], samples: &[MaskSample]) -> Tensor {
+        let device = levels[0].device();
+        if samples.is_empty() {
+            return Tensor::zeros([], (Kind::Float, device));
+        }
+        let (side, targets) = (self.side(), self.config.targets);
+        let wanted: Vec<Vec<f32>> = samples
+            .par_iter()
+            .map(|s| match targets {
+                MaskTargets::Raster => s.mask.raster(&s.roi.1, side),
+                MaskTargets::RoiAlign => s.mask.pooled(&s.roi.1, side, s.image),
+            })
+            .collect();
+        let wanted = Tensor::from_slice(&wanted.concat()).view([samples.len() as i64, -1]).to_device(device);
+        let rois: Vec<Roi> = samples.iter().map(|s| s.roi).collect();
+        let labels: Vec<i64> = samples.iter().map(|s| s.label).collect();
+        let logits = self.forward(levels, &rois, &labels);
+        logits.binary_cross_entropy_with_logits(&wanted, None::<&Tensor>, None::<&Tensor>, Reduction::Mean)
+            * self.config.weight
+    }
+
+    /// Probabilities of each detection's mask, rows from the top.
+    pub fn probabilities(
+        &self,
+        levels: &[Tensor],
+        image: usize,
+        boxes: &[Box4],
+        labels: &[i64],
+    ) -> anyhow::Result<Vec<Vec<f32>>> {
+        if boxes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rois: Vec<Roi> = boxes.iter().map(|b| (image, *b)).collect();
+        let values = self.forward(levels, &rois, labels).sigmoid().to_device(tch::Device::Cpu);
+        let values: Vec<f32> = values.reshape([-1]).try_into()?;
+        Ok(values.chunks(self.side() * self.side()).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Reports every layer to `visit` for so many regions.
+    pub fn describe(&self, regions: u64, visit: &mut dyn FnMut(Layer)) {
+        let pooled = (self.pooler.align.size * self.pooler.align.size) as u64 * regions;
+        let mut layer =
+            |weight: &Tensor, places: u64| visit(Layer::Weights { weights: weight.numel() as u64, places });
+        self.convs.iter().for_each(|conv| layer(&conv.ws, pooled));
+        layer(&self.deconv.ws, pooled);
+        layer(&self.logits.ws, 4 * pooled);
+    }
+}
+
+/// The pooler of a head with `size` bins a side.
+pub(super) fn pooler(size: i64, strides: &[i64], roi: &RoiConfig) -> RoiPooler {
+    RoiPooler {
+        align: RoiAlign { size: size as usize, sampling_ratio: roi.sampling_ratio, aligned: roi.aligned },
+        strides: strides.to_vec(),
+        canonical_size: roi.canonical_size as f32,
+        canonical_level: roi.canonical_level,
+    }
+}

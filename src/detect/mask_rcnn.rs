@@ -1,0 +1,127 @@
+//! Mask R-CNN (He et al., 2017) with a feature pyramid on any backbone; without its mask head, Faster R-CNN (Ren et al., 2015).
+
+use std::cell::Cell;
+
+use anyhow::{ensure, Result};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use tch::{nn, Tensor};
+
+use super::detector::{Detections, Detector, Losses};
+use super::fpn::{Coarse, Fpn};
+use super::roi_heads::RoiHeads;
+use super::rpn::Rpn;
+use crate::backbone::{self, Backbone};
+use crate::config::{ModelConfig, RpnConfig};
+use crate::data::Batch;
+use crate::describe::{Layer, Size};
+
+/// Backbone, pyramid on its last four stages, region proposal network, box and mask heads.
+#[derive(Debug)]
+pub struct MaskRcnn {
+    backbone: Box<dyn Backbone>,
+    fpn: Fpn,
+    rpn: Rpn,
+    heads: RoiHeads,
+    config: RpnConfig,
+    most_detections: i64,
+    /// Seed and number of the forward that training is at.
+    counter: Cell<(u64, u64)>,
+}
+
+/// Stages that the pyramid is built on: C2 to C5.
+const STAGES: usize = 4;
+/// Pyramid levels that proposals come from: P2 to P6.
+const LEVELS: usize = 5;
+/// Keeps what is sampled here apart from what the backbone draws.
+const STREAM: u64 = 1 << 63;
+
+impl MaskRcnn {
+    /// Random weights for `classes` classes; variables `backbone.body.*`, `backbone.fpn.*`, `rpn.*` and `roi_heads.*` under `path`.
+    pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64) -> Result<Self> {
+        ensure!(classes > 0, "a detector needs at least one class");
+        let levels = config.anchors.strides.len();
+        ensure!(
+            levels == LEVELS,
+            "Mask R-CNN has {LEVELS} pyramid levels, P2 to P6; model.anchors.strides names {levels}"
+        );
+        let backbone = backbone::build(&(path / "backbone" / "body"), &config.backbone)?;
+        let channels = backbone.channels();
+        ensure!(
+            channels.len() >= STAGES,
+            "Mask R-CNN's pyramid stands on {STAGES} stages, and {} has {}: use a pyramid (pvig_…) or a ResNet",
+            config.backbone.name,
+            channels.len()
+        );
+        let stages = &channels[channels.len() - STAGES..];
+        let strides = backbone.strides();
+        let strides = strides[strides.len() - STAGES..].to_vec();
+        let fpn = Fpn::new(&(path / "backbone" / "fpn"), stages, &config.fpn, Coarse::Halved)?;
+        let rpn = Rpn::new(&(path / "rpn"), config.fpn.channels, &config.anchors, &config.rpn);
+        let heads = RoiHeads::new(&(path / "roi_heads"), config, classes, &strides);
+        Ok(Self {
+            backbone,
+            fpn,
+            rpn,
+            heads,
+            config: config.rpn.clone(),
+            most_detections: config.test.max_detections,
+            counter: Cell::new((0, 0)),
+        })
+    }
+
+    fn levels(&self, images: &Tensor, train: bool) -> Result<Vec<Tensor>> {
+        let maps = self.backbone.forward(images, train, None)?;
+        Ok(self.fpn.forward(&maps[maps.len() - STAGES..]))
+    }
+}
+
+/// (height, width) of a batch's images, padding included.
+fn padded(images: &Tensor) -> (i64, i64) {
+    let size = images.size();
+    (size[2], size[3])
+}
+
+impl Detector for MaskRcnn {
+    fn losses(&self, batch: &Batch) -> Result<Losses> {
+        let levels = self.levels(&batch.images, true)?;
+        let (seed, iteration) = self.counter.get();
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(STREAM | iteration);
+        let output = self.rpn.forward(&levels, padded(&batch.images));
+        let proposals = self.rpn.proposals(&output, &batch.sizes, &self.config.train)?;
+        let mut parts = Vec::from(self.rpn.losses(&output, &batch.targets, &mut rng));
+        parts.extend(self.heads.losses(&levels, proposals, &batch.targets, &batch.sizes, &mut rng));
+        Ok(Losses { parts })
+    }
+
+    fn detect(&self, batch: &Batch) -> Result<Vec<Detections>> {
+        tch::no_grad(|| {
+            let levels = self.levels(&batch.images, false)?;
+            let output = self.rpn.forward(&levels, padded(&batch.images));
+            let proposals = self.rpn.proposals(&output, &batch.sizes, &self.config.test)?;
+            let mut found = self.heads.detect(&levels, &proposals, &batch.sizes)?;
+            for ((found, &size), info) in found.iter_mut().zip(&batch.sizes).zip(&batch.infos) {
+                found.rescale(size, (i64::from(info.height), i64::from(info.width)));
+            }
+            Ok(found)
+        })
+    }
+
+    fn has_masks(&self) -> bool {
+        self.heads.has_masks()
+    }
+
+    fn set_iteration(&self, seed: u64, iteration: u64) {
+        self.counter.set((seed, iteration));
+        self.backbone.set_iteration(seed, iteration);
+    }
+
+    /// The box head is counted for as many proposals as there are at most in inference, the mask head for as many detections.
+    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
+        let maps = self.backbone.describe(image, visit);
+        let levels = self.fpn.describe(&maps[maps.len() - STAGES..], visit);
+        self.rpn.describe(&levels, visit);
+        self.heads.describe(self.config.test.keep as u64, self.most_detections as u64, visit);
+    }
+}

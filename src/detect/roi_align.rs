@@ -1,0 +1,282 @@
+//! RoIAlign (He et al., 2017, section 3): maps of regions of any size to grids of one size, without rounding; and the choice of the
+//! pyramid level (Lin et al., 2017, "Feature Pyramid Networks", equation 1).
+
+use rayon::prelude::*;
+use tch::{Kind, Tensor};
+
+use super::boxes::{area, Box4};
+
+/// A region of an image of a batch: which image, and where, in pixels of the batch's images.
+pub type Roi = (usize, Box4);
+
+/// Pools regions from one map: each bin is the mean of points inside it, each point linear between the four pixels around it.
+///
+/// torchvision's `roi_align` in numbers. Points more than a pixel outside of the map count as 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoiAlign {
+    /// Bins along each side.
+    pub size: usize,
+    /// Points along each side of a bin; 0: as many as the bin has pixels, begun ones included.
+    pub sampling_ratio: u32,
+    /// Pixel values belong to the pixels' centres; otherwise to their upper left corners, and regions have at least one pixel a side.
+    pub aligned: bool,
+}
+
+/// Pixels along one axis and their weights, for each bin of a region.
+struct Taps {
+    /// Where the taps of each bin begin, and where the last end.
+    starts: Vec<u32>,
+    taps: Vec<(u32, f32)>,
+}
+
+impl Taps {
+    fn of(&self, bin: usize) -> &[(u32, f32)] {
+        &self.taps[self.starts[bin] as usize..self.starts[bin + 1] as usize]
+    }
+}
+
+impl RoiAlign {
+    /// `map` float32 `[B, C, H, W]`, with `scale` of its pixels per pixel of the images, to `[R, C, size, size]`; gradients go to the map.
+    ///
+    /// A bin is a weighted sum of few pixels, so the whole is a sum over rows of `[B·H·W, C]`: libtorch's `embedding_bag` with weights, which
+    /// has the gradient, too. A map in channels-last memory is used as it lies.
+    pub fn pool(&self, map: &Tensor, rois: &[Roi], scale: f32) -> Tensor {
+        let size = map.size();
+        let (channels, height, width) = (size[1], size[2] as usize, size[3] as usize);
+        let side = self.size as i64;
+        let shape = [rois.len() as i64, side, side, channels];
+        let bins = self.size * self.size;
+        let parts: Vec<(Vec<i64>, Vec<f32>, Vec<i64>)> = rois
+            .par_iter()
+            .map(|(image, b)| {
+                let rows = self.taps(b[1] * scale, b[3] * scale, height);
+                let columns = self.taps(b[0] * scale, b[2] * scale, width);
+                let first = (image * height * width) as i64;
+                let mut index = Vec::with_capacity(rows.taps.len() * columns.taps.len());
+                let mut weights = Vec::with_capacity(index.capacity());
+                let mut ends = Vec::with_capacity(bins);
+                for row in 0..self.size {
+                    for column in 0..self.size {
+                        for (y, wy) in rows.of(row) {
+                            for (x, wx) in columns.of(column) {
+                                index.push(first + i64::from(*y) * width as i64 + i64::from(*x));
+                                weights.push(wy * wx);
+                            }
+                        }
+                        ends.push(index.len() as i64);
+                    }
+                }
+                (index, weights, ends)
+            })
+            .collect();
+        let total: usize = parts.iter().map(|p| p.0.len()).sum();
+        if total == 0 {
+            return Tensor::zeros(shape, (Kind::Float, map.device())).permute([0, 3, 1, 2]);
+        }
+        let (mut index, mut weights) = (Vec::with_capacity(total), Vec::with_capacity(total));
+        let mut offsets = Vec::with_capacity(rois.len() * bins + 1);
+        offsets.push(0);
+        for (i, w, ends) in &parts {
+            let before = index.len() as i64;
+            index.extend_from_slice(i);
+            weights.extend_from_slice(w);
+            offsets.extend(ends.iter().map(|end| before + end));
+        }
+        let table = map.permute([0, 2, 3, 1]).reshape([-1, channels]);
+        let to = |t: Tensor| t.to_device(map.device());
+        let (pooled, ..) = Tensor::embedding_bag(
+            &table,
+            &to(Tensor::from_slice(&index)),
+            &to(Tensor::from_slice(&offsets)),
+            false,
+            0,
+            false,
+            Some(&to(Tensor::from_slice(&weights))),
+            true,
+        );
+        pooled.view(shape).permute([0, 3, 1, 2])
+    }
+
+    /// The taps of a region that reaches from `start` to `end` on an axis of `pixels` pixels, in pixels of the map.
+    fn taps(&self, start: f32, end: f32, pixels: usize) -> Taps {
+        let offset = if self.aligned { 0.5 } else { 0.0 };
+        let (start, end) = (start - offset, end - offset);
+        let length = if self.aligned { end - start } else { (end - start).max(1.0) };
+        let bin = length / self.size as f32;
+        let count = match self.sampling_ratio {
+            0 => bin.ceil().max(0.0) as usize,
+            ratio => ratio as usize,
+        };
+        let share = 1.0 / count.max(1) as f32;
+        let mut out = Taps { starts: vec![0], taps: Vec::with_capacity(self.size * (count + 1)) };
+        for b in 0..self.size {
+            let from = out.taps.len();
+            for i in 0..count {
+                let at = start + b as f32 * bin + (i as f32 + 0.5) * bin / count as f32;
+                if !(-1.0..=pixels as f32).contains(&at) {
+                    continue;
+                }
+                let at = at.max(0.0);
+                let low = at as usize;
+                let mut add = |pixel: usize, weight: f32| {
+                    let pixel = pixel as u32;
+                    // Points rise, so a pixel that is there already is one of the last two.
+                    match out.taps[from..].iter_mut().rev().take(2).find(|tap| tap.0 == pixel) {
+                        Some(tap) => tap.1 += weight * share,
+                        None if weight != 0.0 => out.taps.push((pixel, weight * share)),
+                        None => {}
+                    }
+                };
+                if low + 1 >= pixels {
+                    add(pixels - 1, 1.0);
+                } else {
+                    let next = at - low as f32;
+                    add(low, 1.0 - next);
+                    add(low + 1, next);
+                }
+            }
+            out.starts.push(out.taps.len() as u32);
+        }
+        out
+    }
+}
+
+/// Pools each region from the pyramid level that fits its size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoiPooler {
+    /// How it is pooled.
+    pub align: RoiAlign,
+    /// Pixels of the image per pixel of each level, fine to coarse.
+    pub strides: Vec<i64>,
+    /// √area, in pixels, of regions that go to `canonical_level`.
+    pub canonical_size: f32,
+    /// Level for regions of `canonical_size`, counted as in P2, P3, …
+    pub canonical_level: i64,
+}
+
+impl RoiPooler {
+    /// Index of the level for a box: k0 + log2(√area / `canonical_size`), rounded down, limited to those there are.
+    pub fn level(&self, b: &Box4) -> usize {
+        let first = self.strides.first().map_or(0, |stride| i64::from(stride.ilog2()));
+        let last = first + self.strides.len() as i64 - 1;
+        let level = self.canonical_level as f32 + (area(b).sqrt() / self.canonical_size).log2();
+        // The share that torchvision adds against rounding.
+        let level = (level + 1e-6).floor().clamp(first as f32, last as f32);
+        (level as i64 - first) as usize
+    }
+
+    /// Levels `[B, C, H_i, W_i]`, as many as there are strides (more are passed over), to `[R, C, size, size]`.
+    pub fn pool(&self, levels: &[Tensor], rois: &[Roi]) -> Tensor {
+        let mut pooled = Vec::new();
+        let mut order: Vec<i64> = Vec::with_capacity(rois.len());
+        let of: Vec<usize> = rois.iter().map(|roi| self.level(&roi.1)).collect();
+        for (l, (level, &stride)) in levels.iter().zip(&self.strides).enumerate() {
+            let own: Vec<usize> = (0..rois.len()).filter(|&i| of[i] == l).collect();
+            if own.is_empty() {
+                continue;
+            }
+            let here: Vec<Roi> = own.iter().map(|&i| rois[i]).collect();
+            pooled.push(self.align.pool(level, &here, 1.0 / stride as f32));
+            order.extend(own.iter().map(|&i| i as i64));
+        }
+        match pooled.len() {
+            0 => {
+                let side = self.align.size as i64;
+                Tensor::zeros([0, levels[0].size()[1], side, side], (Kind::Float, levels[0].device()))
+            }
+            // One level has all of them, in their order.
+            1 => pooled.remove(0),
+            _ => {
+                let mut place = vec![0i64; order.len()];
+                for (at, i) in order.iter().enumerate() {
+                    place[*i as usize] = at as i64;
+                }
+                let place = Tensor::from_slice(&place).to_device(levels[0].device());
+                let rows = |t: &Tensor| t.permute([0, 2, 3, 1]);
+                let all = Tensor::cat(&pooled.iter().map(rows).collect::<Vec<_>>(), 0);
+                all.index_select(0, &place).permute([0, 3, 1, 2])
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn ramp(height: i64, width: i64) -> Tensor {
+        // Value x + 100·y at pixel (x, y).
+        let x = Tensor::arange(width, (Kind::Float, Device::Cpu)).view([1, width]);
+        let y = Tensor::arange(height, (Kind::Float, Device::Cpu)).view([height, 1]) * 100.0;
+        (x + y).view([1, 1, height, width])
+    }
+
+    #[test]
+    fn a_plane_is_pooled_to_its_values_at_the_bins_centres() {
+        let align = RoiAlign { size: 2, sampling_ratio: 2, aligned: true };
+        let found = align.pool(&ramp(10, 12), &[(0, [4.0, 2.0, 8.0, 6.0])], 1.0);
+        let found = Vec::<f32>::try_from(found.reshape([-1])).unwrap();
+        // Centres (5, 3), (7, 3), (5, 5), (7, 5); a pixel's value lies half a pixel inside it.
+        let wanted = [4.5 + 250.0, 6.5 + 250.0, 4.5 + 450.0, 6.5 + 450.0];
+        assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-3), "{found:?}");
+        let corner =
+            RoiAlign { aligned: false, ..align }.pool(&ramp(10, 12), &[(0, [4.0, 2.0, 8.0, 6.0])], 1.0);
+        assert!((corner.double_value(&[0, 0, 0, 0]) - 305.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn regions_of_no_size_at_the_border_and_outside_are_pooled() {
+        let map = ramp(6, 6).set_requires_grad(true);
+        for aligned in [false, true] {
+            for sampling_ratio in [0, 2] {
+                let align = RoiAlign { size: 3, sampling_ratio, aligned };
+                let rois = [
+                    (0, [2.0, 2.0, 2.0, 2.0]),
+                    (0, [0.0, 0.0, 1.0, 1.0]),
+                    (0, [5.0, 5.0, 6.0, 6.0]),
+                    (0, [-50.0, -50.0, -40.0, -40.0]),
+                ];
+                let found = align.pool(&map, &rois, 1.0);
+                assert_eq!(found.size(), [4, 1, 3, 3]);
+                assert_eq!(found.get(3).abs().max().double_value(&[]), 0.0);
+                assert!((found.get(2).min().double_value(&[]) - 505.0).abs() < 60.0);
+                found.sum(Kind::Float).backward();
+                assert!(map.grad().isfinite().all().int64_value(&[]) == 1);
+            }
+        }
+        let none = RoiAlign { size: 3, sampling_ratio: 2, aligned: true }.pool(&map, &[], 1.0);
+        assert_eq!(none.size(), [0, 1, 3, 3]);
+    }
+
+    #[test]
+    fn levels_follow_the_size_and_the_order_of_the_regions_stays() {
+        let pooler = RoiPooler {
+            align: RoiAlign { size: 1, sampling_ratio: 2, aligned: true },
+            strides: vec![4, 8, 16, 32],
+            canonical_size: 224.0,
+            canonical_level: 4,
+        };
+        let square = |side: f32| [0.0, 0.0, side, side];
+        for (side, level) in
+            [(1.0, 0), (111.9, 0), (112.0, 1), (223.9, 1), (224.0, 2), (448.0, 3), (5000.0, 3)]
+        {
+            assert_eq!(pooler.level(&square(side)), level, "{side}");
+        }
+        // Each level has its number for a value.
+        let levels: Vec<Tensor> =
+            (0..5).map(|l| Tensor::full([2, 3, 160, 160], l as f64, (Kind::Float, Device::Cpu))).collect();
+        let rois = [
+            (1, square(500.0)),
+            (0, square(30.0)),
+            (0, square(230.0)),
+            (1, square(31.0)),
+            (0, square(120.0)),
+        ];
+        let found = pooler.pool(&levels, &rois);
+        assert_eq!(found.size(), [5, 3, 1, 1]);
+        let found = Vec::<f32>::try_from(found.select(1, 2).reshape([-1])).unwrap();
+        assert_eq!(found, [3.0, 0.0, 2.0, 0.0, 1.0]);
+        assert_eq!(pooler.pool(&levels, &[]).size(), [0, 3, 1, 1]);
+    }
+}

@@ -1,0 +1,218 @@
+//! The second stage: proposals to classes, boxes and masks (Girshick, 2015; He et al., 2017).
+
+use anyhow::Result;
+use rand::Rng;
+use rayon::prelude::*;
+use tch::{nn, Device, Kind, Reduction, Tensor};
+
+use super::box_head::BoxHead;
+use super::boxes::{Box4, BoxCoder};
+use super::detector::Detections;
+use super::losses::sampled_box_loss;
+use super::mask::InstanceMask;
+use super::mask_head::{MaskHead, MaskSample};
+use super::matcher::{Match, Matcher};
+use super::roi_align::Roi;
+use super::sampler::Sampler;
+use super::select::RoiSelector;
+use crate::config::{ModelConfig, RoiConfig, TestConfig};
+use crate::data::Target;
+use crate::describe::Layer;
+
+/// Box head, mask head, and how their outputs become detections and losses.
+#[derive(Debug)]
+pub struct RoiHeads {
+    boxes: BoxHead,
+    masks: Option<MaskHead>,
+    matcher: Matcher,
+    sampler: Sampler,
+    coder: BoxCoder,
+    config: RoiConfig,
+    test: TestConfig,
+    classes: usize,
+}
+
+/// The proposals of a batch that enter the losses, and what should be said of them.
+#[derive(Default)]
+struct Chosen<'a> {
+    rois: Vec<Roi>,
+    /// Output of the classifier: 0 is background.
+    classes: Vec<i64>,
+    /// Of the positives: place in `rois` × outputs + class, deltas, corners.
+    places: Vec<i64>,
+    deltas: Vec<f32>,
+    corners: Vec<f32>,
+    masks: Vec<MaskSample<'a>>,
+}
+
+impl RoiHeads {
+    /// Random weights for `classes` classes on levels of these strides; see [`BoxHead::new`] and [`MaskHead::new`] for names.
+    pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64, strides: &[i64]) -> Self {
+        let (channels, roi) = (config.fpn.channels, &config.roi);
+        let m = &roi.matching;
+        let masks =
+            config.mask.then(|| MaskHead::new(path, channels, classes, strides, roi, &config.mask_head));
+        Self {
+            boxes: BoxHead::new(path, channels, classes, strides, roi),
+            masks,
+            matcher: Matcher {
+                positive: m.positive as f32,
+                negative: m.negative as f32,
+                low_quality: m.low_quality,
+                crowd: m.crowd as f32,
+            },
+            sampler: Sampler { count: roi.sample.count, positive: roi.sample.positive },
+            coder: BoxCoder { weights: roi.box_weights },
+            config: roi.clone(),
+            test: config.test.clone(),
+            classes: classes as usize,
+        }
+    }
+
+    /// Whether there is a mask head.
+    pub fn has_masks(&self) -> bool {
+        self.masks.is_some()
+    }
+
+    /// Losses `classification`, `box` and, with masks, `mask` of the proposals of each image against its objects. `sizes` are the images'
+    /// (height, width) without padding.
+    pub fn losses(
+        &self,
+        levels: &[Tensor],
+        proposals: Vec<Vec<Box4>>,
+        targets: &[Target],
+        sizes: &[(i64, i64)],
+        rng: &mut impl Rng,
+    ) -> Vec<(&'static str, Tensor)> {
+        let device = levels[0].device();
+        let chosen = self.choose(proposals, targets, sizes, rng);
+        let mut parts = if chosen.rois.is_empty() {
+            let nothing = || Tensor::zeros([], (Kind::Float, device));
+            vec![("classification", nothing()), ("box", nothing())]
+        } else {
+            let (logits, deltas) = self.boxes.forward(levels, &chosen.rois);
+            let index = |places: &[i64]| Tensor::from_slice(places).to_device(device);
+            let classification = logits.cross_entropy_loss(
+                &index(&chosen.classes),
+                None::<&Tensor>,
+                Reduction::Mean,
+                -100,
+                0.0,
+            );
+            let predicted = deltas.view([-1, 4]).index_select(0, &index(&chosen.places));
+            let regression = sampled_box_loss(
+                &predicted,
+                &chosen.deltas,
+                &chosen.corners,
+                &self.coder,
+                &self.config.loss,
+                chosen.rois.len(),
+            );
+            vec![("classification", classification), ("box", regression)]
+        };
+        if let Some(head) = &self.masks {
+            parts.push(("mask", head.loss(levels, &chosen.masks)));
+        }
+        parts
+    }
+
+    fn choose<'a>(
+        &self,
+        proposals: Vec<Vec<Box4>>,
+        targets: &'a [Target],
+        sizes: &[(i64, i64)],
+        rng: &mut impl Rng,
+    ) -> Chosen<'a> {
+        let outputs = self.classes as i64 + 1;
+        let mut chosen = Chosen::default();
+        for (image, (mut boxes, target)) in proposals.into_iter().zip(targets).enumerate() {
+            let (objects, crowds) = target.split_crowds();
+            let of = |which: &[usize]| -> Vec<Box4> { which.iter().map(|&i| target.boxes[i]).collect() };
+            let objects_boxes = of(&objects);
+            if self.config.add_objects {
+                boxes.extend(&objects_boxes);
+            }
+            let matches = self.matcher.assign(&boxes, &objects_boxes, &of(&crowds));
+            let (positives, background) = self.sampler.sample(&matches, rng);
+            let mut taken = [positives, background].concat();
+            taken.sort_unstable();
+            for i in taken {
+                let roi = (image, boxes[i]);
+                let place = chosen.rois.len() as i64;
+                chosen.rois.push(roi);
+                let Match::Object(object) = matches[i] else {
+                    chosen.classes.push(0);
+                    continue;
+                };
+                let object = objects[object as usize];
+                let label = target.labels[object];
+                chosen.classes.push(label + 1);
+                chosen.places.push(place * outputs + label + 1);
+                chosen.deltas.extend(self.coder.encode(&target.boxes[object], &boxes[i]));
+                chosen.corners.extend(boxes[i]);
+                if let Some(mask) = &target.masks[object] {
+                    chosen.masks.push(MaskSample { roi, label, mask, image: sizes[image] });
+                }
+            }
+        }
+        chosen
+    }
+
+    /// Detections of each image, in pixels of the batch's images. Masks lie on those boxes.
+    pub fn detect(
+        &self,
+        levels: &[Tensor],
+        proposals: &[Vec<Box4>],
+        sizes: &[(i64, i64)],
+    ) -> Result<Vec<Detections>> {
+        let rois: Vec<Roi> =
+            proposals.iter().enumerate().flat_map(|(i, boxes)| boxes.iter().map(move |b| (i, *b))).collect();
+        if rois.is_empty() {
+            return Ok(vec![Detections::default(); sizes.len()]);
+        }
+        let (logits, deltas) = self.boxes.forward(levels, &rois);
+        let values = |t: Tensor| -> Result<Vec<f32>> {
+            Ok(t.reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
+        };
+        let (scores, deltas) = (values(logits.softmax(1, Kind::Float))?, values(deltas)?);
+        let selector = RoiSelector { test: self.test.clone(), coder: self.coder, classes: self.classes };
+        let outputs = self.classes + 1;
+        let mut starts = vec![0];
+        for boxes in proposals {
+            starts.push(starts[starts.len() - 1] + boxes.len());
+        }
+        let mut found: Vec<Detections> = proposals
+            .par_iter()
+            .enumerate()
+            .map(|(i, boxes)| {
+                let rows = starts[i] * outputs..starts[i + 1] * outputs;
+                let deltas = &deltas[4 * rows.start..4 * rows.end];
+                selector.select(boxes, &scores[rows], deltas, sizes[i])
+            })
+            .collect();
+        if let Some(head) = &self.masks {
+            for (image, found) in found.iter_mut().enumerate() {
+                let values = head.probabilities(levels, image, &found.boxes, &found.labels)?;
+                let config = head.config();
+                found.masks = values
+                    .into_iter()
+                    .map(|values| InstanceMask {
+                        values,
+                        side: head.side(),
+                        paste: config.paste,
+                        threshold: config.threshold as f32,
+                    })
+                    .collect();
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reports every layer to `visit` for so many proposals and so many detections.
+    pub fn describe(&self, proposals: u64, detections: u64, visit: &mut dyn FnMut(Layer)) {
+        self.boxes.describe(proposals, visit);
+        if let Some(head) = &self.masks {
+            head.describe(detections, visit);
+        }
+    }
+}

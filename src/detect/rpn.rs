@@ -1,0 +1,242 @@
+//! The region proposal network (Ren et al., 2015, "Faster R-CNN", section 3.1): which anchors hold an object, whatever its class.
+
+use anyhow::Result;
+use rand::Rng;
+use rayon::prelude::*;
+use tch::nn::Module;
+use tch::{nn, Device, Kind, Reduction, Tensor};
+
+use super::anchors::AnchorGenerator;
+use super::boxes::{clip, Box4, BoxCoder};
+use super::losses::sampled_box_loss;
+use super::matcher::{Match, Matcher};
+use super::nms::batched_nms;
+use super::sampler::Sampler;
+use crate::backbone::layers::{ConvSpec, Init};
+use crate::config::{AnchorConfig, ProposalConfig, RpnConfig};
+use crate::data::Target;
+use crate::describe::{convolution, Layer, Size};
+
+/// Proposals with a side shorter than this, in pixels, are dropped.
+const SHORTEST_SIDE: f32 = 1e-3;
+
+/// Head, anchors, and how its outputs become proposals and losses.
+#[derive(Debug)]
+pub struct Rpn {
+    convs: Vec<nn::Conv2D>,
+    objectness: nn::Conv2D,
+    deltas: nn::Conv2D,
+    anchors: AnchorGenerator,
+    matcher: Matcher,
+    sampler: Sampler,
+    coder: BoxCoder,
+    config: RpnConfig,
+}
+
+/// What the head says of the anchors of a batch, level by level in the order of [`AnchorGenerator`].
+#[derive(Debug)]
+pub struct RpnOutput {
+    /// Logit of an object, `[B, A]`.
+    pub objectness: Tensor,
+    /// Box deltas `[B, A, 4]`.
+    pub deltas: Tensor,
+    /// Anchors of each level, `A` in all.
+    pub anchors: Vec<Vec<Box4>>,
+}
+
+impl Rpn {
+    /// Random weights on levels of `channels`; variables in torchvision's names (`head.conv.0.0.weight`, `head.cls_logits.weight`,
+    /// `head.bbox_pred.weight`) under `path`.
+    pub fn new(path: &nn::Path, channels: i64, anchors: &AnchorConfig, config: &RpnConfig) -> Self {
+        let anchors = AnchorGenerator::new(anchors);
+        let head = path / "head";
+        let conv = |p: nn::Path, output, kernel| {
+            ConvSpec::new(channels, output, kernel).init(Init::Normal(0.01)).build(p)
+        };
+        let m = &config.matching;
+        Self {
+            convs: (0..config.convs).map(|i| conv(&head / "conv" / i / "0", channels, 3)).collect(),
+            objectness: conv(&head / "cls_logits", anchors.per_place(), 1),
+            deltas: conv(&head / "bbox_pred", 4 * anchors.per_place(), 1),
+            anchors,
+            matcher: Matcher {
+                positive: m.positive as f32,
+                negative: m.negative as f32,
+                low_quality: m.low_quality,
+                crowd: m.crowd as f32,
+            },
+            sampler: Sampler { count: config.sample.count, positive: config.sample.positive },
+            coder: BoxCoder::default(),
+            config: config.clone(),
+        }
+    }
+
+    /// Levels `[B, C, H_i, W_i]` under images of (height, width) pixels, padding included.
+    pub fn forward(&self, levels: &[Tensor], image: (i64, i64)) -> RpnOutput {
+        let mut maps = Vec::with_capacity(levels.len());
+        let (mut objectness, mut deltas) = (Vec::new(), Vec::new());
+        for level in levels {
+            let x = self.convs.iter().fold(level.shallow_clone(), |x, conv| conv.forward(&x).relu());
+            let size = x.size();
+            maps.push((size[2], size[3]));
+            // Channels are anchor by anchor.
+            let flat = |t: Tensor, shape: &[i64]| t.permute([0, 2, 3, 1]).reshape(shape);
+            objectness.push(flat(self.objectness.forward(&x), &[size[0], -1]));
+            deltas.push(flat(self.deltas.forward(&x), &[size[0], -1, 4]));
+        }
+        RpnOutput {
+            objectness: Tensor::cat(&objectness, 1),
+            deltas: Tensor::cat(&deltas, 1),
+            anchors: self.anchors.anchors(&maps, image),
+        }
+    }
+
+    /// Proposals of each image, best first, in pixels, cut to the images' sizes (height, width): per level the best anchors, decoded; then
+    /// suppression level by level; then the best of all. No gradient goes through them.
+    pub fn proposals(
+        &self,
+        output: &RpnOutput,
+        sizes: &[(i64, i64)],
+        limits: &ProposalConfig,
+    ) -> Result<Vec<Vec<Box4>>> {
+        let values = |t: &Tensor| -> Result<Vec<f32>> {
+            Ok(t.detach().reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
+        };
+        let (objectness, deltas) = (values(&output.objectness)?, values(&output.deltas)?);
+        let all: usize = output.anchors.iter().map(Vec::len).sum();
+        let selector = ProposalSelector { coder: self.coder, limits: limits.clone(), nms: self.config.nms };
+        let anchors = &output.anchors;
+        Ok(sizes
+            .par_iter()
+            .enumerate()
+            .map(|(image, &size)| {
+                let own = image * all..(image + 1) * all;
+                selector.select(anchors, &objectness[own.clone()], &deltas[4 * own.start..4 * own.end], size)
+            })
+            .collect())
+    }
+
+    /// Losses `objectness` and `rpn_box` against the objects of each image.
+    pub fn losses(
+        &self,
+        output: &RpnOutput,
+        targets: &[Target],
+        rng: &mut impl Rng,
+    ) -> [(&'static str, Tensor); 2] {
+        let anchors: Vec<Box4> = output.anchors.concat();
+        let device = output.objectness.device();
+        // Sampled anchors, positives first within each image, counted through the batch.
+        let (mut places, mut wanted) = (Vec::new(), Vec::new());
+        let (mut box_places, mut deltas, mut box_anchors) = (Vec::new(), Vec::new(), Vec::new());
+        for (image, target) in targets.iter().enumerate() {
+            let (objects, crowds) = target.split_crowds();
+            let boxes = |which: &[usize]| -> Vec<Box4> { which.iter().map(|&i| target.boxes[i]).collect() };
+            let matches = self.matcher.assign(&anchors, &boxes(&objects), &boxes(&crowds));
+            let (positives, background) = self.sampler.sample(&matches, rng);
+            let place = |i: &usize| (image * anchors.len() + i) as i64;
+            places.extend(positives.iter().chain(&background).map(place));
+            wanted.extend(std::iter::repeat_n(1f32, positives.len()));
+            wanted.extend(std::iter::repeat_n(0f32, background.len()));
+            for i in positives {
+                let Match::Object(object) = matches[i] else { continue };
+                box_places.push(place(&i));
+                deltas.extend(self.coder.encode(&target.boxes[objects[object as usize]], &anchors[i]));
+                box_anchors.extend(anchors[i]);
+            }
+        }
+        let index = |places: &[i64]| Tensor::from_slice(places).to_device(device);
+        let sampled = output.objectness.flatten(0, 1).index_select(0, &index(&places));
+        let wanted = Tensor::from_slice(&wanted).to_device(device);
+        let objectness = sampled.binary_cross_entropy_with_logits(
+            &wanted,
+            None::<&Tensor>,
+            None::<&Tensor>,
+            Reduction::Sum,
+        ) / places.len().max(1) as f64;
+        let predicted = output.deltas.flatten(0, 1).index_select(0, &index(&box_places));
+        let regression =
+            sampled_box_loss(&predicted, &deltas, &box_anchors, &self.coder, &self.config.loss, places.len());
+        [("objectness", objectness), ("rpn_box", regression)]
+    }
+
+    /// Reports every layer to `visit` for levels of these sizes.
+    pub fn describe(&self, levels: &[Size], visit: &mut dyn FnMut(Layer)) {
+        for &level in levels {
+            for conv in self.convs.iter().chain([&self.objectness, &self.deltas]) {
+                convolution(conv, 1, level, visit);
+            }
+        }
+    }
+}
+
+/// From what the head says to proposals: per level the best anchors, decoded and cut to the image; then suppression level by level; then the
+/// best of all.
+#[derive(Clone, Debug)]
+pub struct ProposalSelector {
+    /// How deltas are coded.
+    pub coder: BoxCoder,
+    /// How many proposals there may be.
+    pub limits: ProposalConfig,
+    /// Suppression threshold.
+    pub nms: f64,
+}
+
+impl ProposalSelector {
+    /// Proposals of one image of (height, width) pixels, best first. `objectness` (logits, `[A]`) and `deltas` (`[A, 4]`) are of the anchors
+    /// of all levels.
+    pub fn select(
+        &self,
+        anchors: &[Vec<Box4>],
+        objectness: &[f32],
+        deltas: &[f32],
+        size: (i64, i64),
+    ) -> Vec<Box4> {
+        let (height, width) = (size.0 as f32, size.1 as f32);
+        let (mut boxes, mut scores, mut levels) = (Vec::new(), Vec::new(), Vec::new());
+        let mut first = 0;
+        for (l, anchors) in anchors.iter().enumerate() {
+            let logits = &objectness[first..first + anchors.len()];
+            for i in top(logits, self.limits.top_k) {
+                let at = 4 * (first + i);
+                let delta = [0, 1, 2, 3].map(|d| deltas[at + d]);
+                let b = clip(&self.coder.decode(&delta, &anchors[i]), height, width);
+                if b[2] - b[0] >= SHORTEST_SIDE && b[3] - b[1] >= SHORTEST_SIDE {
+                    boxes.push(b);
+                    scores.push(1.0 / (1.0 + (-logits[i]).exp()));
+                    levels.push(l as i64);
+                }
+            }
+            first += anchors.len();
+        }
+        let mut kept = batched_nms(&boxes, &scores, &levels, self.nms);
+        kept.truncate(self.limits.keep);
+        kept.into_iter().map(|i| boxes[i]).collect()
+    }
+}
+
+/// Indices of the `count` largest values, largest first; of equal ones the first wins. What is not a number comes last.
+fn top(values: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    let value = |i: usize| if values[i].is_nan() { f32::NEG_INFINITY } else { values[i] };
+    let by = |a: &usize, b: &usize| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, by);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(by);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_come_first_and_of_equals_the_first() {
+        let values = [1.0, 3.0, f32::NAN, 3.0, -1.0, 2.0, 3.0];
+        assert_eq!(top(&values, 2), [1, 3]);
+        assert_eq!(top(&values, 4), [1, 3, 6, 5]);
+        assert_eq!(top(&values, 99), [1, 3, 6, 5, 0, 4, 2]);
+        assert_eq!(top(&[], 3), Vec::<usize>::new());
+    }
+}
