@@ -87,13 +87,9 @@ fn run(args: Arguments) -> Result<ExitCode> {
         )?,
         None => {
             println!(
-                "no --data and no --config: training {} on built-in images, about {} minutes on two cores\n\
+                "no --data and no --config: training {} on built-in images; how long it takes is said after a few steps\n\
                  for images of your own, in COCO's layout:\n  cargo run --bin train_det -- {} --data DIR",
                 built_in(kind),
-                match kind {
-                    DetectorKind::Retinanet => 15,
-                    DetectorKind::MaskRcnn => 30,
-                },
                 kind.name()
             );
             Config::preset(built_in(kind), &changes)?
