@@ -121,8 +121,9 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1333])
+    parser.add_argument("--program", help="the loader bench, if it is built already")
     options = parser.parse_args()
-    program = bench_program()
+    program = options.program or bench_program()
     torch.set_num_threads(options.workers)
 
     def vigdet(kind):
