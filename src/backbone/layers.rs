@@ -14,6 +14,24 @@ pub fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
+/// GELU of a tensor that nothing else reads: in place where no gradient needs the input.
+pub fn gelu(mut x: Tensor) -> Tensor {
+    if x.requires_grad() {
+        x.gelu("none")
+    } else {
+        x.gelu_("none")
+    }
+}
+
+/// `x + branch`, in the memory of `branch`, which nothing else reads, where no gradient is needed.
+pub fn residual(x: &Tensor, mut branch: Tensor) -> Tensor {
+    if x.requires_grad() || branch.requires_grad() {
+        x + branch
+    } else {
+        branch.g_add_(x)
+    }
+}
+
 /// How a convolution's weights start.
 #[derive(Clone, Copy, Debug)]
 pub enum Init {

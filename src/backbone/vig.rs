@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{nn, Device, Kind, Tensor};
 
-use super::layers::{channels_last, ConvBn, ConvSpec};
+use super::layers::{channels_last, gelu, ConvBn, ConvSpec};
 use super::vig_block::Block;
 use super::{check_batch, pyramid_vig, Backbone};
 use crate::config::BackboneConfig;
@@ -234,7 +234,7 @@ impl Backbone for Vig {
         let mut x = channels_last(images);
         for (i, layer) in self.stem.iter().enumerate() {
             if i > 0 {
-                x = x.gelu("none");
+                x = gelu(x);
             }
             x = layer.forward(&x, norms_at(0));
         }

@@ -5,7 +5,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tch::{nn, Tensor};
 
-use super::layers::{ConvBn, ConvSpec};
+use super::layers::{gelu, residual, ConvBn, ConvSpec};
 use crate::describe::{Describe, Layer, Size};
 use crate::graph::{GraphTrace, Grapher, GrapherSpec};
 
@@ -42,11 +42,11 @@ impl Block {
         trace: Option<&mut GraphTrace>,
     ) -> Result<Tensor> {
         let branch = self.grapher.forward(x, train, noise.as_deref_mut(), trace)?;
-        let x = x + self.keep(branch, noise.as_deref_mut());
+        let x = residual(x, self.keep(branch, noise.as_deref_mut()));
         Ok(match &self.ffn {
             Some((fc1, fc2)) => {
-                let branch = fc2.forward(&fc1.forward(&x, train).gelu("none"), train);
-                &x + self.keep(branch, noise)
+                let branch = fc2.forward(&gelu(fc1.forward(&x, train)), train);
+                residual(&x, self.keep(branch, noise))
             }
             None => x,
         })

@@ -7,9 +7,9 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::kernel::arg_max_rows;
+use super::kernel::{arg_max_rows, interleave_relative};
 use super::knn::Search;
-use super::slices::{f32_slice, i64_slice, i64_tensor};
+use super::slices::{f32_slice, f32_tensor, i32_tensor, i64_slice};
 
 /// The largest of each node's neighbours, channel by channel: `[B, N, C]`.
 ///
@@ -26,7 +26,8 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
             let values = y.detach().contiguous();
             let (values, edges) = (f32_slice(&values)?, edges.contiguous());
             let edges = i64_slice(&edges)?;
-            i64_tensor(&[b, n, c], |rows| {
+            // gather takes 32 bits, and training keeps the index of every block until its gradient.
+            i32_tensor(&[b, n, c], |rows| {
                 arg_max_rows(
                     values, edges, b as usize, n as usize, m as usize, c as usize, k as usize, rows, None,
                 );
@@ -47,6 +48,26 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
         })?,
     };
     Ok(y.f_gather(1, &index, false)?)
+}
+
+/// Nodes beside their max-relative features, `[B, N, 2C]` with channels interleaved: x₀, max_j y_j₀ − x₀, x₁, ….
+///
+/// `x` `[B, N, C]` are the nodes; `y`, `edges` and `how` as for [`largest`].
+pub fn with_max_relative(x: &Tensor, y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
+    let (b, n, c) = x.size3()?;
+    let fits = |t: &Tensor| t.device() == Device::Cpu && t.kind() == Kind::Float && !t.requires_grad();
+    if how == Search::Fused && fits(x) && fits(y) {
+        let (m, k) = (y.size()[1], edges.size()[2]);
+        let (x, y, edges) = (x.contiguous(), y.contiguous(), edges.contiguous());
+        let (nodes, candidates, edges) = (f32_slice(&x)?, f32_slice(&y)?, i64_slice(&edges)?);
+        return Ok(f32_tensor(&[b, n, 2 * c], |out| {
+            interleave_relative(
+                nodes, candidates, edges, b as usize, n as usize, m as usize, c as usize, k as usize, out,
+            );
+        }));
+    }
+    let relative = largest(y, edges, how)? - x;
+    Ok(Tensor::stack(&[x, &relative], -1).view([b, n, 2 * c]))
 }
 
 /// The sum of each node's neighbours, `[B, N, C]`; `y` and `edges` as for [`largest`].
@@ -118,6 +139,14 @@ mod tests {
                 assert!((out - &expected).abs().max().double_value(&[]) < 1e-6, "{how:?}");
                 assert!((grad - &gradient).abs().max().double_value(&[]) < 1e-5, "{how:?}");
             }
+        }
+        let nodes = (Tensor::arange(b * n * c, options) * 0.9).sin().view([b, n, c]);
+        let expected = with_max_relative(&nodes, &values, &edges, Search::Dense).unwrap();
+        assert_eq!(expected.size(), [b, n, 2 * c]);
+        for how in [Search::Fused, Search::Chunked] {
+            assert_eq!(with_max_relative(&nodes, &values, &edges, how).unwrap(), expected, "{how:?}");
+            let learned = values.copy().set_requires_grad(true);
+            assert_eq!(with_max_relative(&nodes, &learned, &edges, how).unwrap(), expected, "{how:?}");
         }
         let counted = popularity(&edges, m, &values).unwrap();
         assert_eq!(counted.sum(Kind::Float).double_value(&[]), (b * n * k) as f64);

@@ -11,9 +11,9 @@ use anyhow::{ensure, Result};
 use tch::nn::Module;
 use tch::{nn, Kind, Tensor};
 
-use super::aggregate::{largest, neighbours, popularity, sum};
+use super::aggregate::{largest, neighbours, popularity, sum, with_max_relative};
 use super::knn::Search;
-use crate::backbone::layers::{ConvBn, ConvSpec};
+use crate::backbone::layers::{gelu, ConvBn, ConvSpec};
 use crate::config::GraphConvKind;
 use crate::describe::{Describe, Layer, Size};
 
@@ -90,10 +90,9 @@ impl GraphConv {
         match &self.layers {
             Layers::Mr { update } => {
                 let (b, c, h, w) = x.size4()?;
-                let x = rows(x)?;
-                let relative = largest(&rows(graph.candidates)?, graph.edges, how)? - &x;
-                let mixed = Tensor::stack(&[&x, &relative], -1).reshape([b, h, w, 2 * c]);
-                Ok(update.forward(&mixed.permute([0, 3, 1, 2]), train).gelu("none"))
+                let mixed = with_max_relative(&rows(x)?, &rows(graph.candidates)?, graph.edges, how)?;
+                let mixed = mixed.view([b, h, w, 2 * c]).permute([0, 3, 1, 2]);
+                Ok(gelu(update.forward(&mixed, train)))
             }
             Layers::Edge { update } if how == Search::Dense => {
                 let (b, c, h, w) = x.size4()?;
@@ -108,7 +107,7 @@ impl GraphConv {
             Layers::Gin { update, eps } => {
                 let (_, _, h, w) = x.size4()?;
                 let near = maps(&sum(&rows(graph.candidates)?, graph.edges, how)?, h, w);
-                Ok(update.forward(&((eps + 1.0) * x + near), train).gelu("none"))
+                Ok(gelu(update.forward(&((eps + 1.0) * x + near), train)))
             }
             Layers::Sage { message, update } => {
                 let (_, _, h, w) = x.size4()?;
@@ -133,10 +132,10 @@ impl GraphConv {
                     } else {
                         message.affine()
                     };
-                    largest(&norm.apply(&sent).gelu("none"), graph.edges, how)?
+                    largest(&gelu(norm.apply(&sent)), graph.edges, how)?
                 };
                 let mixed = Tensor::cat(&[x, &maps(&near, h, w)], 1);
-                Ok(update.forward(&mixed, train).gelu("none"))
+                Ok(gelu(update.forward(&mixed, train)))
             }
         }
     }
@@ -209,7 +208,7 @@ fn edge(update: &ConvBn, graph: Graph, how: Search, train: bool) -> Result<Tenso
     } else {
         update.affine()
     };
-    let at = |extreme: Tensor| norm.apply(&(&own + extreme)).gelu("none");
+    let at = |extreme: Tensor| gelu(norm.apply(&(&own + extreme)));
     let high = at(largest(&sent, graph.edges, how)?);
     let low = at(largest(&sent.neg(), graph.edges, how)?.neg());
     Ok(maps(&high.maximum(&low), h, w))

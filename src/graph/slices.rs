@@ -33,6 +33,14 @@ pub fn f32_tensor(shape: &[i64], fill: impl FnOnce(&mut [f32])) -> Tensor {
     tensor
 }
 
+/// As [`f32_tensor`], for int32.
+pub fn i32_tensor(shape: &[i64], fill: impl FnOnce(&mut [i32])) -> Tensor {
+    let tensor = Tensor::zeros(shape, (Kind::Int, Device::Cpu));
+    // SAFETY: as in f32_tensor.
+    fill(unsafe { slice_mut(tensor.data_ptr().cast(), tensor.numel()) });
+    tensor
+}
+
 /// As [`f32_tensor`], for int64.
 pub fn i64_tensor(shape: &[i64], fill: impl FnOnce(&mut [i64])) -> Tensor {
     let tensor = Tensor::zeros(shape, (Kind::Int64, Device::Cpu));

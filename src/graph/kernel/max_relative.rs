@@ -34,9 +34,10 @@ pub fn arg_max_rows(
     m: usize,
     c: usize,
     k: usize,
-    rows: &mut [i64],
+    rows: &mut [i32],
     values: Option<&mut [f32]>,
 ) {
+    assert!(i32::try_from(m).is_ok(), "too many candidates: {m}");
     check_sizes(y, index, batch, n, m, c, k, rows.len());
     if rows.is_empty() {
         return;
@@ -94,6 +95,50 @@ pub fn max_rows(
     });
 }
 
+/// What the update of max-relative convolution reads, for inference: every channel of a node, and beside it how much the largest of its
+/// neighbours' values is above it.
+///
+/// `x` is `[batch, n, c]`, `y` is `[batch, m, c]`, `index` is `[batch, n, k]`, `out` is `[batch, n, 2c]`: x₀, max_j y_j₀ − x₀, x₁, ….
+///
+/// # Panics
+/// If a slice does not have the stated size, `k` is 0 or an index is out of range.
+#[allow(clippy::too_many_arguments)] // the sizes of three matrices
+pub fn interleave_relative(
+    x: &[f32],
+    y: &[f32],
+    index: &[i64],
+    batch: usize,
+    n: usize,
+    m: usize,
+    c: usize,
+    k: usize,
+    out: &mut [f32],
+) {
+    check_sizes(y, index, batch, n, m, c, k, x.len());
+    assert_eq!(out.len(), 2 * x.len(), "the output is not [batch, n, 2c]");
+    if out.is_empty() {
+        return;
+    }
+    out.par_chunks_mut(n * 2 * c).enumerate().for_each(|(b, out)| {
+        let (x, y) = (&x[b * n * c..][..n * c], &y[b * m * c..][..m * c]);
+        let index = &index[b * n * k..][..n * k];
+        out.par_chunks_mut(BLOCK * 2 * c)
+            .zip(x.par_chunks(BLOCK * c))
+            .zip(index.par_chunks(BLOCK * k))
+            .for_each_init(
+                || vec![0f32; BLOCK * c],
+                |largest, ((out, x), index)| {
+                    let largest = &mut largest[..x.len()];
+                    reduce(y, index, c, k, Out { rows: None, values: Some(largest) });
+                    for ((out, &x), &largest) in out.chunks_exact_mut(2).zip(x).zip(&*largest) {
+                        out[0] = x;
+                        out[1] = largest - x;
+                    }
+                },
+            );
+    });
+}
+
 /// The gradient of [`arg_max_rows`]: `grad_y[rows[i, c], c] += grad[i, c]`, in the order of `i`.
 ///
 /// `grad` and `rows` are `[batch, n, c]`, `grad_y` is `[batch, m, c]` and is added to. A job owns some of the channels of one
@@ -103,7 +148,7 @@ pub fn max_rows(
 /// If a slice does not have the stated size or a row is out of range.
 pub fn scatter_add_rows(
     grad: &[f32],
-    rows: &[i64],
+    rows: &[i32],
     batch: usize,
     n: usize,
     m: usize,
@@ -113,7 +158,8 @@ pub fn scatter_add_rows(
     assert_eq!(grad.len(), batch * n * c, "grad is not [batch, n, c]");
     assert_eq!(rows.len(), batch * n * c, "rows are not [batch, n, c]");
     assert_eq!(grad_y.len(), batch * m * c, "grad_y is not [batch, m, c]");
-    check_index(rows, m);
+    let bad = rows.par_iter().find_any(|&&j| j < 0 || j as usize >= m);
+    assert!(bad.is_none(), "row {bad:?} of {m}");
     if grad.is_empty() {
         return;
     }
@@ -150,7 +196,7 @@ fn check_sizes(y: &[f32], index: &[i64], batch: usize, n: usize, m: usize, c: us
 
 /// What to write, each `[nodes, c]`.
 struct Out<'a> {
-    rows: Option<&'a mut [i64]>,
+    rows: Option<&'a mut [i32]>,
     values: Option<&'a mut [f32]>,
 }
 
@@ -210,19 +256,17 @@ fn lanes<const L: usize>(y: &[f32], index: &[i64], c: usize, i: usize, first: us
     };
     let mut best = *row(index[0]);
     if let Some(rows) = &mut out.rows {
-        let mut at = [index[0] as u32; L];
+        let mut at = [index[0] as i32; L];
         for &j in &index[1..] {
             let new = row(j);
             for l in 0..L {
                 let better = new[l] > best[l] || new[l].is_nan();
                 best[l] = if better { new[l] } else { best[l] };
-                at[l] = if better { j as u32 } else { at[l] };
+                at[l] = if better { j as i32 } else { at[l] };
             }
         }
         let rows = &mut rows[i * c + first..][..L];
-        for l in 0..L {
-            rows[l] = i64::from(at[l]);
-        }
+        rows.copy_from_slice(&at);
     } else {
         for &j in &index[1..] {
             let new = row(j);
@@ -262,6 +306,12 @@ mod tests {
             let mut alone = vec![-1; batch * n * c];
             arg_max_rows(&y, &index, batch, n, m, c, k, &mut alone, None);
             assert_eq!(rows, alone);
+            let x: Vec<f32> = numbers(batch * n * c, 50, 5).iter().map(|&v| v as f32).collect();
+            let mut mixed = vec![0.0; 2 * batch * n * c];
+            interleave_relative(&x, &y, &index, batch, n, m, c, k, &mut mixed);
+            for (o, pair) in mixed.chunks(2).enumerate() {
+                assert_eq!(pair, [x[o], values[o] - x[o]]);
+            }
             for o in 0..rows.len() {
                 let (i, ch) = (o / c, o % c);
                 let at = |j: i64| y[(i / n * m + j as usize) * c + ch];
@@ -271,7 +321,7 @@ mod tests {
                         best = j;
                     }
                 }
-                assert_eq!((rows[o], values[o]), (best, at(best)));
+                assert_eq!((i64::from(rows[o]), values[o]), (best, at(best)));
             }
         }
     }
@@ -297,7 +347,7 @@ mod tests {
     fn scatters_the_gradient_whatever_the_threads() {
         let (batch, n, m, c) = (2, 70, 6, 37);
         let grad: Vec<f32> = numbers(batch * n * c, 1000, 3).iter().map(|&v| v as f32 * 0.37).collect();
-        let rows: Vec<i64> = numbers(batch * n * c, m as u32, 4).iter().map(|&v| i64::from(v)).collect();
+        let rows: Vec<i32> = numbers(batch * n * c, m as u32, 4).iter().map(|&v| v as i32).collect();
         let mut expected = vec![1.0; batch * m * c];
         for o in 0..grad.len() {
             expected[(o / c / n * m + rows[o] as usize) * c + o % c] += grad[o];

@@ -12,7 +12,7 @@ mod select;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use max_relative::{arg_max_rows, max_rows, scatter_add_rows};
+pub use max_relative::{arg_max_rows, interleave_relative, max_rows, scatter_add_rows};
 pub use nearest::{nearest, nearest_points, Points};
 
 /// An instruction set that the kernels have code for.

@@ -74,18 +74,15 @@ impl Selector {
         let keys = &mut self.keys[row * self.room..][..self.room];
         let taken = &mut self.taken[row];
         if self.want <= SORTED {
-            let mut at = if *taken < self.want {
+            if *taken < self.want {
                 *taken += 1;
-                *taken - 1
-            } else if score > self.threshold[row] {
-                self.want - 1
-            } else {
+            } else if score <= self.threshold[row] {
                 return; // the threshold rose since the tile was computed
-            };
-            while at > 0 && keys[at - 1] < new {
-                keys[at] = keys[at - 1];
-                at -= 1;
             }
+            let keys = &mut keys[..*taken];
+            // Counting takes no branches, where a search step by step guesses wrong at every other candidate.
+            let at = keys[..*taken - 1].iter().map(|&k| usize::from(k > new)).sum();
+            keys.copy_within(at..*taken - 1, at + 1);
             keys[at] = new;
             if *taken == self.want {
                 self.threshold[row] = score_of(keys[self.want - 1]);

@@ -12,93 +12,71 @@ pub(super) const AVX512: MicroKernel =
 pub(super) const AVX2: MicroKernel =
     MicroKernel { rows: 6, lanes: 8, tiles: &[tile_avx2::<1>, tile_avx2::<2>] };
 
-#[target_feature(enable = "avx512f")]
-unsafe fn tile_avx512<const V: usize>(t: &Tile) -> bool {
-    const ROWS: usize = 8;
-    unsafe {
-        let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
-        for v in 0..V {
-            let bias = _mm512_loadu_ps(t.bias.add(16 * v));
-            for sum in &mut sums {
-                sum[v] = bias;
-            }
-        }
-        let (mut x, mut y) = (t.x, t.y);
-        for _ in 0..t.columns {
-            let mut panel = [_mm512_setzero_ps(); V];
-            for (v, p) in panel.iter_mut().enumerate() {
-                *p = _mm512_loadu_ps(y.add(16 * v));
-            }
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let node = _mm512_set1_ps(*x.add(r));
-                for (s, p) in sum.iter_mut().zip(&panel) {
-                    *s = _mm512_fmadd_ps(node, *p, *s);
+/// A micro-kernel, row by row: each row's sums are variables of their own. As an array, the compiler writes them to the stack in every step.
+macro_rules! tile {
+    ($name:ident, $features:literal, $lanes:literal, [$($row:ident $r:literal),*], $rows:literal, $load:ident, $set:ident, $fma:ident,
+     $store:ident, |$sum:ident, $threshold:ident| $above:expr) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const V: usize>(t: &Tile) -> bool {
+            // SAFETY: the caller's pointers are valid for the sizes that Tile states; all offsets below stay within those.
+            unsafe {
+                let load = |from: *const f32, v: usize| $load(from.wrapping_add($lanes * if v < V { v } else { 0 }));
+                let start = (load(t.bias, 0), load(t.bias, 1), load(t.bias, 2));
+                $(let mut $row = start;)*
+                let (mut x, mut y) = (t.x, t.y);
+                for _ in 0..t.columns {
+                    let panel = (load(y, 0), load(y, 1), load(y, 2));
+                    $(
+                        let node = $set(*x.wrapping_add($r));
+                        $row.0 = $fma(node, panel.0, $row.0);
+                        if V > 1 {
+                            $row.1 = $fma(node, panel.1, $row.1);
+                        }
+                        if V > 2 {
+                            $row.2 = $fma(node, panel.2, $row.2);
+                        }
+                    )*
+                    x = x.wrapping_add($rows);
+                    y = y.wrapping_add($lanes * V);
                 }
+                let mut any = 0;
+                $(
+                    let $threshold = $set(*t.threshold.wrapping_add($r));
+                    let above = |$sum| -> u64 { $above };
+                    let mut hits = above($row.0);
+                    if V > 1 {
+                        hits |= above($row.1) << $lanes;
+                    }
+                    if V > 2 {
+                        hits |= above($row.2) << (2 * $lanes);
+                    }
+                    *t.hits.wrapping_add($r) = hits;
+                    any |= hits;
+                    if hits != 0 {
+                        let to = t.scores.wrapping_add($lanes * V * $r);
+                        $store(to, $row.0);
+                        if V > 1 {
+                            $store(to.wrapping_add($lanes), $row.1);
+                        }
+                        if V > 2 {
+                            $store(to.wrapping_add(2 * $lanes), $row.2);
+                        }
+                    }
+                )*
+                any != 0
             }
-            x = x.add(ROWS);
-            y = y.add(16 * V);
         }
-        let mut any = 0;
-        for (r, sum) in sums.iter().enumerate() {
-            let threshold = _mm512_set1_ps(*t.threshold.add(r));
-            let mut hits = 0u64;
-            for (v, s) in sum.iter().enumerate() {
-                hits |= u64::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(*s, threshold)) << (16 * v);
-            }
-            *t.hits.add(r) = hits;
-            any |= hits;
-            if hits != 0 {
-                for (v, s) in sum.iter().enumerate() {
-                    _mm512_storeu_ps(t.scores.add(16 * (r * V + v)), *s);
-                }
-            }
-        }
-        any != 0
-    }
+    };
 }
 
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<const V: usize>(t: &Tile) -> bool {
-    const ROWS: usize = 6;
-    unsafe {
-        let mut sums = [[_mm256_setzero_ps(); V]; ROWS];
-        for v in 0..V {
-            let bias = _mm256_loadu_ps(t.bias.add(8 * v));
-            for sum in &mut sums {
-                sum[v] = bias;
-            }
-        }
-        let (mut x, mut y) = (t.x, t.y);
-        for _ in 0..t.columns {
-            let mut panel = [_mm256_setzero_ps(); V];
-            for (v, p) in panel.iter_mut().enumerate() {
-                *p = _mm256_loadu_ps(y.add(8 * v));
-            }
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let node = _mm256_set1_ps(*x.add(r));
-                for (s, p) in sum.iter_mut().zip(&panel) {
-                    *s = _mm256_fmadd_ps(node, *p, *s);
-                }
-            }
-            x = x.add(ROWS);
-            y = y.add(8 * V);
-        }
-        let mut any = 0;
-        for (r, sum) in sums.iter().enumerate() {
-            let threshold = _mm256_set1_ps(*t.threshold.add(r));
-            let mut hits = 0u64;
-            for (v, s) in sum.iter().enumerate() {
-                let above = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(*s, threshold));
-                hits |= (above as u64) << (8 * v);
-            }
-            *t.hits.add(r) = hits;
-            any |= hits;
-            if hits != 0 {
-                for (v, s) in sum.iter().enumerate() {
-                    _mm256_storeu_ps(t.scores.add(8 * (r * V + v)), *s);
-                }
-            }
-        }
-        any != 0
-    }
-}
+tile!(
+    tile_avx512, "avx512f", 16, [a 0, b 1, c 2, d 3, e 4, f 5, g 6, h 7], 8,
+    _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_storeu_ps,
+    |sum, threshold| u64::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(sum, threshold))
+);
+
+tile!(
+    tile_avx2, "avx2,fma", 8, [a 0, b 1, c 2, d 3, e 4, f 5], 6,
+    _mm256_loadu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_storeu_ps,
+    |sum, threshold| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(sum, threshold)) as u64
+);
