@@ -1,9 +1,16 @@
 //! Where the neighbours of patches lie, block by block: how far away, and whether inside the same object.
 
+use std::collections::HashMap;
+
+use anyhow::{Error, Result};
+use rayon::prelude::*;
 use serde::Serialize;
 use vigdet_coco::rle::Rle;
+use vigdet_coco::types::Segmentation;
 
 use super::patches::PatchGraph;
+use super::viewer::{GraphView, GraphViewer};
+use crate::data::{decode, CocoDataset};
 
 /// Distances, in pixels, within which the share of neighbours is counted.
 pub const WITHIN: [f64; 4] = [32.0, 64.0, 128.0, 256.0];
@@ -151,6 +158,79 @@ impl LinkCounts {
             same_object_nearest: of_objects(self.same_nearest),
         }
     }
+}
+
+/// The statistics of all blocks of one view, without objects.
+pub fn of_view(view: &GraphView) -> Vec<LinkStats> {
+    let mut counts = Vec::new();
+    add(&mut counts, view, &[]);
+    counts.iter().map(LinkCounts::stats).collect()
+}
+
+fn add(counts: &mut Vec<LinkCounts>, view: &GraphView, objects: &[Rle]) {
+    counts.resize_with(view.blocks.len(), LinkCounts::default);
+    counts.par_iter_mut().zip(&view.blocks).for_each(|(counts, graph)| counts.add(graph, objects, view.seen));
+}
+
+/// The statistics of a model over a data set, with its masks but for crowds; the number of images; and what is wrong with those that could not
+/// be read. `progress` is told how many images are done.
+///
+/// # Errors
+/// If the model cannot run.
+pub fn of_dataset(
+    viewer: &GraphViewer,
+    dataset: &CocoDataset,
+    mut progress: impl FnMut(usize),
+) -> Result<(Vec<LinkStats>, usize, Vec<Error>)> {
+    let mut masks: HashMap<i64, Vec<&Segmentation>> = HashMap::new();
+    for annotation in dataset.ground_truth().annotations.iter().filter(|a| !a.iscrowd) {
+        masks.entry(annotation.image_id).or_default().extend(&annotation.segmentation);
+    }
+    let (mut counts, mut images, mut skipped) = (Vec::new(), 0, Vec::new());
+    for i in 0..dataset.len() {
+        let info = dataset.info(i);
+        let image = match decode::open(&dataset.path(i), viewer.config().data.exif) {
+            Ok(image) => image,
+            Err(error) => {
+                skipped.push(error);
+                continue;
+            }
+        };
+        let (width, height) = image.dimensions();
+        let of_image = masks.get(&info.id).into_iter().flatten();
+        // Masks of another size than the image are no masks of it.
+        let objects: Vec<Rle> = of_image
+            .filter_map(|s| s.to_rle(height, width).ok())
+            .filter(|rle| rle.size() == (height, width))
+            .collect();
+        add(&mut counts, &viewer.view(&image, &info.file)?, &objects);
+        images += 1;
+        progress(i + 1);
+    }
+    Ok((counts.iter().map(LinkCounts::stats).collect(), images, skipped))
+}
+
+/// The statistics as a table for people: a line for each block, shares in percent.
+pub fn table(stats: &[LinkStats]) -> String {
+    let percent = |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.1}", 100.0 * s));
+    let mut text = format!("{:>5} {:>9} {:>9}", "block", "distance", "(random)");
+    for most in WITHIN {
+        text += &format!(" {:>8}", format!("≤ {most:.0} px"));
+    }
+    text += &format!(" {:>12} {:>9} {:>10}\n", "same object", "(random)", "(nearest)");
+    for s in stats {
+        text += &format!("{:>5} {:>9.1} {:>9.1}", s.block, s.mean_distance, s.random_distance);
+        for (_, share) in &s.within {
+            text += &format!(" {:>8}", percent(Some(*share)));
+        }
+        text += &format!(
+            " {:>12} {:>9} {:>10}\n",
+            percent(s.same_object),
+            percent(s.same_object_random),
+            percent(s.same_object_nearest)
+        );
+    }
+    text
 }
 
 /// The neighbours of a node but for the candidate that it is part of.

@@ -1,11 +1,13 @@
-//! Pictures: training curves, boxes on images, detections beside the ground truth.
+//! Pictures: training curves, boxes on images, detections beside the ground truth, graphs of patches.
 //!
-//! [`run`] makes all pictures of a run's folder. [`curves`], [`draw_detections`] and [`beside_truth`] make one each.
+//! [`run`] makes all pictures of a run's folder. [`curves`], [`draw_detections`] and [`beside_truth`] make one each; [`graph`] shows
+//! which patches a model links.
 
 pub mod canvas;
 mod colors;
 mod curves;
 mod detections;
+pub mod graph;
 mod judge;
 mod log;
 mod overlay;

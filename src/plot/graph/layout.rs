@@ -101,7 +101,9 @@ mod tests {
 
     #[test]
     fn panels_lie_side_by_side_inside_the_picture_and_apart() {
-        for (input, blocks) in [((224, 224), 2), ((800, 1280), 2), ((64, 2000), 3), ((480, 640), 12), ((1, 1), 1)] {
+        for (input, blocks) in
+            [((224, 224), 2), ((800, 1280), 2), ((64, 2000), 3), ((480, 640), 12), ((1, 1), 1)]
+        {
             let layout = Layout::new(&links(input, blocks), 2, 500);
             let (w, h) = layout.panel;
             assert_eq!(layout.corners.len(), blocks);

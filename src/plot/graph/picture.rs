@@ -77,7 +77,12 @@ impl GraphPicture {
     ///
     /// # Errors
     /// As [`Links::new`].
-    pub fn new(view: &GraphView, blocks: &[usize], centers: &Centers, options: PictureOptions) -> Result<Self> {
+    pub fn new(
+        view: &GraphView,
+        blocks: &[usize],
+        centers: &Centers,
+        options: PictureOptions,
+    ) -> Result<Self> {
         let links = Links::new(view, blocks, centers)?;
         let title = text_size(&title(&links), TITLE as f32, Weight::Bold)?.0 as i32;
         let least = (title + 2 * GAP).clamp(560, 1600);
@@ -265,12 +270,14 @@ impl GraphPicture {
                     root.draw(&PathElement::new(vec![(x, down), (x + 22, down)], ink))?;
                 }
             }
-            Entry::Edge => {
-                root.draw(&PathElement::new(vec![(x, middle), (x + 22, middle)], color_of(0).stroke_width(3)))?
-            }
+            Entry::Edge => root
+                .draw(&PathElement::new(vec![(x, middle), (x + 22, middle)], color_of(0).stroke_width(3)))?,
             Entry::Padding => {
                 let Rgb([r, g, b]) = PADDING;
-                root.draw(&Rectangle::new([(sign[0], sign[1]), (sign[2], sign[3])], RGBColor(r, g, b).filled()))?
+                root.draw(&Rectangle::new(
+                    [(sign[0], sign[1]), (sign[2], sign[3])],
+                    RGBColor(r, g, b).filled(),
+                ))?
             }
         }
         root.draw(&Text::new(entry.text().to_string(), (x + SIGN, middle - 10), style::text(SMALL)))
@@ -314,7 +321,10 @@ fn pentagram<DB: DrawingBackend>(
             // The inner corners of a regular pentagram are at 1/φ² of its outer ones.
             let reach = if i % 2 == 0 { radius } else { radius * 0.382 + 0.5 };
             let angle = PI * (f64::from(i) / 5.0 - 0.5);
-            ((f64::from(x) + reach * angle.cos()).round() as i32, (f64::from(y) + reach * angle.sin()).round() as i32)
+            (
+                (f64::from(x) + reach * angle.cos()).round() as i32,
+                (f64::from(y) + reach * angle.sin()).round() as i32,
+            )
         };
         (0..10).map(point).collect()
     };
@@ -405,12 +415,4 @@ pub(super) fn jpeg(image: &RgbImage) -> Result<Vec<u8>> {
         .encode_image(image)
         .context("cannot compress the image")?;
     Ok(bytes)
-}
-
-/// The network's input as an image: resized, with its padding.
-pub(super) fn input_image(view: &GraphView) -> Result<RgbImage> {
-    let (height, width) = view.input;
-    let mut canvas = Canvas::new(RgbImage::from_pixel(width, height, PADDING));
-    canvas.paste(&antialias(&view.image, view.seen.1, view.seen.0)?, 0, 0);
-    Ok(canvas.into_image())
 }
