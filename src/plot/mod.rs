@@ -18,6 +18,6 @@ pub use curves::curves;
 pub use detections::draw_detections;
 pub use judge::{best_threshold, judge, Judgement, Truth, Verdict};
 pub use log::{RunLog, Series};
-pub use overlay::{overlay, Mark};
+pub use overlay::{overlay, Mark, MarkMask};
 pub use run::{run, RunPictures};
 pub use sheet::{beside_truth, HIT};

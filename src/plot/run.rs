@@ -4,11 +4,15 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
+use vigdet_coco::eval::{evaluate, IouType, Params};
+use vigdet_coco::rle::Rle;
+use vigdet_coco::types::Detection;
 
 use super::curves::curves;
 use super::judge::{best_threshold, judge, Judgement, Truth};
 use super::sheet::{beside_truth, HIT};
 use crate::config::Config;
+use crate::data::mask::Mask;
 use crate::data::CocoDataset;
 use crate::detect::Detections;
 
@@ -33,7 +37,8 @@ impl Default for RunPictures {
 const SCORE_WITHOUT_HITS: f32 = 0.3;
 
 /// Draws a run's pictures into its folder `plots`: `curves.png` and `curves.svg` from log.jsonl, and, once there is a bbox.json,
-/// `detections_ID.png` of some validation images beside their ground truth. Gives the files written, in that order.
+/// `precision_recall.png`, of masks too where there is a segm.json, and `detections_ID.png` of some validation images beside their ground truth,
+/// with masks where there are any. Gives the files written, in that order.
 ///
 /// # Errors
 /// If the folder holds no run, if the data is not where the config says, if none of the images can be read, or if a file cannot be
@@ -58,14 +63,18 @@ fn detections(run_dir: &Path, results: &Path, plots: &Path, options: &RunPicture
     })?;
     let dataset = CocoDataset::open(&config.val, &root, false)?;
     let names: Vec<String> = dataset.classes().iter().map(|class| class.name.clone()).collect();
-    let found = read(results, &dataset)?;
+    let boxes = read_results(results)?;
+    let segm = run_dir.join("segm.json");
+    let masks = if segm.is_file() { read_results(&segm)? } else { Vec::new() };
+    let mut written = precision_recall(&dataset, &boxes, &masks, plots)?;
+    let (found, masks) = by_image(boxes, masks, &dataset);
     let truths: Vec<Vec<Truth>> = (0..dataset.len()).map(|i| truths(&dataset, i)).collect();
     let judged: Vec<Judgement> = found.iter().zip(&truths).map(|(f, t)| judge(f, t, HIT)).collect();
     let all = found.iter().zip(&truths).zip(&judged).map(|((f, t), j)| (f, t.as_slice(), j));
     let score =
         options.score.or_else(|| best_threshold(all).map(|(score, _)| score)).unwrap_or(SCORE_WITHOUT_HITS);
 
-    let mut written = Vec::new();
+    let before = written.len();
     let mut unreadable = None;
     for i in spread(dataset.len(), options.images) {
         let info = dataset.info(i);
@@ -76,38 +85,81 @@ fn detections(run_dir: &Path, results: &Path, plots: &Path, options: &RunPicture
                 continue;
             }
         };
-        let picture = beside_truth(&image, &info.file, &truths[i], &found[i], &names, score)?;
+        let picture = beside_truth(&image, &info.file, &truths[i], &found[i], &masks[i], &names, score)?;
         let path = plots.join(format!("detections_{}.png", info.id));
         picture.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
         written.push(path);
     }
     match unreadable {
-        Some(error) if written.is_empty() => Err(error),
+        Some(error) if written.len() == before => Err(error),
         _ => Ok(written),
     }
 }
 
-/// Detections of each image of the data set, in its order.
-fn read(results: &Path, dataset: &CocoDataset) -> Result<Vec<Detections>> {
+/// Curves of boxes and, where there are any, of masks.
+fn precision_recall(
+    dataset: &CocoDataset,
+    boxes: &[Detection],
+    masks: &[Detection],
+    plots: &Path,
+) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for (found, kind, name) in [
+        (boxes, IouType::Bbox, "precision_recall.png"),
+        (masks, IouType::Segm, "precision_recall_masks.png"),
+    ] {
+        if !found.is_empty() {
+            let path = plots.join(name);
+            let evaluation = evaluate(dataset.ground_truth(), found, kind, &Params::default())?;
+            vigdet_coco::plot::precision_recall(&path, &evaluation)?;
+            written.push(path);
+        }
+    }
+    Ok(written)
+}
+
+fn read_results(path: &Path) -> Result<Vec<Detection>> {
+    vigdet_coco::read_results(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Detections of each image of the data set, in its order, and their masks. The files of boxes and of masks hold the same detections in the
+/// same order; if they do not, they are of different evaluations, and the masks are left out.
+fn by_image(
+    boxes: Vec<Detection>,
+    masks: Vec<Detection>,
+    dataset: &CocoDataset,
+) -> (Vec<Detections>, Vec<Vec<Option<Rle>>>) {
+    let same = |(a, b): (&Detection, &Detection)| {
+        (a.image_id, a.category_id, a.score) == (b.image_id, b.category_id, b.score)
+    };
+    let paired = boxes.len() == masks.len() && boxes.iter().zip(&masks).all(same);
     let index: HashMap<i64, usize> = (0..dataset.len()).map(|i| (dataset.info(i).id, i)).collect();
     let mut found = vec![Detections::default(); dataset.len()];
-    let all =
-        vigdet_coco::read_results(results).with_context(|| format!("cannot read {}", results.display()))?;
-    for detection in all {
+    let mut of_image = vec![Vec::new(); dataset.len()];
+    let mut masks = masks.into_iter();
+    for detection in boxes {
+        let mask = masks.next().filter(|_| paired).and_then(|m| m.segmentation);
         let place = (index.get(&detection.image_id), dataset.label(detection.category_id), detection.bbox);
         let (Some(&i), Some(label), Some([x, y, w, h])) = place else { continue };
         found[i].boxes.push([x, y, x + w, y + h].map(|v| v as f32));
         found[i].scores.push(detection.score as f32);
         found[i].labels.push(label);
+        let info = dataset.info(i);
+        of_image[i].push(mask.and_then(|m| m.to_rle(info.height, info.width).ok()));
     }
-    Ok(found)
+    (found, of_image)
 }
 
 fn truths(dataset: &CocoDataset, i: usize) -> Vec<Truth> {
     let info = dataset.info(i);
     let target = dataset.target(i, info.width, info.height);
-    let objects = target.boxes.iter().zip(&target.labels).zip(&target.crowd);
-    objects.map(|((&bbox, &label), &crowd)| Truth { bbox, label, crowd }).collect()
+    let truth = |o: usize| Truth {
+        bbox: target.boxes[o],
+        label: target.labels[o],
+        crowd: target.crowd[o],
+        mask: target.masks[o].as_ref().and_then(Mask::annotated),
+    };
+    (0..target.boxes.len()).map(truth).collect()
 }
 
 /// `count` of `len` indices, evenly spread; all of them if there are not more.

@@ -151,9 +151,9 @@ impl GraphPicture {
     }
 
     fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>) -> DrawResult<(), DB> {
+        style::register_font();
         let links = &self.links;
         let bold = (style::FONT, TITLE).into_font().style(FontStyle::Bold).color(&style::INK);
-        style::register_font();
         root.draw(&Text::new(title(links), (GAP, GAP), bold))?;
         let below = format!("{}, {}", links.weights, size_of(links));
         root.draw(&Text::new(below, (GAP, GAP + 38), style::text(HEAD)))?;
