@@ -15,9 +15,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
 use vigdet::config::Config;
+use vigdet::data::decode;
 use vigdet::data::resize::{resize_into, Normalise, Slot};
 use vigdet::data::shapes::Scene;
-use vigdet::data::decode;
 use vigdet::explore::diversity::diversity;
 use vigdet::graph::GraphTrace;
 use vigdet::weights::load_classifier;
@@ -62,15 +62,26 @@ fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     let path = |name: &str| args.out.join(name);
-    plot(&BitMapBackend::new(&path("feature_diversity.png"), style::SIZE).into_drawing_area(), &args.model, &curves)?;
-    plot(&SVGBackend::new(&path("feature_diversity.svg"), style::SIZE).into_drawing_area(), &args.model, &curves)
+    plot(
+        &BitMapBackend::new(&path("feature_diversity.png"), style::SIZE).into_drawing_area(),
+        &args.model,
+        &curves,
+    )?;
+    plot(
+        &SVGBackend::new(&path("feature_diversity.svg"), style::SIZE).into_drawing_area(),
+        &args.model,
+        &curves,
+    )
 }
 
 /// Mean feature diversity of what goes into the first block and comes out of each.
 fn of_layers(model: &str, vig: bool, weights: Option<&Path>, images: &[RgbImage]) -> Result<Vec<f64>> {
     let set = |key: &str, value: String| format!("model.backbone.{key}={value}");
-    let changes =
-        [set("name", format!("\"{model}\"")), set("grapher_fc", vig.to_string()), set("ffn", vig.to_string())];
+    let changes = [
+        set("name", format!("\"{model}\"")),
+        set("grapher_fc", vig.to_string()),
+        set("ffn", vig.to_string()),
+    ];
     let config = Config::from_json_with("{\"model\": {\"backbone\": {\"drop_path\": 0.0}}}", &changes)?;
     tch::manual_seed(0);
     let loaded = load_classifier(&config.model.backbone, weights, Device::Cpu)?;
@@ -106,7 +117,13 @@ fn plot<DB: DrawingBackend>(
         let layers = curves[0].1.len() as f64 - 1.0;
         let most = curves.iter().flat_map(|c| &c.1).copied().fold(0.0, f64::max);
         let title = format!("Feature diversity of {model}");
-        let axes = Axes { title: &title, x: "layer", y: "diversity", x_range: 0.0..layers, y_range: 0.0..1.3 * most };
+        let axes = Axes {
+            title: &title,
+            x: "layer",
+            y: "diversity",
+            x_range: 0.0..layers,
+            y_range: 0.0..1.3 * most,
+        };
         let mut chart = axes.draw(root)?;
         for (i, (name, values)) in curves.iter().enumerate() {
             let points: Vec<(f64, f64)> = values.iter().enumerate().map(|(l, v)| (l as f64, *v)).collect();

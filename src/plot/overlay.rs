@@ -94,10 +94,8 @@ fn enlarged_mask(mask: &Rle, factor: u32) -> Rle {
     let tall = |column: &[u8]| -> Vec<u8> {
         column.iter().flat_map(|&pixel| std::iter::repeat_n(pixel, factor as usize)).collect()
     };
-    let pixels: Vec<u8> = columns
-        .chunks(height.max(1))
-        .flat_map(|column| tall(column).repeat(factor as usize))
-        .collect();
+    let pixels: Vec<u8> =
+        columns.chunks(height.max(1)).flat_map(|column| tall(column).repeat(factor as usize)).collect();
     let size = (mask.height() * factor, mask.width() * factor);
     Rle::from_columns(size.0, size.1, &pixels).unwrap_or_else(|_| mask.clone())
 }
@@ -176,7 +174,8 @@ mod tests {
     #[test]
     fn a_mask_of_the_image_is_enlarged_with_it() {
         let image = RgbImage::from_pixel(160, 100, Rgb([90; 3]));
-        let object: Vec<bool> = (0..160 * 100).map(|i| (40..60).contains(&(i % 160)) && i / 160 < 50).collect();
+        let object: Vec<bool> =
+            (0..160 * 100).map(|i| (40..60).contains(&(i % 160)) && i / 160 < 50).collect();
         let mask = MarkMask::OnImage(Rle::from_rows(100, 160, &object).unwrap());
         let drawn =
             overlay(&image, &[Mark { mask: Some(mask), ..mark([20.0, 0.0, 80.0, 90.0], "") }]).unwrap();

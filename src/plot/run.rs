@@ -104,10 +104,9 @@ fn precision_recall(
     plots: &Path,
 ) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
-    for (found, kind, name) in [
-        (boxes, IouType::Bbox, "precision_recall.png"),
-        (masks, IouType::Segm, "precision_recall_masks.png"),
-    ] {
+    for (found, kind, name) in
+        [(boxes, IouType::Bbox, "precision_recall.png"), (masks, IouType::Segm, "precision_recall_masks.png")]
+    {
         if !found.is_empty() {
             let path = plots.join(name);
             let evaluation = evaluate(dataset.ground_truth(), found, kind, &Params::default())?;
@@ -171,6 +170,83 @@ fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ShapesConfig;
+
+    /// A run whose detections are the objects of a small set of shapes, moved by a pixel, with and without their masks.
+    fn make_run(folder: &Path, masks: bool) -> PathBuf {
+        let root = folder.join("data");
+        let shapes = ShapesConfig { train: 1, val: 4, side: 96, seed: 3 };
+        crate::data::shapes::ensure(&root, &shapes).unwrap();
+        let run = folder.join("run");
+        std::fs::create_dir_all(&run).unwrap();
+        std::fs::write(run.join("log.jsonl"), "{\"iter\":1,\"loss\":2.0,\"lr\":0.1}\n").unwrap();
+        let changes = [format!("data.root={}", serde_json::json!(root))];
+        let config = Config::preset("mask_rcnn_pvig_ti_shapes", &changes).unwrap();
+        std::fs::write(run.join("config.json"), config.to_json().unwrap()).unwrap();
+        let dataset = CocoDataset::open(&config.data.val, &root, false).unwrap();
+        let of = |a: &vigdet_coco::types::Annotation| Detection {
+            image_id: a.image_id,
+            category_id: a.category_id,
+            bbox: Some([a.bbox[0] + 1.0, a.bbox[1], a.bbox[2], a.bbox[3]]),
+            score: 0.9,
+            segmentation: a.segmentation.clone(),
+        };
+        let truth = dataset.ground_truth();
+        let found: Vec<Detection> = truth.annotations.iter().filter(|a| !a.iscrowd).map(of).collect();
+        let boxes: Vec<Detection> =
+            found.iter().map(|d| Detection { segmentation: None, ..d.clone() }).collect();
+        vigdet_coco::write_results(&run.join("bbox.json"), &boxes).unwrap();
+        if masks {
+            let masks: Vec<Detection> = found.into_iter().map(|d| Detection { bbox: None, ..d }).collect();
+            vigdet_coco::write_results(&run.join("segm.json"), &masks).unwrap();
+        }
+        run
+    }
+
+    #[test]
+    fn a_run_with_masks_has_their_curves_and_draws_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = RunPictures { images: 2, ..RunPictures::default() };
+        let with = run(&make_run(folder.path(), true), &options).unwrap();
+        let names: Vec<String> =
+            with.iter().map(|f| f.file_name().unwrap().to_string_lossy().into_owned()).collect();
+        assert_eq!(
+            names[..4],
+            ["curves.png", "curves.svg", "precision_recall.png", "precision_recall_masks.png"]
+        );
+        assert!(names.len() == 6 && names[4..].iter().all(|n| n.starts_with("detections_")), "{names:?}");
+        assert_eq!(image::open(&with[3]).unwrap().height(), image::open(&with[2]).unwrap().height());
+        // The half with what was detected: without masks less is coloured.
+        let sheet = image::open(&with[4]).unwrap().into_rgb8();
+        let without = tempfile::tempdir().unwrap();
+        let plain = run(&make_run(without.path(), false), &options).unwrap();
+        assert_eq!(plain.len(), 5);
+        let plain = image::open(&plain[3]).unwrap().into_rgb8();
+        assert_eq!(sheet.dimensions(), plain.dimensions());
+        let middle = sheet.width() / 2;
+        let changed = |side: &dyn Fn(u32) -> bool| {
+            let pixels = sheet.enumerate_pixels().filter(|(x, ..)| side(*x));
+            pixels.filter(|(x, y, p)| *p != plain.get_pixel(*x, *y)).count()
+        };
+        assert!(changed(&|x| x > middle) > 2000);
+        assert_eq!(changed(&|x| x <= middle), 0);
+    }
+
+    #[test]
+    fn masks_of_other_detections_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = make_run(folder.path(), true);
+        let boxes = read_results(&run_dir.join("bbox.json")).unwrap();
+        let mut masks = read_results(&run_dir.join("segm.json")).unwrap();
+        let config = Config::load(&run_dir.join("config.json"), &[]).unwrap().data;
+        let dataset = CocoDataset::open(&config.val, &config.root.unwrap(), false).unwrap();
+        let some = |masks: &[Detection]| {
+            by_image(boxes.clone(), masks.to_vec(), &dataset).1.iter().flatten().flatten().count()
+        };
+        assert_eq!(some(&masks), boxes.len());
+        masks[0].score = 0.8;
+        assert_eq!(some(&masks), 0);
+    }
 
     #[test]
     fn pictures_are_spread_over_the_split() {

@@ -62,8 +62,7 @@ pub fn beside_truth(
         labels: shown.iter().map(|&i| detections.labels[i]).collect(),
         masks: Vec::new(),
     };
-    let masks: Vec<Option<&Rle>> =
-        shown.iter().map(|&i| masks.get(i).and_then(Option::as_ref)).collect();
+    let masks: Vec<Option<&Rle>> = shown.iter().map(|&i| masks.get(i).and_then(Option::as_ref)).collect();
     let judgement = judge(&detections, truths, HIT);
     let left = overlay(image, &truth_marks(truths, names))?;
     let right = overlay(image, &detection_marks(truths, &detections, &masks, &judgement, names))?;
@@ -130,11 +129,10 @@ fn detection_marks(
     judgement: &Judgement,
     names: &[String],
 ) -> Vec<Mark> {
-    let missed = truths
-        .iter()
-        .zip(&judgement.found)
-        .filter(|(_, found)| !**found)
-        .map(|(t, _)| MISSED.mark(t.bbox, format!("missed: {}", name_of(t.label, names)), t.mask.as_ref()));
+    let missed =
+        truths.iter().zip(&judgement.found).filter(|(_, found)| !**found).map(|(t, _)| {
+            MISSED.mark(t.bbox, format!("missed: {}", name_of(t.label, names)), t.mask.as_ref())
+        });
     // The best last, so that it lies on top.
     let found = (0..detections.len()).rev().map(|i| {
         let text = format!("{} {:.2}", name_of(detections.labels[i], names), detections.scores[i]);

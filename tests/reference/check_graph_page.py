@@ -277,6 +277,8 @@ def main():
         if args.screenshots:
             args.screenshots.mkdir(parents=True, exist_ok=True)
         page = Page(browser, page_file, viewport={"width": 1280, "height": 900})
+        for title in (page.page.title(), page.page.inner_text("h1")):
+            assert title == f"{args.model} on image.jpg", title
         check_links(page, blocks)
         check_drawing(page, blocks[-1])
         check_keys(page, blocks)

@@ -42,7 +42,7 @@ pub fn page(view: &GraphView, path: &Path) -> Result<()> {
     let data = data.to_string().replace('<', "\\u003c");
     let title = escape(&format!("{} on {}", view.model, view.file));
     let page = HTML
-        .replacen("{{title}}", &title, 1)
+        .replace("{{title}}", &title)
         .replacen("{{style}}", STYLE, 1)
         .replacen("{{script}}", SCRIPT, 1)
         .replacen("{{data}}", &data, 1);

@@ -87,7 +87,7 @@
     g.fill();
   };
 
-  const draw = (canvas, b) => {
+  const draw = (canvas, b, large) => {
     const css = canvas.clientWidth;
     if (!css) return;
     const ratio = window.devicePixelRatio || 1;
@@ -99,7 +99,9 @@
     g.setTransform(1, 0, 0, 1, 0, 0);
     g.globalAlpha = 1;
     g.drawImage(picture, 0, 0, w, h);
-    g.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--veil");
+    const theme = getComputedStyle(document.documentElement);
+    const color = (name) => theme.getPropertyValue(name);
+    g.fillStyle = color("--veil");
     g.fillRect(0, 0, w, h);
     const box = ([x, y, bw, bh], fill, stroke, alpha, dash) => {
       const [l, t, r, u] = [x * s, y * s, (x + bw) * s, (y + bh) * s].map(Math.round);
@@ -123,17 +125,17 @@
       for (let x = cell[1]; x < width; x += cell[1]) g.fillRect(Math.round(x * s), 0, 1, h);
       for (let y = cell[0]; y < height; y += cell[0]) g.fillRect(0, Math.round(y * s), w, 1);
     };
-    grid([b.stride, b.stride], "#ffffff");
-    if (b.pooled[0] * b.pooled[1] > 1) grid(b.pooled.map((p) => p * b.stride), "#000000");
+    if (large) grid([b.stride, b.stride], "#ffffff");
+    if (large && b.pooled[0] * b.pooled[1] > 1) grid(b.pooled.map((p) => p * b.stride), "#000000");
     const node = at(b, state.x, state.y);
     const links = linksOf(b, node);
     if (shown.in && links.incoming.length) {
       const alpha = opacity(links.incoming);
-      for (const l of links.incoming) box(nodeRectangle(b, l.node), "#e69f00", "#a34700", 0.8 * alpha(l), true);
+      for (const l of links.incoming) box(nodeRectangle(b, l.node), "#e69f00", color("--in-line"), 0.8 * alpha(l), true);
     }
     if (shown.out) {
       const alpha = opacity(links.outgoing);
-      for (const l of links.outgoing) box(candidateRectangle(b, l.candidate), "#56b4e9", "#0072b2", 0.8 * alpha(l), false);
+      for (const l of links.outgoing) box(candidateRectangle(b, l.candidate), "#56b4e9", color("--out-line"), 0.8 * alpha(l), false);
     }
     g.globalAlpha = 1;
     const [x, y, nw, nh] = nodeRectangle(b, node);
@@ -166,10 +168,10 @@
     const links = linksOf(b, node);
     element("block").value = state.block;
     element("block-name").textContent = `Block ${b.block} of ${blocks.length}`;
-    draw(element("view"), b);
+    draw(element("view"), b, true);
     small.forEach(({ button, canvas }, i) => {
       button.setAttribute("aria-pressed", String(i === state.block));
-      if (shown.all) draw(canvas, blocks[i]);
+      if (shown.all) draw(canvas, blocks[i], false);
     });
     const row = Math.floor(node / b.columns), column = node % b.columns;
     element("patch").textContent = `Patch at row ${row}, column ${column}`;
@@ -190,7 +192,7 @@
       }
       return line;
     }));
-    element("hint").textContent = state.held ? "Held; Esc lets go." : "";
+    element("hint").textContent = state.held ? "Held: click or tap it again, or Esc, to let go." : "";
     // What is highlighted, for those who read the page by program.
     Object.assign(element("info").dataset, {
       block: b.block,
