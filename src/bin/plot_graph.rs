@@ -120,7 +120,10 @@ fn draw(args: &Args, viewer: &GraphViewer, path: &Path) -> Result<()> {
     let centers = if given.is_empty() { Centers::Salient(args.centers) } else { Centers::Given(given) };
     let image = decode::open(path, viewer.config().data.exif)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let start = Instant::now();
     let view = viewer.view(&image, &name)?;
+    // What is beside the forward pass: resizing, and the graphs as data.
+    let reading = start.elapsed().as_secs_f64() - view.seconds;
 
     let mut files = Vec::new();
     let start = Instant::now();
@@ -141,7 +144,7 @@ fn draw(args: &Args, viewer: &GraphViewer, path: &Path) -> Result<()> {
         files.extend(report(args, &of_view(&view), &view.model, 1)?);
     }
     let seconds =
-        json!({ "forward": view.seconds, "picture": drawing, "html": args.html.as_ref().map(|_| writing) });
+        json!({ "forward": view.seconds, "graph": reading, "picture": drawing, "html": args.html.as_ref().map(|_| writing) });
     if let Some(path) = &args.json {
         let mut data = serde_json::to_value(picture.links())?;
         data["seconds"] = seconds;
@@ -149,9 +152,10 @@ fn draw(args: &Args, viewer: &GraphViewer, path: &Path) -> Result<()> {
         files.push(path.clone());
     }
     println!(
-        "{}; forward {:.2} s, picture {drawing:.2} s",
+        "{}; forward {:.2} s, picture {:.2} s",
         files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "),
-        view.seconds
+        view.seconds,
+        reading + drawing
     );
     Ok(())
 }

@@ -14,10 +14,10 @@ pub const HEAD_ROOM: i32 = 54;
 pub const LEGEND_ROOM: i32 = 34;
 /// A picture is at most about so wide, in pixels.
 const WIDEST: f64 = 2700.0;
-/// Panels have a longer side between these, in pixels.
-const PANEL: (f64, f64) = (560.0, 1280.0);
-/// The longer side of a panel where there are more than two.
-const ONE_OF_MANY: f64 = 720.0;
+/// The longer side of a panel is at least this, in pixels.
+const LEAST_PANEL: f64 = 560.0;
+/// And at most this, of one panel, of two, of more: letters stay legible where the whole picture is shown.
+const MOST_PANEL: [f64; 3] = [1280.0, 900.0, 720.0];
 
 /// A picture's measures, in pixels.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,8 +41,8 @@ impl Layout {
     pub fn new(links: &Links, lines: usize, least: i32) -> Self {
         let (height, width) = (f64::from(links.input.0), f64::from(links.input.1));
         let count = links.blocks.len();
-        let most = if count > 2 { ONE_OF_MANY } else { PANEL.1 };
-        let scale = height.max(width).clamp(PANEL.0, most) / height.max(width);
+        let most = MOST_PANEL[count.clamp(1, 3) - 1];
+        let scale = height.max(width).clamp(LEAST_PANEL, most) / height.max(width);
         let panel = ((width * scale).round().max(1.0) as i32, (height * scale).round().max(1.0) as i32);
         let fit = ((WIDEST - f64::from(GAP)) / f64::from(panel.0 + GAP)).floor().max(1.0) as usize;
         // Rows as even as they can be.
