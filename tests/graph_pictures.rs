@@ -17,8 +17,13 @@ use vigdet::explore::{Center, GraphViewer, ViewerOptions};
 use vigdet::plot::graph::{Centers, GraphPicture, PictureOptions};
 use vigdet::weights::{metadata_of, save};
 
+#[allow(dead_code)]
+#[path = "../examples/plot_graph.rs"]
+mod plot_graph;
+
 /// A small Pyramid ViG: the same parts, fewer of them.
-const SMALL: [&str; 4] = ["--set", "channels=[8,16,24,32]", "--set", "blocks=[1,1,2,1]"];
+const SMALL: [&str; 4] =
+    ["--set", "model.backbone.channels=[8,16,24,32]", "--set", "model.backbone.blocks=[1,1,2,1]"];
 /// Stride, and nodes pooled along each side, of its blocks.
 const GRIDS: [(u32, u32); 5] = [(4, 4), (8, 2), (16, 1), (16, 1), (32, 1)];
 
@@ -42,7 +47,7 @@ fn text(path: &Path) -> &str {
 
 /// An image of shapes, cut to this size.
 fn draw_image(folder: &Path, width: u32, height: u32) -> PathBuf {
-    let scene = Scene::draw(width.max(height) * 2, &mut ChaCha8Rng::seed_from_u64(5));
+    let scene = Scene::draw((width.max(height) * 2).max(128), &mut ChaCha8Rng::seed_from_u64(5));
     let image = image::imageops::resize(&scene.image, width, height, image::imageops::FilterType::Triangle);
     let path = folder.join("shapes.png");
     image.save(&path).unwrap();
@@ -145,7 +150,9 @@ fn the_picture_and_the_page_show_the_edges_that_extract_features_writes() {
         assert_eq!(distances.len(), found.len());
         assert!(distances.contains(&0) && distances.contains(&255));
         let k = block["k"].as_u64().unwrap() as usize;
-        assert!(distances.chunks_exact(k).all(|d| d.windows(2).all(|pair| pair[0] <= pair[1])));
+        assert!(distances
+            .chunks_exact(k)
+            .all(|d| d.windows(2).all(|pair| pair[0] <= pair[1].saturating_add(1))));
         let pooled = [u64::from(GRIDS[i].1); 2];
         assert_eq!(
             (block["stride"].as_u64(), &block["pooled"]),
@@ -306,6 +313,19 @@ fn what_cannot_be_drawn_is_one_clear_line() {
 }
 
 #[test]
+fn the_example_draws_what_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = plot_graph::draw(&draw_image(folder.path(), 64, 48)).unwrap();
+    let blocks: Vec<(usize, usize)> =
+        picture.links().blocks.iter().map(|b| (b.block, b.centers.len())).collect();
+    assert_eq!(blocks, [(1, 3), (12, 3)]);
+    // In the last block there are 4 patches, and all are neighbours.
+    let mut last = picture.links().blocks[1].centers[0].neighbours.clone();
+    last.sort_unstable();
+    assert_eq!(last, [0, 1, 2, 3]);
+}
+
+#[test]
 fn images_of_any_size_are_drawn() {
     let folder = tempfile::tempdir().unwrap();
     let changes: Vec<String> = SMALL.iter().filter(|a| **a != "--set").map(|a| a.to_string()).collect();
@@ -336,7 +356,7 @@ fn images_of_any_size_are_drawn() {
 fn statistics_of_a_data_set_say_how_many_neighbours_are_in_the_same_object() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    shapes::ensure(&data, &ShapesConfig { train: 1, val: 3, side: 160, seed: 1 }).unwrap();
+    shapes::ensure(&data, &ShapesConfig { train: 1, val: 3, side: 256, seed: 1 }).unwrap();
     let out = folder.path().join("out");
     let args = ["pvig_ti", "--stats", "--data", text(&data), "--limit", "2", "--out", text(&out)];
     let said = works(PLOT_GRAPH, &[&args[..], &SMALL].concat());

@@ -143,8 +143,7 @@ fn draw(args: &Args, viewer: &GraphViewer, path: &Path) -> Result<()> {
     if args.stats {
         files.extend(report(args, &of_view(&view), &view.model, 1)?);
     }
-    let seconds =
-        json!({ "forward": view.seconds, "graph": reading, "picture": drawing, "html": args.html.as_ref().map(|_| writing) });
+    let seconds = json!({ "forward": view.seconds, "graph": reading, "picture": drawing, "html": args.html.as_ref().map(|_| writing) });
     if let Some(path) = &args.json {
         let mut data = serde_json::to_value(picture.links())?;
         data["seconds"] = seconds;

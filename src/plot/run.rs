@@ -171,6 +171,7 @@ fn spread(len: usize, count: usize) -> impl Iterator<Item = usize> {
 mod tests {
     use super::*;
     use crate::config::ShapesConfig;
+    use vigdet_coco::types::Segmentation;
 
     /// A run whose detections are the objects of a small set of shapes, moved by a pixel, with and without their masks.
     fn make_run(folder: &Path, masks: bool) -> PathBuf {
@@ -184,14 +185,17 @@ mod tests {
         let config = Config::preset("mask_rcnn_pvig_ti_shapes", &changes).unwrap();
         std::fs::write(run.join("config.json"), config.to_json().unwrap()).unwrap();
         let dataset = CocoDataset::open(&config.data.val, &root, false).unwrap();
+        let truth = dataset.ground_truth();
         let of = |a: &vigdet_coco::types::Annotation| Detection {
             image_id: a.image_id,
             category_id: a.category_id,
             bbox: Some([a.bbox[0] + 1.0, a.bbox[1], a.bbox[2], a.bbox[3]]),
             score: 0.9,
-            segmentation: a.segmentation.clone(),
+            segmentation: a.segmentation.as_ref().map(|s| {
+                let image = truth.images.iter().find(|image| image.id == a.image_id).unwrap();
+                Segmentation::Rle(s.to_rle(image.height, image.width).unwrap())
+            }),
         };
-        let truth = dataset.ground_truth();
         let found: Vec<Detection> = truth.annotations.iter().filter(|a| !a.iscrowd).map(of).collect();
         let boxes: Vec<Detection> =
             found.iter().map(|d| Detection { segmentation: None, ..d.clone() }).collect();

@@ -18,6 +18,8 @@ const WIDEST: f64 = 2700.0;
 const LEAST_PANEL: f64 = 560.0;
 /// And at most this, of one panel, of two, of more: letters stay legible where the whole picture is shown.
 const MOST_PANEL: [f64; 3] = [1280.0, 900.0, 720.0];
+/// Room for a panel's head, however narrow the panel, in pixels.
+const LEAST_PITCH: i32 = 540;
 
 /// A picture's measures, in pixels.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,11 +46,12 @@ impl Layout {
         let most = MOST_PANEL[count.clamp(1, 3) - 1];
         let scale = height.max(width).clamp(LEAST_PANEL, most) / height.max(width);
         let panel = ((width * scale).round().max(1.0) as i32, (height * scale).round().max(1.0) as i32);
-        let fit = ((WIDEST - f64::from(GAP)) / f64::from(panel.0 + GAP)).floor().max(1.0) as usize;
+        let fit =
+            ((WIDEST - f64::from(GAP)) / f64::from(panel.0.max(LEAST_PITCH) + GAP)).floor().max(1.0) as usize;
         // Rows as even as they can be.
         let rows = count.div_ceil(fit);
         let columns = count.div_ceil(rows);
-        let step = (panel.0 + GAP, panel.1 + HEAD_ROOM + GAP);
+        let step = (panel.0.max(LEAST_PITCH) + GAP, panel.1 + HEAD_ROOM + GAP);
         let corner = |i: usize| {
             let (column, row) = ((i % columns) as i32, (i / columns) as i32);
             (GAP + column * step.0, GAP + TITLE_ROOM + HEAD_ROOM + row * step.1)

@@ -358,7 +358,8 @@ fn grid_of(block: &BlockLinks) -> String {
 
 /// What the legend of a picture explains, in order.
 fn entries(links: &Links, scale: f64, options: PictureOptions) -> Vec<Entry> {
-    let center = |(c, (x, y)): (usize, &(f64, f64))| Entry::Center(c, format!("x {x:.0}, y {y:.0}"));
+    let center =
+        |(c, (x, y)): (usize, &(f64, f64))| Entry::Center(c, format!("x {}, y {}", x.floor(), y.floor()));
     let mut entries: Vec<Entry> = links.centers.iter().enumerate().map(center).collect();
     entries.push(Entry::Neighbour);
     if options.edges {
