@@ -2,6 +2,7 @@
 //!
 //! - [`cli`]: what the programs share.
 //! - [`config`]: the types behind `configs/*.json`.
+//! - [`explore`]: the graphs of a model on an image, as data for pictures and numbers.
 //! - [`graph`]: what makes ViG ViG: neighbours, aggregation, the Grapher block.
 //! - [`backbone`]: Pyramid ViG and ResNet: images to one map per stage.
 //! - [`data`]: COCO files and built-in shapes to batches of images.
@@ -10,7 +11,7 @@
 //! - [`memory`]: how the process holds on to memory.
 //! - [`stats`]: parameters and multiply-adds of the named models.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
-//! - [`plot`]: pictures: training curves, detections on their images.
+//! - [`plot`]: pictures: training curves, detections on their images, graphs.
 //! - [`predictor`]: a trained detector, ready for images.
 //! - [`weights`]: reading and writing them, by name.
 
@@ -20,6 +21,7 @@ pub mod config;
 pub mod data;
 pub mod describe;
 pub mod detect;
+pub mod explore;
 pub mod graph;
 pub mod memory;
 pub mod plot;

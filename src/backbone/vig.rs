@@ -249,8 +249,17 @@ impl Backbone for Vig {
             if let Some(down) = &stage.down {
                 x = down.forward(&x, norms_at(s));
             }
+            if let Some(trace) = trace.as_deref_mut() {
+                trace.enter(self.strides[s]);
+                if s == 0 {
+                    trace.keep(&x);
+                }
+            }
             for block in &stage.blocks {
                 x = block.forward(&x, norms_at(s), noise.as_mut(), trace.as_deref_mut())?;
+                if let Some(trace) = trace.as_deref_mut() {
+                    trace.keep(&x);
+                }
             }
             maps.push(x.shallow_clone());
         }

@@ -115,6 +115,12 @@ impl Mask {
         })
     }
 
+    /// The pixels of the image as annotated, whatever has become of it since.
+    pub fn annotated(&self) -> Option<Rle> {
+        let (height, width) = self.size;
+        self.source.to_rle(height, width).ok()
+    }
+
     /// Takes part in a change of its image.
     pub fn change(&mut self, change: &Geometry) {
         self.geometry = self.geometry.then(change);

@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use tch::{nn, Tensor};
 
 use super::conv::{Graph, GraphConv};
+use super::distances::edge_distances;
 use super::knn::Neighbours;
 use super::relative::RelativePosition;
 use super::trace::{BlockTrace, GraphTrace};
@@ -92,7 +93,16 @@ impl Grapher {
         let mut edges = self.find(&nodes, candidates, noise)?;
         if let Some(trace) = trace {
             let (_, _, ch, cw) = candidates.size4()?;
-            edges = trace.record(BlockTrace { edges, nodes: (h, w), candidates: (ch, cw) })?;
+            let relative = self.spec.relative.as_ref();
+            let distances = || edge_distances(&nodes, candidates, &edges, relative);
+            edges = trace.record(BlockTrace {
+                nodes: (h, w),
+                candidates: (ch, cw),
+                pooled: (self.spec.reduce.min(h), self.spec.reduce.min(w)),
+                stride: 0,
+                distances: trace.is_detailed().then(distances).transpose()?,
+                edges,
+            })?;
         }
         let out = self.conv.forward(Graph { nodes: &nodes, candidates, edges: &edges }, train)?;
         Ok(match &self.fc {

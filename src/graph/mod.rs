@@ -2,6 +2,7 @@
 
 pub mod aggregate;
 mod conv;
+mod distances;
 pub mod grapher;
 pub mod kernel;
 pub mod knn;
@@ -10,5 +11,6 @@ pub mod slices;
 mod trace;
 
 pub use conv::{Graph, GraphConv};
+pub use distances::edge_distances;
 pub use grapher::{Grapher, GrapherSpec};
 pub use trace::{BlockTrace, GraphTrace};

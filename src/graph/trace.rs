@@ -8,7 +8,11 @@ use tch::Tensor;
 pub struct GraphTrace {
     /// The blocks seen so far; a forward pass adds to it.
     pub blocks: Vec<BlockTrace>,
+    /// Of a [`GraphTrace::detailed`] trace: what goes into the first block, then what comes out of each, `[B, C, H, W]`. Empty otherwise.
+    pub features: Vec<Tensor>,
     given: Option<Vec<Tensor>>,
+    detailed: bool,
+    stride: i64,
 }
 
 /// The graph of one block.
@@ -20,6 +24,13 @@ pub struct BlockTrace {
     pub nodes: (i64, i64),
     /// (height, width) of the grid of candidates.
     pub candidates: (i64, i64),
+    /// (height, width) in nodes of the average pooling that makes a candidate; (1, 1) where the nodes are the candidates. What it does not
+    /// divide at the right and at the bottom is in no candidate.
+    pub pooled: (i64, i64),
+    /// Pixels of the image from one node to the next.
+    pub stride: i64,
+    /// Of a [`GraphTrace::detailed`] trace: float32 `[B, N, k]` on the CPU, the distance of each of `edges` (see [`super::edge_distances`]).
+    pub distances: Option<Tensor>,
 }
 
 impl GraphTrace {
@@ -27,14 +38,37 @@ impl GraphTrace {
     /// still records what they find: given another implementation's graph, every block gets the same input as there, so both
     /// the maps and the searches can be compared, though one swapped near-tie would change all that follows.
     pub fn with_edges(edges: Vec<Tensor>) -> Self {
-        Self { blocks: Vec::new(), given: Some(edges) }
+        Self { given: Some(edges), ..Self::default() }
     }
 
-    /// Records a block and says which edges it mixes along.
+    /// A trace that also keeps the distances along the edges, and the features between the blocks.
+    pub fn detailed() -> Self {
+        Self { detailed: true, ..Self::default() }
+    }
+
+    /// Whether distances and features are wanted.
+    pub(crate) fn is_detailed(&self) -> bool {
+        self.detailed
+    }
+
+    /// The blocks that follow have nodes so many pixels apart.
+    pub(crate) fn enter(&mut self, stride: i64) {
+        self.stride = stride;
+    }
+
+    /// Keeps what goes into the first block or comes out of one.
+    pub(crate) fn keep(&mut self, features: &Tensor) {
+        if self.detailed {
+            self.features.push(features.shallow_clone());
+        }
+    }
+
+    /// Records a block, fills in its stride and says which edges it mixes along.
     ///
     /// # Errors
     /// If edges were given, but none for this block, or for other nodes, or beyond its candidates.
-    pub(crate) fn record(&mut self, block: BlockTrace) -> Result<Tensor> {
+    pub(crate) fn record(&mut self, mut block: BlockTrace) -> Result<Tensor> {
+        block.stride = self.stride;
         let used = match &self.given {
             None => block.edges.shallow_clone(),
             Some(given) => {

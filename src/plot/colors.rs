@@ -18,3 +18,9 @@ pub fn class(label: i64) -> Color {
     const BRIGHT: [usize; 7] = [3, 5, 2, 7, 1, 4, 0];
     of_palette(BRIGHT[label.rem_euclid(BRIGHT.len() as i64) as usize])
 }
+
+/// The colour of a centre and its neighbours in pictures of the graph; colours repeat. They differ in lightness too.
+pub fn center(index: usize) -> Color {
+    const APART: [usize; 7] = [1, 5, 7, 2, 4, 3, 0];
+    of_palette(APART[index % APART.len()])
+}

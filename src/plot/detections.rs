@@ -5,7 +5,7 @@ use image::RgbImage;
 
 use super::canvas::Line;
 use super::colors;
-use super::overlay::{overlay, Mark};
+use super::overlay::{overlay, Mark, MarkMask};
 use crate::detect::Detections;
 
 /// Draws detections, with their masks, of at least `score` on their image, one colour a class, the best on top. `names` are those of the labels.
@@ -25,7 +25,7 @@ pub fn draw_detections(
             text: format!("{} {:.2}", name_of(detections.labels[i], names), detections.scores[i]),
             color: colors::class(detections.labels[i]),
             line: Line::Solid,
-            mask: detections.masks.get(i).cloned(),
+            mask: detections.masks.get(i).cloned().map(MarkMask::OnBox),
         })
         .collect();
     overlay(image, &marks)

@@ -1,5 +1,7 @@
 //! Which detections are hits, which are false alarms, and which objects were missed.
 
+use vigdet_coco::rle::Rle;
+
 use crate::detect::boxes::{area, intersection, Box4};
 use crate::detect::Detections;
 
@@ -12,6 +14,8 @@ pub struct Truth {
     pub label: i64,
     /// Whether it is a crowd region: detections in it count neither way.
     pub crowd: bool,
+    /// Its pixels, where they are annotated.
+    pub mask: Option<Rle>,
 }
 
 /// What became of a detection.
@@ -101,7 +105,7 @@ mod tests {
     use super::*;
 
     fn truth(bbox: Box4, label: i64, crowd: bool) -> Truth {
-        Truth { bbox, label, crowd }
+        Truth { bbox, label, crowd, mask: None }
     }
 
     fn found(of: &[(Box4, f32, i64)]) -> Detections {

@@ -1,11 +1,13 @@
-//! Pictures: training curves, boxes on images, detections beside the ground truth.
+//! Pictures: training curves, boxes on images, detections beside the ground truth, graphs of patches.
 //!
-//! [`run`] makes all pictures of a run's folder. [`curves`], [`draw_detections`] and [`beside_truth`] make one each.
+//! [`run`] makes all pictures of a run's folder. [`curves`], [`draw_detections`] and [`beside_truth`] make one each; [`graph`] shows
+//! which patches a model links.
 
 pub mod canvas;
 mod colors;
 mod curves;
 mod detections;
+pub mod graph;
 mod judge;
 mod log;
 mod overlay;
@@ -16,6 +18,6 @@ pub use curves::curves;
 pub use detections::draw_detections;
 pub use judge::{best_threshold, judge, Judgement, Truth, Verdict};
 pub use log::{RunLog, Series};
-pub use overlay::{overlay, Mark};
+pub use overlay::{overlay, Mark, MarkMask};
 pub use run::{run, RunPictures};
 pub use sheet::{beside_truth, HIT};

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use image::RgbImage;
+use vigdet_coco::rle::Rle;
 
 use super::canvas::{ink_on, text_size, Canvas, Color, Line, Rect, Weight};
 use crate::detect::InstanceMask;
@@ -18,7 +19,16 @@ pub struct Mark {
     /// The frame's line.
     pub line: Line,
     /// What of the box is object, where that is known.
-    pub mask: Option<InstanceMask>,
+    pub mask: Option<MarkMask>,
+}
+
+/// What of a box is object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MarkMask {
+    /// As a detector gives it, over the box.
+    OnBox(InstanceMask),
+    /// As annotated or written to a file, at the size of the image.
+    OnImage(Rle),
 }
 
 /// Images with a longer side below this are enlarged, so that labels are small beside objects, in pixels.
@@ -45,7 +55,10 @@ pub fn overlay(image: &RgbImage, marks: &[Mark]) -> Result<RgbImage> {
         marks.iter().map(|mark| rect_of(&mark.bbox, factor as f32, (width, height))).collect();
     for mark in marks {
         if let Some(mask) = &mark.mask {
-            let pasted = mask.paste(&mark.bbox.map(|v| v * factor as f32), height, width);
+            let pasted = match mask {
+                MarkMask::OnBox(mask) => mask.paste(&mark.bbox.map(|v| v * factor as f32), height, width),
+                MarkMask::OnImage(mask) => enlarged_mask(mask, factor),
+            };
             canvas.mask(&pasted, mark.color, MASK_OPACITY, (thick / 2).max(1));
         }
     }
@@ -70,6 +83,21 @@ pub fn overlay(image: &RgbImage, marks: &[Mark]) -> Result<RgbImage> {
         taken.push(label);
     }
     Ok(canvas.into_image())
+}
+
+/// A mask with every pixel made `factor × factor` pixels. One that would be too large stays as it is.
+fn enlarged_mask(mask: &Rle, factor: u32) -> Rle {
+    if factor == 1 {
+        return mask.clone();
+    }
+    let (height, columns) = (mask.height() as usize, mask.to_columns());
+    let tall = |column: &[u8]| -> Vec<u8> {
+        column.iter().flat_map(|&pixel| std::iter::repeat_n(pixel, factor as usize)).collect()
+    };
+    let pixels: Vec<u8> =
+        columns.chunks(height.max(1)).flat_map(|column| tall(column).repeat(factor as usize)).collect();
+    let size = (mask.height() * factor, mask.width() * factor);
+    Rle::from_columns(size.0, size.1, &pixels).unwrap_or_else(|_| mask.clone())
 }
 
 /// The pixels that a box covers, on the enlarged image. Boxes that are not numbers become empty.
@@ -134,12 +162,28 @@ mod tests {
         // The left half of the box is object.
         let values = (0..64).map(|i| if i % 8 < 4 { 1.0 } else { 0.0 }).collect();
         let mask = InstanceMask { values, side: 8, paste: PasteKind::Centres, threshold: 0.5 };
+        let mask = MarkMask::OnBox(mask);
         let drawn =
             overlay(&image, &[Mark { mask: Some(mask), ..mark([100.0, 8.0, 180.0, 56.0], "") }]).unwrap();
         let at = |x, y| drawn.get_pixel(x, y).0;
         assert_eq!(at(139, 32), [255, 0, 0]);
         assert!(at(120, 32)[0] > 140 && at(120, 32)[1] < 70, "{:?}", at(120, 32));
         assert_eq!(at(160, 32), [90; 3]);
+    }
+
+    #[test]
+    fn a_mask_of_the_image_is_enlarged_with_it() {
+        let image = RgbImage::from_pixel(160, 100, Rgb([90; 3]));
+        let object: Vec<bool> =
+            (0..160 * 100).map(|i| (40..60).contains(&(i % 160)) && i / 160 < 50).collect();
+        let mask = MarkMask::OnImage(Rle::from_rows(100, 160, &object).unwrap());
+        let drawn =
+            overlay(&image, &[Mark { mask: Some(mask), ..mark([20.0, 0.0, 80.0, 90.0], "") }]).unwrap();
+        let at = |x, y| drawn.get_pixel(x, y).0;
+        // Its outline, inside of it, and beside it.
+        assert_eq!((at(160, 100), at(239, 100), at(200, 199)), ([255, 0, 0], [255, 0, 0], [255, 0, 0]));
+        assert!(at(200, 100)[0] > 140 && at(200, 100)[1] < 70, "{:?}", at(200, 100));
+        assert_eq!((at(158, 100), at(241, 100), at(200, 202)), ([90; 3], [90; 3], [90; 3]));
     }
 
     #[test]

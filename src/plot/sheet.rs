@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 use image::{Rgb, RgbImage};
+use vigdet_coco::rle::Rle;
 
 use super::canvas::{text_size, Canvas, Color, Line, Rect, Weight};
 use super::colors;
 use super::detections::name_of;
 use super::judge::{judge, Judgement, Truth, Verdict};
-use super::overlay::{overlay, Mark};
+use super::overlay::{overlay, Mark, MarkMask};
 use crate::detect::Detections;
 
 /// IoU from which on a detection is a hit.
@@ -35,18 +36,22 @@ impl Kind {
         self.color.map_or(colors::GREY, colors::of_palette)
     }
 
-    fn mark(self, bbox: [f32; 4], text: String) -> Mark {
-        Mark { bbox, text, color: self.color(), line: self.line, mask: None }
+    fn mark(self, bbox: [f32; 4], text: String, mask: Option<&Rle>) -> Mark {
+        let mask = mask.cloned().map(MarkMask::OnImage);
+        Mark { bbox, text, color: self.color(), line: self.line, mask }
     }
 }
 
 /// Two views of an image side by side: what is annotated, and what was detected with at least `score`. A line above tells
 /// the counts, a line below what the frames mean.
+///
+/// `masks` are those of the detections, at the size of the image; fewer or none where there are no more. Those of the objects are in `truths`.
 pub fn beside_truth(
     image: &RgbImage,
     title: &str,
     truths: &[Truth],
     detections: &Detections,
+    masks: &[Option<Rle>],
     names: &[String],
     score: f32,
 ) -> Result<RgbImage> {
@@ -57,9 +62,10 @@ pub fn beside_truth(
         labels: shown.iter().map(|&i| detections.labels[i]).collect(),
         masks: Vec::new(),
     };
+    let masks: Vec<Option<&Rle>> = shown.iter().map(|&i| masks.get(i).and_then(Option::as_ref)).collect();
     let judgement = judge(&detections, truths, HIT);
     let left = overlay(image, &truth_marks(truths, names))?;
-    let right = overlay(image, &detection_marks(truths, &detections, &judgement, names))?;
+    let right = overlay(image, &detection_marks(truths, &detections, &masks, &judgement, names))?;
 
     let count = |verdict: Verdict| judgement.detections.iter().filter(|v| **v == verdict).count();
     let objects = truths.iter().filter(|t| !t.crowd).count();
@@ -111,7 +117,7 @@ pub fn beside_truth(
 fn truth_marks(truths: &[Truth], names: &[String]) -> Vec<Mark> {
     let mark = |t: &Truth| {
         let (kind, name) = (if t.crowd { CROWD } else { TRUTH }, name_of(t.label, names));
-        kind.mark(t.bbox, if t.crowd { format!("crowd: {name}") } else { name })
+        kind.mark(t.bbox, if t.crowd { format!("crowd: {name}") } else { name }, t.mask.as_ref())
     };
     truths.iter().map(mark).collect()
 }
@@ -119,21 +125,21 @@ fn truth_marks(truths: &[Truth], names: &[String]) -> Vec<Mark> {
 fn detection_marks(
     truths: &[Truth],
     detections: &Detections,
+    masks: &[Option<&Rle>],
     judgement: &Judgement,
     names: &[String],
 ) -> Vec<Mark> {
-    let missed = truths
-        .iter()
-        .zip(&judgement.found)
-        .filter(|(_, found)| !**found)
-        .map(|(t, _)| MISSED.mark(t.bbox, format!("missed: {}", name_of(t.label, names))));
+    let missed =
+        truths.iter().zip(&judgement.found).filter(|(_, found)| !**found).map(|(t, _)| {
+            MISSED.mark(t.bbox, format!("missed: {}", name_of(t.label, names)), t.mask.as_ref())
+        });
     // The best last, so that it lies on top.
     let found = (0..detections.len()).rev().map(|i| {
         let text = format!("{} {:.2}", name_of(detections.labels[i], names), detections.scores[i]);
         match judgement.detections[i] {
-            Verdict::Hit => FOUND.mark(detections.boxes[i], text),
-            Verdict::FalseAlarm => FALSE.mark(detections.boxes[i], format!("false: {text}")),
-            Verdict::Ignored => IN_CROWD.mark(detections.boxes[i], text),
+            Verdict::Hit => FOUND.mark(detections.boxes[i], text, masks[i]),
+            Verdict::FalseAlarm => FALSE.mark(detections.boxes[i], format!("false: {text}"), masks[i]),
+            Verdict::Ignored => IN_CROWD.mark(detections.boxes[i], text, masks[i]),
         }
     });
     missed.chain(found).collect()

@@ -1,0 +1,14 @@
+//! Looking into a backbone: the graphs of its blocks as plain data, for pictures, pages and numbers.
+//!
+//! [`GraphViewer`] runs a model on an image and gives a [`GraphView`]: one [`PatchGraph`] for each block. [`centers`] says which patches to look
+//! at, [`links`] counts where their neighbours lie, [`diversity`] how far apart the patches' features are.
+
+pub mod centers;
+pub mod diversity;
+pub mod links;
+mod patches;
+mod viewer;
+
+pub use centers::Center;
+pub use patches::{Patch, PatchGraph};
+pub use viewer::{GraphView, GraphViewer, ViewerOptions};

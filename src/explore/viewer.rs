@@ -1,0 +1,240 @@
+//! A model whose graphs are looked at: weights and config from one file, images of any size.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{bail, ensure, Context, Result};
+use image::RgbImage;
+use tch::{Device, Tensor};
+
+use super::patches::PatchGraph;
+use crate::config::{Config, DetectorKind};
+use crate::data::resize::{output_size, resize_into, Normalise, Slot};
+use crate::graph::GraphTrace;
+use crate::weights::{load_classifier, read_metadata, LoadedClassifier};
+
+/// What to open besides the model's name.
+#[derive(Clone, Debug)]
+pub struct ViewerOptions {
+    /// Weights of a classifier, a backbone or a detector; `None`: random ones.
+    pub weights: Option<PathBuf>,
+    /// A config in place of the one in the weights' metadata: a file, or a preset's name.
+    pub config: Option<PathBuf>,
+    /// Changes to the config, `key.path=value` (see [`Config::from_json_with`]).
+    pub changes: Vec<String>,
+    /// Shorter side, and the most that the longer side may have, in pixels. `None`: a classifier takes the image as it is, a detector resizes it as
+    /// its config says.
+    pub size: Option<[u32; 2]>,
+    /// What random weights are drawn from.
+    pub seed: i64,
+    /// Where the network runs.
+    pub device: Device,
+}
+
+impl Default for ViewerOptions {
+    fn default() -> Self {
+        Self { weights: None, config: None, changes: Vec::new(), size: None, seed: 0, device: Device::Cpu }
+    }
+}
+
+/// The graphs of all blocks of a model on one image.
+#[derive(Clone, Debug)]
+pub struct GraphView {
+    /// The model's name; of a detector with its backbone.
+    pub model: String,
+    /// Where its weights are from.
+    pub weights: String,
+    /// The image's name, for titles.
+    pub file: String,
+    /// The image as it was given.
+    pub image: RgbImage,
+    /// (height, width) that the image has in the network's input, in pixels.
+    pub seen: (u32, u32),
+    /// (height, width) of the network's input in pixels: the image and, for a detector, padding at the right and at the bottom.
+    pub input: (u32, u32),
+    /// One for each block, in the order of the network.
+    pub blocks: Vec<PatchGraph>,
+    /// Seconds that the forward pass took.
+    pub seconds: f64,
+}
+
+impl GraphView {
+    /// Pixels of the network's input per pixel of the image, (across, down).
+    pub fn scale(&self) -> (f64, f64) {
+        let (width, height) = self.image.dimensions();
+        (f64::from(self.seen.1) / f64::from(width), f64::from(self.seen.0) / f64::from(height))
+    }
+}
+
+/// A ViG backbone, ready to show its graphs.
+#[derive(Debug)]
+pub struct GraphViewer {
+    model: LoadedClassifier,
+    config: Config,
+    name: String,
+    weights: String,
+    report: String,
+    /// Whether images are prepared as for a detector.
+    detector: bool,
+    size: Option<[u32; 2]>,
+    device: Device,
+}
+
+impl GraphViewer {
+    /// Opens a model: a ViG classifier (`vig_ti`, …, `pvig_b`), or the backbone of a detector (`retinanet`, `mask_rcnn`), whose config is in its
+    /// weights' metadata unless the options name another. A detector without weights is that of the paper's config.
+    ///
+    /// # Errors
+    /// If there is no such model, it has no graph, or the weights cannot be read or are for another model.
+    pub fn open(model: &str, options: &ViewerOptions) -> Result<Self> {
+        let kind = DetectorKind::parse(model).ok();
+        let config = config(model, kind, options)?;
+        let backbone = &config.model.backbone;
+        ensure!(
+            backbone.name.starts_with("vig_") || backbone.name.starts_with("pvig_"),
+            "{} has no graph to look at: take vig_ti, vig_s, vig_b, pvig_ti, pvig_s, pvig_m, pvig_b, or a detector on one of them",
+            backbone.name
+        );
+        tch::manual_seed(options.seed);
+        let mut loaded = load_classifier(backbone, options.weights.as_deref(), options.device)?;
+        loaded.store.freeze();
+        let name = match kind {
+            Some(kind) => format!("{} on {}", kind.name(), backbone.name),
+            None => backbone.name.clone(),
+        };
+        let (weights, report) = match (&options.weights, &loaded.report) {
+            (Some(path), Some(report)) => {
+                let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+                (format!("weights {file}"), report.to_string())
+            }
+            _ => (
+                format!("random weights (seed {}), not trained", options.seed),
+                format!(
+                    "no --weights: the weights of {} are random (seed {}); the graph is that of an untrained network",
+                    backbone.name, options.seed
+                ),
+            ),
+        };
+        Ok(Self {
+            model: loaded,
+            name,
+            weights,
+            report,
+            detector: kind.is_some(),
+            size: options.size,
+            device: options.device,
+            config,
+        })
+    }
+
+    /// What was loaded, or that the weights are random.
+    pub fn report(&self) -> &str {
+        &self.report
+    }
+
+    /// The config in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Number of blocks.
+    ///
+    /// # Errors
+    /// If the config's blocks are none of the model's; then it could not be opened.
+    pub fn blocks(&self) -> Result<usize> {
+        Ok(self.stages()?.len())
+    }
+
+    /// Number of the stage of each block, from 1.
+    fn stages(&self) -> Result<Vec<usize>> {
+        let backbone = &self.config.model.backbone;
+        let blocks = if backbone.name.starts_with("pvig_") {
+            backbone.stages(crate::backbone::pyramid_vig::preset(&backbone.name))?.1.to_vec()
+        } else {
+            backbone.stages(crate::backbone::vig::preset(&backbone.name))?.1.to_vec()
+        };
+        Ok(blocks.iter().enumerate().flat_map(|(s, &count)| vec![s + 1; count.max(0) as usize]).collect())
+    }
+
+    /// Runs the backbone on an image and gives the graphs of all its blocks.
+    pub fn view(&self, image: &RgbImage, file: &str) -> Result<GraphView> {
+        let (width, height) = image.dimensions();
+        ensure!(width > 0 && height > 0, "{file} has no pixels");
+        let data = &self.config.data;
+        let size = self.size.or(self.detector.then_some(data.size));
+        let (w, h) = match size {
+            Some([short, long]) => output_size(width, height, short.into(), long.into(), data.resize),
+            None => (width, height),
+        };
+        let pad = if self.detector { data.pad } else { 1 };
+        let (columns, rows) = (w.next_multiple_of(pad), h.next_multiple_of(pad));
+        let mut pixels = vec![0.0; 3 * (columns * rows) as usize];
+        let normalise = Normalise::new(data.mean, data.std);
+        let slot = Slot { data: &mut pixels, rows: rows as usize, columns: columns as usize };
+        resize_into(image, (w, h), data.resize, &normalise, slot)?;
+        let input = Tensor::from_slice(&pixels).view([1, 3, i64::from(rows), i64::from(columns)]);
+
+        let mut trace = GraphTrace::detailed();
+        let start = Instant::now();
+        let backbone = self.model.model.backbone();
+        tch::no_grad(|| backbone.forward(&input.to_device(self.device), false, Some(&mut trace)))?;
+        let seconds = start.elapsed().as_secs_f64();
+        let graph = |((block, features), (i, stage)): ((_, _), (usize, usize))| {
+            PatchGraph::new(block, features, (i + 1, stage), (rows, columns), 0)
+        };
+        // The first of the features is what goes in.
+        let blocks =
+            trace.blocks.iter().zip(&trace.features[1..]).zip(self.stages()?.into_iter().enumerate());
+        Ok(GraphView {
+            model: self.name.clone(),
+            weights: self.weights.clone(),
+            file: file.to_string(),
+            image: image.clone(),
+            seen: (h, w),
+            input: (rows, columns),
+            blocks: blocks.map(graph).collect::<Result<_>>()?,
+            seconds,
+        })
+    }
+}
+
+/// The config in force: named, else the weights' own, else the model's defaults.
+fn config(model: &str, kind: Option<DetectorKind>, options: &ViewerOptions) -> Result<Config> {
+    let metadata = options.weights.as_deref().map(read_metadata).transpose()?.unwrap_or_default();
+    let check = |config: Config, source: String| -> Result<Config> {
+        let own = match kind {
+            Some(_) => config.model.detector.name(),
+            None => config.model.backbone.name.as_str(),
+        };
+        ensure!(own == model, "{source} is for {own}, not for {model}");
+        Ok(config)
+    };
+    if let Some(path) = &options.config {
+        return check(Config::load(path, &options.changes)?, path.display().to_string());
+    }
+    if let (Some(text), Some(path)) = (metadata.get("config"), &options.weights) {
+        let config = Config::from_json_with(text, &options.changes)
+            .with_context(|| format!("the config in {}", path.display()))?;
+        return check(config, path.display().to_string());
+    }
+    match (kind, &options.weights) {
+        (Some(_), Some(path)) => bail!(
+            "{} does not say which config it was trained with: name it with --config ({})",
+            path.display(),
+            Config::preset_names().collect::<Vec<_>>().join(", ")
+        ),
+        (Some(kind), None) => {
+            Config::preset(&format!("{}_pvig_s_fpn_1x_coco", kind.name()), &options.changes)
+        }
+        (None, _) => {
+            ensure!(
+                crate::backbone::NAMES.contains(&model),
+                "there is no model `{model}`: take one of {}, or retinanet or mask_rcnn",
+                crate::backbone::NAMES.join(", ")
+            );
+            let mut changes = vec![format!("model.backbone.name={}", serde_json::json!(model))];
+            changes.extend(options.changes.iter().cloned());
+            Config::from_json_with("{}", &changes)
+        }
+    }
+}
