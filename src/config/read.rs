@@ -11,6 +11,8 @@ use super::{AnchorConfig, Config, DetectorKind, ShapesConfig};
 macro_rules! presets {
     ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../../configs/", $name, ".json")))),*] };
 }
+pub(super) use presets;
+
 /// The files of `configs/`, built into the program so that a preset works from any folder: (name, text).
 const PRESETS: &[(&str, &str)] = presets![
     "retinanet_pvig_ti_shapes",
@@ -259,7 +261,7 @@ fn schema(detector: DetectorKind) -> Result<Value> {
 }
 
 /// Refuses the first key of `value` that `schema` lacks, naming the nearest.
-fn check_keys(value: &Value, schema: &Value, path: &str) -> Result<()> {
+pub(super) fn check_keys(value: &Value, schema: &Value, path: &str) -> Result<()> {
     let (Value::Object(value), Value::Object(schema)) = (value, schema) else { return Ok(()) };
     for (key, inner) in value {
         let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
@@ -282,7 +284,7 @@ fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String 
 }
 
 /// Lays `over` on `base`, object by object.
-fn merge(base: &mut Value, over: Value) {
+pub(super) fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {
@@ -304,7 +306,7 @@ fn paths(schema: &Value, prefix: &str, out: &mut Vec<String>) {
     }
 }
 
-fn apply(value: &mut Value, schema: &Value, change: &str) -> Result<()> {
+pub(super) fn apply(value: &mut Value, schema: &Value, change: &str) -> Result<()> {
     let Some((key, text)) = change.split_once('=') else {
         bail!("--set takes key.path=value, not `{change}`");
     };
@@ -400,7 +402,8 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter_map(|name| name.strip_suffix(".json").map(String::from))
             .collect();
-        let mut built_in: Vec<String> = Config::preset_names().map(String::from).collect();
+        let classifiers = super::super::ClassifyConfig::preset_names();
+        let mut built_in: Vec<String> = Config::preset_names().chain(classifiers).map(String::from).collect();
         files.sort();
         built_in.sort();
         assert_eq!(files, built_in);
