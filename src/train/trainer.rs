@@ -80,7 +80,7 @@ pub struct Trainer {
 }
 
 /// What became of a piece of work.
-enum Flow {
+pub(super) enum Flow {
     Done,
     Interrupted,
 }
@@ -126,7 +126,7 @@ impl Trainer {
             println!("weights: {report}");
         }
         let mut optimizer = Optimizer::new(&variables, t);
-        let mut ema = t.ema.map(|decay| Ema::new(&variables, decay));
+        let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, true));
         let mut progress = Progress::default();
         if options.resume && run.state().exists() {
             progress = load_state(&run.state(), &variables, &mut optimizer, ema.as_mut())?;
@@ -156,7 +156,7 @@ impl Trainer {
             "trained_numbers": optimizer.numbers(),
             "steps": total,
         });
-        run.describe(&config, start, options.resume)?;
+        run.describe(&config.to_json()?, start, options.resume)?;
         let evaluation_pending = progress.evaluated != Some(progress.iter);
         run.rewind_log(progress.iter, evaluation_pending)?;
         let log = Logger::new(&run, progress.iter, total as u64, t.epochs)?;
@@ -414,7 +414,7 @@ impl Trainer {
         let (iter, epoch) = (self.progress.iter, self.progress.epoch + 1);
         self.progress.seconds += seconds;
         self.progress.evaluated = Some(iter);
-        let best = self.progress.best.as_ref().is_none_or(|best| scores.boxes.ap() > best.ap);
+        let best = self.progress.best.as_ref().is_none_or(|best| scores.boxes.ap() > best.score);
         if best {
             // The weights come last but the record of them: a kill in between repeats this.
             evaluator.write_results(self.run.path(), &found, masks)?;
@@ -429,11 +429,11 @@ impl Trainer {
             ]);
             write_text(&self.run.metrics(), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
             weights::save(&self.store, &self.run.best(), &self.metadata)?;
-            self.progress.best = Some(Best { ap: scores.boxes.ap(), epoch, iter });
+            self.progress.best = Some(Best { score: scores.boxes.ap(), epoch, iter });
             self.best_lines = Some(scores.lines());
         }
         let unread = evaluator.skipped();
-        self.log.evaluation(iter, epoch, &scores, seconds)?;
+        self.log.evaluation(iter, epoch, scores.to_json(), &scores.scalars(), seconds)?;
         for (file, reason) in unread.iter().take(5) {
             self.log.say(&format!("not evaluated, {file}: {reason}"));
         }
@@ -515,7 +515,7 @@ pub fn set_threads(threads: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-fn device_name(device: Device) -> String {
+pub(super) fn device_name(device: Device) -> String {
     match device {
         Device::Cpu => "cpu".into(),
         Device::Cuda(index) => format!("cuda:{index}"),
