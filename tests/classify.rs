@@ -147,8 +147,8 @@ fn crops_are_torchvisions_within_rounding() {
     let close = |found: &RgbImage, name: &str| {
         let expected = fixtures.picture(name);
         let (most, count) = difference(found, &expected);
-        // Pillow and the resizer here round the same sums in fixed point.
-        assert!(most <= 1 && count * 50 <= expected.as_raw().len(), "{name}: {count} values by up to {most}");
+        // Both round the same sums to 8 bits twice, but not along the same direction first.
+        assert!(most <= 1 && count * 5 <= expected.as_raw().len(), "{name}: {count} values by up to {most}");
     };
     let numbers = |text: &str| text.split('.').map(|v| v.parse().unwrap()).collect::<Vec<u32>>();
     let mut seen = 0;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use super::{AnchorConfig, Config, DetectorKind, ShapesConfig};
 
@@ -113,6 +113,20 @@ impl Config {
         Ok(config)
     }
 
+    /// The config in the metadata of weights: a detector's, or of a classifier's its backbone and what its images are normalised with.
+    pub fn of_weights(text: &str, changes: &[String]) -> Result<Self> {
+        let value: Value = serde_json::from_str(text).context("is not JSON")?;
+        if value.pointer("/data/mixup").is_none() {
+            return Self::from_json_with(text, changes);
+        }
+        let part = |key: &str| value.pointer(key).cloned().unwrap_or(Value::Null);
+        let own = json!({
+            "model": { "backbone": part("/model/backbone") },
+            "data": { "mean": part("/data/mean"), "std": part("/data/std"), "exif": part("/data/exif") },
+        });
+        Self::from_json_with(&own.to_string(), changes)
+    }
+
     /// The whole config as readable JSON.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(&self.to_value()?)? + "\n")
@@ -195,6 +209,11 @@ impl Config {
         );
         d.std.iter().try_for_each(|s| positive("data.std", f64::from(*s)))?;
         positive("train.lr", t.lr)?;
+        ensure!(
+            t.backbone_lr.is_finite() && t.backbone_lr >= 0.0,
+            "train.backbone_lr must not be negative, but is {}",
+            t.backbone_lr
+        );
         positive("train.batch_size", t.batch_size as f64)?;
         ensure!(
             t.micro_batch != Some(0),

@@ -16,7 +16,7 @@ use super::log::{Logger, Step};
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
-use crate::config::Config;
+use crate::config::{Config, DataConfig};
 use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
@@ -124,6 +124,9 @@ impl Trainer {
         if let (Some(path), false) = (&options.weights, options.resume) {
             let report = load_into(&store, path, &LoadOptions { other_classes: true, ..Default::default() })?;
             println!("weights: {report}");
+            if let Some(note) = normalised_otherwise(path, &config)? {
+                println!("{note}");
+            }
         }
         let mut optimizer = Optimizer::new(&variables, t);
         let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, true));
@@ -483,6 +486,21 @@ fn part_values(parts: &[(&'static str, Tensor)]) -> Result<Vec<f64>> {
     let tensors: Vec<Tensor> =
         parts.iter().map(|(_, t)| t.detach().to_kind(Kind::Double).reshape([])).collect();
     Ok(Tensor::stack(&tensors, 0).to_device(Device::Cpu).try_into()?)
+}
+
+/// What to say if weights were trained on images that were normalised with other numbers.
+fn normalised_otherwise(weights: &Path, config: &Config) -> Result<Option<String>> {
+    let metadata = weights::read_metadata(weights)?;
+    let own = metadata.get("config").and_then(|text| Config::of_weights(text, &[]).ok()).map(|own| own.data);
+    let list = |values: [f32; 3]| format!("[{}]", values.map(|v| v.to_string()).join(","));
+    let same = |own: &DataConfig| (own.mean, own.std) == (config.data.mean, config.data.std);
+    Ok(own.filter(|own| !same(own)).map(|own| {
+        format!(
+            "weights: they were trained on images normalised otherwise; --set data.mean={} --set data.std={} does the same here",
+            list(own.mean),
+            list(own.std)
+        )
+    }))
 }
 
 fn evaluator(config: &Config, root: &Path, batch: usize, classes: &[(i64, String)]) -> Result<Evaluator> {
