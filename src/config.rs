@@ -17,8 +17,8 @@ use crate::graph::knn::Search;
 use crate::graph::relative::RelativeKind;
 
 pub use classify::{
-    ClassifierConfig, ClassifyConfig, ClassifyDataConfig, ClassifyTrainConfig, EraseConfig, FolderConfig, Interpolation,
-    LrEvery, RandAugmentConfig,
+    ClassifierConfig, ClassifyConfig, ClassifyDataConfig, ClassifyTrainConfig, EraseConfig, FolderConfig,
+    Interpolation, LrEvery, RandAugmentConfig,
 };
 pub use two_stage::{
     BoxLossConfig, MaskHeadConfig, MaskTargets, PasteKind, ProposalConfig, RoiConfig, RpnConfig,

@@ -46,9 +46,11 @@ fn run(args: &Arguments) -> Result<()> {
     };
     args.model.check(&config, &args.weights.display().to_string())?;
     set_threads(config.train.threads)?;
-    let root = config.data.root.clone().context(
-        "there is no data: --data DIR names a folder with val/CLASS/*.jpg",
-    )?;
+    let root = config
+        .data
+        .root
+        .clone()
+        .context("there is no data: --data DIR names a folder with val/CLASS/*.jpg")?;
     let val = ImageFolder::open(&config.data.val, &root)?;
     println!("val: {val}");
     let mut loaded = load_classifier(&config.model.backbone, Some(&args.weights), device)?;
@@ -62,8 +64,9 @@ fn run(args: &Arguments) -> Result<()> {
     let outputs = loaded.model.classes();
     let val = match metadata.get("classes") {
         Some(text) => {
-            let classes: Vec<(i64, String)> = serde_json::from_str(text)
-                .with_context(|| format!("the classes in {} are not [[number, name], …]", args.weights.display()))?;
+            let classes: Vec<(i64, String)> = serde_json::from_str(text).with_context(|| {
+                format!("the classes in {} are not [[number, name], …]", args.weights.display())
+            })?;
             ensure!(
                 classes.len() as i64 == outputs,
                 "{} names {} classes but gives {outputs} scores",
@@ -105,10 +108,7 @@ fn run(args: &Arguments) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| beside(&args.weights));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
     let mut metrics = accuracy.to_json();
-    metrics.extend([
-        ("weights".to_string(), json!(args.weights)),
-        ("seconds".to_string(), json!(seconds)),
-    ]);
+    metrics.extend([("weights".to_string(), json!(args.weights)), ("seconds".to_string(), json!(seconds))]);
     let path = out.join("metrics.json");
     write_text(&path, &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
     println!("top-1 by class, the worst first:\n{}", accuracy.class_lines(20).trim_end());

@@ -129,5 +129,8 @@ fn report(model: &str, outcome: &Outcome) {
     }
     println!("next:");
     println!("  cargo run --bin test_cls -- {model} --weights {}", weights.display());
-    println!("  cargo run --bin train_det -- retinanet --backbone {model} --weights {} --data DIR", weights.display());
+    println!(
+        "  cargo run --bin train_det -- retinanet --backbone {model} --weights {} --data DIR",
+        weights.display()
+    );
 }

@@ -323,10 +323,7 @@ impl ClassifyConfig {
             Ok(())
         };
         positive("model.backbone.k", b.k as f64)?;
-        ensure!(
-            (0.0..1.0).contains(&b.drop_path),
-            "model.backbone.drop_path must be at least 0 and below 1"
-        );
+        ensure!((0.0..1.0).contains(&b.drop_path), "model.backbone.drop_path must be at least 0 and below 1");
         positive("model.backbone.heads", b.heads as f64)?;
         share("model.backbone.stochastic_dilation", b.stochastic_dilation)?;
         positive("data.size", f64::from(d.size))?;

@@ -152,7 +152,10 @@ mod tests {
         }
         let (d, t) = (ClassifyConfig::default().data, ClassifyConfig::default().train);
         assert_eq!((t.epochs, t.batch_size, t.lr, t.weight_decay), (300, 1024, 2e-3, 0.05));
-        assert_eq!((t.warmup_epochs, t.warmup_lr, t.label_smoothing, t.ema), (20.0, 1e-6, 0.1, Some(0.99996)));
+        assert_eq!(
+            (t.warmup_epochs, t.warmup_lr, t.label_smoothing, t.ema),
+            (20.0, 1e-6, 0.1, Some(0.99996))
+        );
         assert_eq!((d.repeats, d.mixup, d.cutmix, d.mix_switch), (3, 0.8, 1.0, 0.5));
         assert_eq!((d.erase.probability, d.color_jitter, d.size, d.mean), (0.25, 0.4, 224, [0.5; 3]));
     }

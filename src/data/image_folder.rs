@@ -255,14 +255,24 @@ mod tests {
         // torchvision.datasets.ImageFolder gives these for these files.
         let found = open(
             &[
-                "b/2.JPG", "b/10.png", "b/a/z.jpeg", "b/a-b/y.webp", "B/1.jpg", "é/1.jpg", "z/1.tiff", "b/notes.txt", "top.jpg",
-                "b/no_ending", "b/x.jpgx",
+                "b/2.JPG",
+                "b/10.png",
+                "b/a/z.jpeg",
+                "b/a-b/y.webp",
+                "B/1.jpg",
+                "é/1.jpg",
+                "z/1.tiff",
+                "b/notes.txt",
+                "top.jpg",
+                "b/no_ending",
+                "b/x.jpgx",
             ],
             None,
         )
         .unwrap();
         assert_eq!(found.classes(), ["B", "b", "z", "é"]);
-        let images: Vec<(String, usize)> = (0..found.len()).map(|i| (found.name(i), found.label(i))).collect();
+        let images: Vec<(String, usize)> =
+            (0..found.len()).map(|i| (found.name(i), found.label(i))).collect();
         let expected = [
             ("B/1.jpg", 0),
             ("b/10.png", 1),
@@ -314,7 +324,8 @@ mod tests {
         let root = folder(&["a/1.jpg"]);
         let class = root.path().join("train/a");
         std::os::unix::fs::symlink(&class, class.join("again")).unwrap();
-        let found = ImageFolder::open(&FolderConfig { folder: "train".into(), limit: None }, root.path()).unwrap();
+        let found =
+            ImageFolder::open(&FolderConfig { folder: "train".into(), limit: None }, root.path()).unwrap();
         assert_eq!(found.len(), 1);
     }
 }

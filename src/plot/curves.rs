@@ -36,7 +36,13 @@ fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog) -> Draw
     let shown = METRICS.iter().filter_map(|name| run.metrics.iter().find(|s| s.name == *name));
     let metrics: Vec<Line> = shown.map(Line::metric).collect();
     if !metrics.is_empty() {
-        panels.push(Panel { title: "Validation", y: if run.is_of_classifier() { "accuracy" } else { "AP" }, top: 1.0, lines: metrics, low: true });
+        panels.push(Panel {
+            title: "Validation",
+            y: if run.is_of_classifier() { "accuracy" } else { "AP" },
+            top: 1.0,
+            lines: metrics,
+            low: true,
+        });
     }
     if !run.lr.is_empty() {
         let line = Line { name: String::new(), faint: Vec::new(), points: run.lr.clone(), markers: false };

@@ -24,3 +24,35 @@ pub fn autocast<T>(on: bool, device: Device, forward: impl FnOnce() -> T) -> T {
     unsafe { set_autocast_dtype(CUDA, BFLOAT16) };
     tch::autocast(true, forward)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    extern "C" {
+        /// `at::autocast::get_autocast_dtype(c10::DeviceType)`.
+        #[link_name = "_ZN2at8autocast18get_autocast_dtypeEN3c1010DeviceTypeE"]
+        fn get_autocast_dtype(device: i8) -> i8;
+    }
+
+    #[test]
+    fn autocast_on_cuda_is_set_to_bfloat16() {
+        // SAFETY: reads and sets a variable of this thread.
+        unsafe {
+            // PyTorch's default on CUDA is float16, number 5.
+            assert_eq!(get_autocast_dtype(CUDA), 5);
+            set_autocast_dtype(CUDA, BFLOAT16);
+            assert_eq!(get_autocast_dtype(CUDA), BFLOAT16);
+        }
+    }
+
+    #[test]
+    fn elsewhere_the_forward_pass_is_what_it_was() {
+        let product = |on| {
+            let a = tch::Tensor::arange(9, (tch::Kind::Float, Device::Cpu)).view([3, 3]);
+            autocast(on, Device::Cpu, || a.matmul(&a))
+        };
+        assert_eq!(product(true), product(false));
+        assert_eq!(product(true).kind(), tch::Kind::Float);
+    }
+}

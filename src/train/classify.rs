@@ -62,7 +62,11 @@ impl ClassTrainer {
         let train = ImageFolder::open(&config.data.train, &root)?;
         println!("train: {train}");
         let classes = train.classes().to_vec();
-        ensure!(classes.len() > 1, "there is only one class, `{}`: a classifier needs two", classes.join(", "));
+        ensure!(
+            classes.len() > 1,
+            "there is only one class, `{}`: a classifier needs two",
+            classes.join(", ")
+        );
         let evaluator = match t.eval_every {
             0 => None,
             _ => {
@@ -254,7 +258,11 @@ impl ClassTrainer {
                 break;
             }
             if step.images == 0 {
-                bail!("the data ended after {} of {} batches", self.progress.batch, loader.batches_per_epoch());
+                bail!(
+                    "the data ended after {} of {} batches",
+                    self.progress.batch,
+                    loader.batches_per_epoch()
+                );
             }
             let every = self.config.checkpoint.every_iters;
             if every.is_some_and(|n| n > 0 && self.progress.iter.is_multiple_of(n as u64)) {
@@ -417,7 +425,7 @@ struct Accumulated {
 /// The first few names.
 fn some(names: &[String]) -> String {
     match names {
-        [few @ ..] if few.len() <= 4 => few.join(", "),
+        few if few.len() <= 4 => few.join(", "),
         [first, second, ..] => format!("{first}, {second} and {} more images", names.len() - 2),
         _ => String::new(),
     }

@@ -114,8 +114,13 @@ pub struct ClassEvaluator {
 impl ClassEvaluator {
     /// For a split with the labels of the model (see [`ImageFolder::with_classes`]).
     pub fn new(dataset: ImageFolder, config: &ClassifyConfig, batch_size: usize) -> Result<Self> {
-        let options =
-            ClassLoaderOptions { batch_size, micro_batch: batch_size, train: false, seed: 0, label_smoothing: 0.0 };
+        let options = ClassLoaderOptions {
+            batch_size,
+            micro_batch: batch_size,
+            train: false,
+            seed: 0,
+            label_smoothing: 0.0,
+        };
         Ok(Self { loader: ClassLoader::new(dataset, &config.data, options)?, amp: config.train.amp })
     }
 
@@ -150,7 +155,8 @@ impl ClassEvaluator {
         for batch in self.loader.epoch(0, 0) {
             let batch = batch?;
             let images = batch.images.to_device(device);
-            let logits = tch::no_grad(|| autocast(self.amp, device, || model.forward(&images, false, None)))?.logits;
+            let logits =
+                tch::no_grad(|| autocast(self.amp, device, || model.forward(&images, false, None)))?.logits;
             let logits = logits.to_device(Device::Cpu).to_kind(Kind::Float);
             loss += cross_entropy(&logits, &batch.targets).double_value(&[]) * batch.len() as f64;
             let guesses = logits.topk(GUESSES.min(classes.len()) as i64, 1, true, true).1;

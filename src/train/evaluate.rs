@@ -60,7 +60,10 @@ impl Evaluation {
     pub fn scalars(&self) -> Vec<(String, f64)> {
         self.named()
             .flat_map(|(kind, scores)| {
-                STAT_NAMES.iter().zip(scores.stats).map(move |(name, value)| (format!("{kind}/{name}"), value))
+                STAT_NAMES
+                    .iter()
+                    .zip(scores.stats)
+                    .map(move |(name, value)| (format!("{kind}/{name}"), value))
             })
             .collect()
     }

@@ -33,8 +33,7 @@ pub fn classify_config_of(folder: &Path, changes: &[String]) -> Result<ClassifyC
 
 fn text_of(folder: &Path) -> Result<(PathBuf, String)> {
     let path = RunDir::open(folder)?.config();
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     Ok((path, text))
 }
 

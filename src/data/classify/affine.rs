@@ -58,30 +58,39 @@ impl Source<'_> {
         Some(([left as isize, top as isize], [x - left, y - top]))
     }
 
-    /// Starts of the `N` pixels from `left` on in row `y`; beyond an edge its last pixel is repeated.
-    fn taps<const N: usize>(&self, left: isize, y: isize) -> [usize; N] {
+    /// The values of the pixels from `left` on in row `y`, three a pixel; beyond an edge its last pixel is repeated.
+    fn row<const VALUES: usize>(&self, left: isize, y: isize) -> [u8; VALUES] {
         let row = y.clamp(0, self.height - 1) * self.width;
-        std::array::from_fn(|i| 3 * (row + (left + i as isize).clamp(0, self.width - 1)) as usize)
+        if left >= 0 && left + (VALUES / 3) as isize <= self.width {
+            let start = 3 * (row + left) as usize;
+            // Always so long here.
+            if let Some(values) = self.data[start..].first_chunk() {
+                return *values;
+            }
+        }
+        std::array::from_fn(|i| {
+            let x = (left + (i / 3) as isize).clamp(0, self.width - 1);
+            self.data[3 * (row + x) as usize + i % 3]
+        })
     }
 
     fn bilinear(&self, point: (f64, f64)) -> Option<[u8; 3]> {
         let ([left, top], [dx, dy]) = self.place(point)?;
-        let (upper, lower) = (self.taps::<2>(left, top), self.taps::<2>(left, top + 1));
+        let rows = [self.row::<6>(left, top), self.row::<6>(left, top + 1)];
         Some(std::array::from_fn(|c| {
-            let across = |row: &[usize; 2]| {
-                let [a, b] = row.map(|start| f64::from(self.data[start + c]));
+            let [above, below] = rows.map(|row| {
+                let [a, b] = [row[c], row[c + 3]].map(f64::from);
                 a + (b - a) * dx
-            };
-            let (above, below) = (across(&upper), across(&lower));
+            });
             (above + (below - above) * dy) as u8
         }))
     }
 
     fn bicubic(&self, point: (f64, f64)) -> Option<[u8; 3]> {
         let ([left, top], [dx, dy]) = self.place(point)?;
-        let rows: [[usize; 4]; 4] = std::array::from_fn(|i| self.taps(left - 1, top - 1 + i as isize));
+        let rows: [[u8; 12]; 4] = std::array::from_fn(|i| self.row(left - 1, top - 1 + i as isize));
         Some(std::array::from_fn(|c| {
-            let down = rows.map(|row| cubic(row.map(|start| f64::from(self.data[start + c])), dx));
+            let down = rows.map(|row| cubic([row[c], row[c + 3], row[c + 6], row[c + 9]].map(f64::from), dx));
             // `as` clamps to 0–255, and rounds down.
             cubic(down, dy) as u8
         }))

@@ -106,7 +106,11 @@ impl ClassLoader {
     ///
     /// # Errors
     /// A batch size of 0, an epoch without a single step, threads that cannot be started.
-    pub fn new(dataset: ImageFolder, config: &ClassifyDataConfig, options: ClassLoaderOptions) -> Result<Self> {
+    pub fn new(
+        dataset: ImageFolder,
+        config: &ClassifyDataConfig,
+        options: ClassLoaderOptions,
+    ) -> Result<Self> {
         ensure!(options.batch_size > 0 && options.micro_batch > 0, "a batch must have at least one image");
         let train = options.train;
         let order = ClassOrder {
@@ -222,8 +226,7 @@ impl Shared {
     fn assemble(&self, epoch: usize, first: usize, loaded: &[Loaded], mix: Option<Mix>) -> ClassBatch {
         let (side, count) = (self.config.size as usize, loaded.len());
         let classes = self.dataset.classes().len();
-        let images =
-            Tensor::empty([count as i64, 3, side as i64, side as i64], (Kind::Float, Device::Cpu));
+        let images = Tensor::empty([count as i64, 3, side as i64, side as i64], (Kind::Float, Device::Cpu));
         // SAFETY: a fresh, contiguous float tensor of exactly so many elements, which nothing else knows of yet; every element is
         // written before anyone reads it.
         let data = unsafe {
@@ -267,7 +270,8 @@ impl Shared {
 
     /// Image `i` for this place of the epoch. `None`: it is unreadable and left out.
     fn load(&self, epoch: usize, place: usize, i: usize) -> Result<Option<Loaded>> {
-        let found = if self.options.train { Some(self.read_near(i)?) } else { self.read(i)?.map(|image| (i, image)) };
+        let found =
+            if self.options.train { Some(self.read_near(i)?) } else { self.read(i)?.map(|image| (i, image)) };
         let Some((i, image)) = found else { return Ok(None) };
         let image = if self.options.train {
             self.augment(&image, &mut generator(self.options.seed, epoch, place as u64))?

@@ -27,7 +27,11 @@ impl Mix {
         let alpha = if cut { config.cutmix } else { config.mixup };
         // Beta is there for every α above 0.
         let share = Beta::new(alpha, alpha).map_or(1.0, |beta| beta.sample(rng));
-        Some(if cut { Self::cut(share, side, rng.random_range(0..side), rng.random_range(0..side)) } else { Self { share, window: None } })
+        Some(if cut {
+            Self::cut(share, side, rng.random_range(0..side), rng.random_range(0..side))
+        } else {
+            Self { share, window: None }
+        })
     }
 
     /// CutMix with a window of about 1 − `share` of the area around (`x`, `y`), clipped to the image; the share is then what is left.

@@ -25,10 +25,9 @@ pub fn equalize(image: &mut RgbImage) {
     let tables = histograms(image).map(|histogram| {
         let same = std::array::from_fn(|v| v as u8);
         let used: Vec<u64> = histogram.iter().copied().filter(|count| *count > 0).collect();
-        let Some((last, others)) = used.split_last().filter(|(_, others)| !others.is_empty()) else {
+        let Some((_, others)) = used.split_last().filter(|(_, others)| !others.is_empty()) else {
             return same;
         };
-        let _ = last;
         let step = others.iter().sum::<u64>() / 255;
         if step == 0 {
             return same;

@@ -147,7 +147,7 @@ impl Op {
             Self::Equalize => ops::equalize(image),
             Self::Invert => ops::invert(image),
             // Pillow copies then, and so does not round.
-            Self::Rotate(degrees) if degrees == 0.0 => {}
+            Self::Rotate(0.0) => {}
             Self::Rotate(degrees) => turn(image, rotation(degrees, size)),
             Self::Posterize(bits) => ops::posterize(image, bits),
             Self::Solarize(threshold) => ops::solarize(image, threshold),
