@@ -16,6 +16,7 @@ use vigdet::data::classify::order::repeated;
 use vigdet::data::classify::rand_augment::{draw, Kind as OpKind, Op, KINDS};
 use vigdet::data::classify::{erase, ClassBatch, ClassLoader, ClassLoaderOptions};
 use vigdet::data::ImageFolder;
+use vigdet::train::classify_evaluate::{cross_entropy, Accuracy, Count};
 
 /// Torchvision's fixtures.
 struct Fixtures(Vec<u8>);
@@ -528,4 +529,30 @@ fn a_batch_larger_than_the_data_is_said() {
     let opened = ImageFolder::open(&folder, root.path()).unwrap();
     let error = ClassLoader::new(opened, &config(), options).unwrap_err().to_string();
     assert!(error.contains("15 images") && error.contains("drop_last"), "{error}");
+}
+
+#[test]
+fn the_loss_is_the_mean_cross_entropy_with_soft_targets() {
+    let logits = tch::Tensor::from_slice(&[0.0f32, 0.0, 0.0, 1.0, 2.0, 4.0]).view([2, 3]);
+    let targets = tch::Tensor::from_slice(&[0.2f32, 0.5, 0.3, 0.1, 0.0, 0.9]).view([2, 3]);
+    let found = cross_entropy(&logits, &targets).double_value(&[]);
+    let sum = 1f64.exp() + 2f64.exp() + 4f64.exp();
+    let second = -(0.1 * (1.0 - sum.ln()) + 0.9 * (4.0 - sum.ln()));
+    assert!((found - (3f64.ln() + second) / 2.0).abs() < 1e-6, "{found}");
+}
+
+#[test]
+fn accuracies_weigh_images_and_leave_out_classes_without_any() {
+    let count = |images, first, five| Count { images, first, five };
+    let accuracy = Accuracy {
+        classes: ["a", "b", "none"].map(String::from).to_vec(),
+        counts: vec![count(4, 1, 3), count(6, 6, 6), count(0, 0, 0)],
+        loss: 0.5,
+    };
+    assert_eq!((accuracy.top1(), accuracy.top5()), (0.7, 0.9));
+    let json = serde_json::Value::Object(accuracy.to_json());
+    assert_eq!(json["per_class"]["a"]["top1"], 0.25);
+    assert_eq!((json["per_class"]["b"]["top5"].as_f64(), json["per_class"].get("none")), (Some(1.0), None));
+    let lines = accuracy.class_lines(1);
+    assert!(lines.starts_with("  a  0.250  of 4 images\n") && lines.contains("1 better"), "{lines}");
 }
