@@ -70,6 +70,7 @@ fn run(args: Arguments) -> Result<ExitCode> {
     if args.resume {
         resume::check_classify(&out, &config)?;
     }
+    let shape = shape(&config);
     let options = TrainOptions {
         out,
         resume: args.resume,
@@ -79,7 +80,7 @@ fn run(args: Arguments) -> Result<ExitCode> {
         stop: cli::stop_on_ctrl_c()?,
     };
     let outcome = ClassTrainer::new(config, options)?.run()?;
-    report(&args.model.model, &outcome);
+    report(&args.model.model, &shape, &outcome);
     Ok(if outcome.interrupted { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
 
@@ -97,8 +98,21 @@ impl Arguments {
     }
 }
 
+/// What a detector's config must say for its backbone to be this one, beside the model's name.
+fn shape(config: &ClassifyConfig) -> String {
+    let backbone = &config.model.backbone;
+    let written = [("channels", &backbone.channels), ("blocks", &backbone.blocks)];
+    let values = written.iter().filter_map(|(key, values)| Some((key, values.as_ref()?)));
+    values
+        .map(|(key, values)| {
+            let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+            format!(" --set model.backbone.{key}=[{}]", values.join(","))
+        })
+        .collect()
+}
+
 /// Where everything is, and what to do next.
-fn report(model: &str, outcome: &Outcome) {
+fn report(model: &str, shape: &str, outcome: &Outcome) {
     let run = &outcome.run;
     let folder = run.path().display();
     if outcome.interrupted {
@@ -130,7 +144,7 @@ fn report(model: &str, outcome: &Outcome) {
     println!("next:");
     println!("  cargo run --bin test_cls -- {model} --weights {}", weights.display());
     println!(
-        "  cargo run --bin train_det -- retinanet --backbone {model} --weights {} --data DIR",
+        "  cargo run --bin train_det -- retinanet --backbone {model}{shape} --weights {} --data DIR",
         weights.display()
     );
 }
