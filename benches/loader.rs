@@ -1,7 +1,8 @@
 //! How fast images become batches.
 //!
 //! `cargo bench --bench loader` measures decoding, resizing and augmenting one image of 640 × 480 pixels. scripts/bench_loader.py measures
-//! whole epochs beside torchvision's: it runs this program with `--epoch DATASET SHORT,LONG KIND BATCH WORKERS`.
+//! whole epochs beside torchvision's: it runs this program with `--epoch DATASET SHORT,LONG KIND BATCH WORKERS`;
+//! scripts/bench_classify_loader.py likewise with `--classify DATASET SIZE BATCH WORKERS KIND`.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -11,8 +12,9 @@ use std::time::Instant;
 use anyhow::{bail, Context, Result};
 use criterion::Criterion;
 use image::RgbImage;
-use vigdet::config::{DataConfig, ResizeKind, SplitConfig};
-use vigdet::data::{color, decode, prepare, CocoDataset, ImageInfo, Loader, LoaderOptions};
+use vigdet::config::{ClassifyDataConfig, DataConfig, ResizeKind, SplitConfig};
+use vigdet::data::classify::{ClassLoader, ClassLoaderOptions};
+use vigdet::data::{color, decode, prepare, CocoDataset, ImageFolder, ImageInfo, Loader, LoaderOptions};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,6 +34,9 @@ fn main() -> Result<()> {
             };
             epoch(Path::new(data), &config, batch.parse()?)
         }
+        ["--classify", data, size, batch, workers, kind] => {
+            classify(Path::new(data), size.parse()?, batch.parse()?, workers.parse()?, kind)
+        }
         _ => {
             let mut criterion = Criterion::default().configure_from_args();
             steps(&mut criterion)?;
@@ -50,6 +55,35 @@ fn epoch(data: &Path, config: &DataConfig, batch_size: usize) -> Result<()> {
     };
     let dataset = Arc::new(CocoDataset::open(&split, data, true)?);
     let loader = Loader::new(dataset, config, LoaderOptions { batch_size, train: true, seed: 0 })?;
+    let start = Instant::now();
+    let mut images = 0;
+    for batch in loader.epoch(0, 0) {
+        images += batch?.len();
+    }
+    println!("{{\"images\": {images}, \"seconds\": {}}}", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// One epoch of a classifier's training, timed likewise: the ImageNet recipe with Mixup and CutMix (`mix`), without (`plain`), or without but with all
+/// of RandAugment's operations carried out (`all`).
+fn classify(data: &Path, size: u32, batch_size: usize, workers: usize, kind: &str) -> Result<()> {
+    let mut config = ClassifyDataConfig { size, workers, repeats: 1, drop_last: false, ..Default::default() };
+    match kind {
+        "mix" => {}
+        "plain" | "all" => (config.mixup, config.cutmix) = (0.0, 0.0),
+        _ => bail!("KIND is plain, mix or all"),
+    }
+    if let Some(rand_augment) = config.rand_augment.as_mut().filter(|_| kind == "all") {
+        rand_augment.probability = 1.0;
+    }
+    let options = ClassLoaderOptions {
+        batch_size,
+        micro_batch: batch_size,
+        train: true,
+        seed: 0,
+        label_smoothing: 0.1,
+    };
+    let loader = ClassLoader::new(ImageFolder::open(&config.train, data)?, &config, options)?;
     let start = Instant::now();
     let mut images = 0;
     for batch in loader.epoch(0, 0) {

@@ -3,6 +3,7 @@
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -10,7 +11,8 @@ use clap::{Args, Parser};
 use serde_json::Value;
 use tch::Device;
 
-use crate::config::{Config, DetectorKind};
+use crate::backbone;
+use crate::config::{ClassifyConfig, Config, DetectorKind};
 
 /// Which detector, and how its config is put together: a file or preset, then the flags, then `--set`.
 #[derive(Args, Clone, Debug, Default)]
@@ -71,6 +73,74 @@ impl ModelArgs {
     pub fn device(&self) -> Result<Device> {
         parse_device(self.device.as_deref())
     }
+}
+
+/// Which classifier, and how its config is put together: a file or preset, then the flags, then `--set`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ClassifierArgs {
+    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50
+    pub model: String,
+    /// Config file, or the name of a built-in one [default: the model's ImageNet recipe]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder with train/CLASS/*.jpg and val/CLASS/*.jpg (other names: --set data.train.folder=…)
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Side of the square images that the network sees, in pixels
+    #[arg(long, value_name = "PIXELS")]
+    pub size: Option<u32>,
+    /// cpu, cuda or cuda:N (default: cuda where there is one)
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Change one config value; the key may be shortened to its last part
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl ClassifierArgs {
+    /// Changes to a config, in `--set`'s form: `flags` first, then `--data` and `--size`, then `--set`, which wins.
+    pub fn changes(&self, flags: impl IntoIterator<Item = String>) -> Result<Vec<String>> {
+        ensure!(
+            backbone::NAMES.contains(&self.model.as_str()),
+            "there is no model `{}`; there are {}",
+            self.model,
+            backbone::NAMES.join(", ")
+        );
+        let mut changes: Vec<String> = flags.into_iter().collect();
+        if let Some(data) = &self.data {
+            changes.push(change("data.root", path_value(data)?));
+        }
+        changes.extend(self.size.map(|size| change("data.size", size)));
+        changes.extend(self.set.iter().cloned());
+        Ok(changes)
+    }
+
+    /// Refuses a config of another model than the one that was named.
+    pub fn check(&self, config: &ClassifyConfig, source: &str) -> Result<()> {
+        let name = &config.model.backbone.name;
+        ensure!(*name == self.model, "{source} is a config of {name}, not of {}", self.model);
+        Ok(())
+    }
+
+    /// Where the network runs.
+    pub fn device(&self) -> Result<Device> {
+        parse_device(self.device.as_deref())
+    }
+}
+
+/// A flag that Ctrl-C sets, for a run to end with a checkpoint; the second Ctrl-C ends the program at once.
+pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            // Asked twice: files are written atomically, so what is there is whole.
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step, with a checkpoint (once more: at once)");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
 }
 
 /// A change in `--set`'s form.

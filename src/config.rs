@@ -8,12 +8,18 @@ use std::path::PathBuf;
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 
+mod classify;
+mod classify_read;
 mod read;
 mod two_stage;
 
 use crate::graph::knn::Search;
 use crate::graph::relative::RelativeKind;
 
+pub use classify::{
+    ClassifierConfig, ClassifyConfig, ClassifyDataConfig, ClassifyTrainConfig, EraseConfig, FolderConfig,
+    Interpolation, LrEvery, RandAugmentConfig,
+};
 pub use two_stage::{
     BoxLossConfig, MaskHeadConfig, MaskTargets, PasteKind, ProposalConfig, RoiConfig, RpnConfig,
     SampleConfig, SampleNormalizer,

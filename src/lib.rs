@@ -5,7 +5,7 @@
 //! - [`explore`]: the graphs of a model on an image, as data for pictures and numbers.
 //! - [`graph`]: what makes ViG ViG: neighbours, aggregation, the Grapher block.
 //! - [`backbone`]: Pyramid ViG and ResNet: images to one map per stage.
-//! - [`data`]: COCO files and built-in shapes to batches of images.
+//! - [`data`]: COCO files, built-in shapes and folders of classes to batches of images.
 //! - [`describe`]: what a model costs.
 //! - [`detect`]: RetinaNet, Mask R-CNN, Faster R-CNN and their parts.
 //! - [`memory`]: how the process holds on to memory.

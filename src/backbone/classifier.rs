@@ -63,6 +63,14 @@ impl Classifier {
         &*self.backbone
     }
 
+    /// Number of classes that get a score.
+    pub fn classes(&self) -> i64 {
+        match &self.head {
+            Head::Prediction { classes, .. } => classes.ws.size()[0],
+            Head::Linear(linear) => linear.ws.size()[0],
+        }
+    }
+
     /// Images `[B, 3, H, W]`, normalised, to maps and class scores; `train` and `trace` as for [`Backbone::forward`].
     ///
     /// # Errors

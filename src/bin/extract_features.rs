@@ -116,7 +116,7 @@ fn config(args: &Args) -> Result<Config> {
         None => ("{}", vec![cli::change("model.backbone.drop_path", 0.0)]),
     };
     if metadata.contains_key("config") {
-        let own = Config::from_json_with(text, &[]).context("the config in the weights' metadata")?;
+        let own = Config::of_weights(text, &[]).context("the config in the weights' metadata")?;
         ensure!(
             own.model.backbone.name == args.model,
             "{} holds weights of {}, not of {}",
@@ -127,7 +127,7 @@ fn config(args: &Args) -> Result<Config> {
     }
     changes.push(cli::change("model.backbone.name", args.model.as_str()));
     changes.extend(args.set.iter().cloned());
-    Config::from_json_with(text, &changes)
+    Config::of_weights(text, &changes)
 }
 
 fn images(args: &Args, config: &Config) -> Result<Tensor> {

@@ -2,10 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use serde_json::Value;
 use vigdet::cli::{self, change, path_value, ModelArgs};
@@ -100,23 +98,13 @@ fn run(args: Arguments) -> Result<ExitCode> {
         resume::check(&out, &config)?;
     }
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            // Asked twice: files are written atomically, so what is there is whole.
-            std::process::exit(130);
-        }
-        eprintln!("\nstopping after this step, with a checkpoint (once more: at once)");
-    })
-    .context("cannot listen for Ctrl-C")?;
     let options = TrainOptions {
         out,
         resume: args.resume,
         weights: args.weights,
         device,
         command: std::env::args().collect(),
-        stop,
+        stop: cli::stop_on_ctrl_c()?,
     };
     let outcome = Trainer::new(config, options)?.run()?;
     report(kind.name(), &outcome);
@@ -155,7 +143,7 @@ fn report(detector: &str, outcome: &Outcome) {
     }
     let weights = match &outcome.best {
         Some(best) => {
-            println!("best box AP {:.3}, after epoch {} (step {})", best.ap, best.epoch, best.iter);
+            println!("best box AP {:.3}, after epoch {} (step {})", best.score, best.epoch, best.iter);
             println!("  weights     {}", run.best().display());
             println!("  scores      {}", run.metrics().display());
             println!("  detections  {}", run.detections().display());

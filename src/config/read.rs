@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use super::{AnchorConfig, Config, DetectorKind, ShapesConfig};
 
@@ -11,6 +11,8 @@ use super::{AnchorConfig, Config, DetectorKind, ShapesConfig};
 macro_rules! presets {
     ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../../configs/", $name, ".json")))),*] };
 }
+pub(super) use presets;
+
 /// The files of `configs/`, built into the program so that a preset works from any folder: (name, text).
 const PRESETS: &[(&str, &str)] = presets![
     "retinanet_pvig_ti_shapes",
@@ -111,6 +113,20 @@ impl Config {
         Ok(config)
     }
 
+    /// The config in the metadata of weights: a detector's, or of a classifier's its backbone and what its images are normalised with.
+    pub fn of_weights(text: &str, changes: &[String]) -> Result<Self> {
+        let value: Value = serde_json::from_str(text).context("is not JSON")?;
+        if value.pointer("/data/mixup").is_none() {
+            return Self::from_json_with(text, changes);
+        }
+        let part = |key: &str| value.pointer(key).cloned().unwrap_or(Value::Null);
+        let own = json!({
+            "model": { "backbone": part("/model/backbone") },
+            "data": { "mean": part("/data/mean"), "std": part("/data/std"), "exif": part("/data/exif") },
+        });
+        Self::from_json_with(&own.to_string(), changes)
+    }
+
     /// The whole config as readable JSON.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(&self.to_value()?)? + "\n")
@@ -193,6 +209,11 @@ impl Config {
         );
         d.std.iter().try_for_each(|s| positive("data.std", f64::from(*s)))?;
         positive("train.lr", t.lr)?;
+        ensure!(
+            t.backbone_lr.is_finite() && t.backbone_lr >= 0.0,
+            "train.backbone_lr must not be negative, but is {}",
+            t.backbone_lr
+        );
         positive("train.batch_size", t.batch_size as f64)?;
         ensure!(
             t.micro_batch != Some(0),
@@ -259,7 +280,7 @@ fn schema(detector: DetectorKind) -> Result<Value> {
 }
 
 /// Refuses the first key of `value` that `schema` lacks, naming the nearest.
-fn check_keys(value: &Value, schema: &Value, path: &str) -> Result<()> {
+pub(super) fn check_keys(value: &Value, schema: &Value, path: &str) -> Result<()> {
     let (Value::Object(value), Value::Object(schema)) = (value, schema) else { return Ok(()) };
     for (key, inner) in value {
         let here = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
@@ -282,7 +303,7 @@ fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String 
 }
 
 /// Lays `over` on `base`, object by object.
-fn merge(base: &mut Value, over: Value) {
+pub(super) fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {
@@ -304,7 +325,7 @@ fn paths(schema: &Value, prefix: &str, out: &mut Vec<String>) {
     }
 }
 
-fn apply(value: &mut Value, schema: &Value, change: &str) -> Result<()> {
+pub(super) fn apply(value: &mut Value, schema: &Value, change: &str) -> Result<()> {
     let Some((key, text)) = change.split_once('=') else {
         bail!("--set takes key.path=value, not `{change}`");
     };
@@ -400,7 +421,8 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter_map(|name| name.strip_suffix(".json").map(String::from))
             .collect();
-        let mut built_in: Vec<String> = Config::preset_names().map(String::from).collect();
+        let classifiers = super::super::ClassifyConfig::preset_names();
+        let mut built_in: Vec<String> = Config::preset_names().chain(classifiers).map(String::from).collect();
         files.sort();
         built_in.sort();
         assert_eq!(files, built_in);

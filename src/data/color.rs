@@ -27,15 +27,30 @@ impl Factors {
 
 /// Applies brightness, then contrast, then saturation, each rounded to 8 bits as Pillow does.
 pub fn jitter(image: &mut RgbImage, factors: &Factors) {
-    let bright = table(0.0, factors.brightness);
-    image.iter_mut().for_each(|v| *v = bright[usize::from(*v)]);
+    brightness(image, factors.brightness);
+    contrast(image, factors.contrast);
+    saturation(image, factors.saturation);
+}
+
+/// Blends with black: `ImageEnhance.Brightness`.
+pub fn brightness(image: &mut RgbImage, factor: f32) {
+    let table = table(0.0, factor);
+    image.iter_mut().for_each(|v| *v = table[usize::from(*v)]);
+}
+
+/// Blends with the mean grey: `ImageEnhance.Contrast`.
+pub fn contrast(image: &mut RgbImage, factor: f32) {
     let total: u64 = image.pixels().map(|p| u64::from(grey(p.0))).sum();
     let mean = (total as f64 / (f64::from(image.width()) * f64::from(image.height())) + 0.5).floor();
-    let contrast = table(mean as f32, factors.contrast);
-    image.iter_mut().for_each(|v| *v = contrast[usize::from(*v)]);
+    let table = table(mean as f32, factor);
+    image.iter_mut().for_each(|v| *v = table[usize::from(*v)]);
+}
+
+/// Blends with the image's own grey: `ImageEnhance.Color`.
+pub fn saturation(image: &mut RgbImage, factor: f32) {
     for pixel in image.pixels_mut() {
         let base = f32::from(grey(pixel.0));
-        pixel.0 = pixel.0.map(|v| to_byte(base + (f32::from(v) - base) * factors.saturation));
+        pixel.0 = pixel.0.map(|v| to_byte(base + (f32::from(v) - base) * factor));
     }
 }
 
@@ -48,6 +63,7 @@ fn table(base: f32, factor: f32) -> [u8; 256] {
     std::array::from_fn(|v| to_byte(base + (v as f32 - base) * factor))
 }
 
-fn to_byte(value: f32) -> u8 {
+/// Rounds down to 8 bits, as Pillow's blend does.
+pub(super) fn to_byte(value: f32) -> u8 {
     value.clamp(0.0, 255.0) as u8
 }

@@ -1,14 +1,14 @@
 //! Batches, made by worker threads ahead of whoever consumes them.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{mpsc, Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use anyhow::{anyhow, bail, Context, Result};
+use anyhow::{bail, Result};
 use rand::Rng;
 use rayon::prelude::*;
 
+use super::ahead::{batches_ahead, pool, Ahead};
 use super::augment::{augment, draw_scale};
 use super::batch::collate;
 use super::coco::CocoDataset;
@@ -61,22 +61,13 @@ impl Loader {
         if options.batch_size == 0 {
             bail!("a batch must have at least one image");
         }
-        let workers = match config.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(workers)
-            .thread_name(|i| format!("loader-{i}"))
-            .build()
-            .context("cannot start the loader's threads")?;
+        let pool = pool(config.workers)?;
         let order = Order {
             batch_size: options.batch_size,
             shuffle: options.train.then_some(options.seed),
             group_by_aspect: config.group_by_aspect,
         };
-        // Two batches hide one slow image; small batches need more of them to keep every thread busy.
-        let ahead = (2 * workers).div_ceil(options.batch_size).max(2);
+        let ahead = batches_ahead(&pool, options.batch_size);
         let shared = Shared {
             dataset,
             config: config.clone(),
@@ -102,18 +93,10 @@ impl Loader {
         let sizes: Vec<(u32, u32)> = (0..self.shared.dataset.len())
             .map(|i| (self.shared.dataset.info(i).width, self.shared.dataset.info(i).height))
             .collect();
-        let plan: VecDeque<Vec<usize>> =
-            self.order.plan(epoch, &sizes).into_iter().skip(first_batch).collect();
-        let mut epoch = Epoch {
-            loader: self,
-            epoch,
-            plan,
-            coming: VecDeque::new(),
-            stop: Arc::new(AtomicBool::new(false)),
-            waited: Duration::ZERO,
-        };
-        epoch.fill();
-        epoch
+        let plan = self.order.plan(epoch, &sizes).into_iter().skip(first_batch).collect();
+        let shared = self.shared.clone();
+        let work = move |images: Vec<usize>| shared.batch(epoch, &images);
+        Epoch { loader: self, batches: Ahead::new(&self.pool, self.ahead, plan, work) }
     }
 
     /// Images that could not be read so far, and why, in the order of their names.
@@ -136,40 +119,18 @@ fn listed(map: &Mutex<BTreeMap<String, String>>) -> Vec<(String, String)> {
 #[derive(Debug)]
 pub struct Epoch<'a> {
     loader: &'a Loader,
-    epoch: usize,
-    /// Batches that are not started yet.
-    plan: VecDeque<Vec<usize>>,
-    /// Batches that are, in order.
-    coming: VecDeque<mpsc::Receiver<Result<Option<Batch>>>>,
-    stop: Arc<AtomicBool>,
-    waited: Duration,
+    batches: Ahead<'a, Vec<usize>, Batch>,
 }
 
 impl Epoch<'_> {
     /// How long the consumer has waited for batches in all.
     pub fn waited(&self) -> Duration {
-        self.waited
+        self.batches.waited()
     }
 
     /// See [`Loader::skipped`].
     pub fn skipped(&self) -> Vec<(String, String)> {
         self.loader.skipped()
-    }
-
-    /// Starts batches until as many are on their way as memory allows.
-    fn fill(&mut self) {
-        while self.coming.len() < self.loader.ahead {
-            let Some(images) = self.plan.pop_front() else { return };
-            let (sender, receiver) = mpsc::sync_channel(1);
-            let (shared, stop, epoch) = (self.loader.shared.clone(), self.stop.clone(), self.epoch);
-            self.loader.pool.spawn(move || {
-                if !stop.load(Ordering::Relaxed) {
-                    // An error here means that nobody waits any more.
-                    let _ = sender.send(shared.batch(epoch, &images));
-                }
-            });
-            self.coming.push_back(receiver);
-        }
     }
 }
 
@@ -177,26 +138,7 @@ impl Iterator for Epoch<'_> {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let receiver = self.coming.pop_front()?;
-            let start = Instant::now();
-            let batch = receiver
-                .recv()
-                .unwrap_or_else(|_| Err(anyhow!("a loader thread died; its message is above this one")));
-            self.waited += start.elapsed();
-            self.fill();
-            match batch.transpose() {
-                // No image of the batch could be read.
-                None => continue,
-                batch => return batch,
-            }
-        }
-    }
-}
-
-impl Drop for Epoch<'_> {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.batches.next()
     }
 }
 

@@ -1,13 +1,16 @@
 //! Images and their objects: files to batches. Knows nothing of models.
 //!
 //! [`CocoDataset`] reads a split, [`Loader`] makes [`Batch`]es of it on worker threads, [`prepare`] makes one of images in memory;
-//! [`shapes`] draws data where there is none.
+//! [`shapes`] draws data where there is none. [`ImageFolder`] and [`classify`] are the same for images of classes.
 
+mod ahead;
 pub mod augment;
 mod batch;
+pub mod classify;
 pub mod coco;
 pub mod color;
 pub mod decode;
+pub mod image_folder;
 mod loader;
 pub mod mask;
 pub mod mosaic;
@@ -19,6 +22,7 @@ pub mod shapes;
 
 pub use batch::prepare;
 pub use coco::{Class, CocoDataset};
+pub use image_folder::ImageFolder;
 pub use loader::{Epoch, Loader, LoaderOptions};
 pub use mask::{Geometry, Mask};
 pub use report::OpenReport;

@@ -100,7 +100,14 @@ pub fn antialias(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> 
     Ok(resized)
 }
 
-fn normalise_rows(image: &RgbImage, normalise: &Normalise, data: &mut [f32], columns: usize, rows: usize) {
+/// Writes `(value / 255 − mean) / std` of each pixel into the upper left of three planes of `rows × columns` floats.
+pub(super) fn normalise_rows(
+    image: &RgbImage,
+    normalise: &Normalise,
+    data: &mut [f32],
+    columns: usize,
+    rows: usize,
+) {
     let table: [[f32; 256]; 3] =
         std::array::from_fn(|c| std::array::from_fn(|v| v as f32 * normalise.scale[c] + normalise.shift[c]));
     let width = image.width() as usize;

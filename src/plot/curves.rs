@@ -12,7 +12,7 @@ use super::log::{smooth, RunLog, Series};
 /// Width and height of the picture, in pixels.
 const SIZE: (u32, u32) = (1000, 1100);
 /// Metrics that are drawn.
-const METRICS: [&str; 4] = ["AP", "AP50", "AP75", "mask AP"];
+const METRICS: [&str; 6] = ["AP", "AP50", "AP75", "mask AP", "top-1", "top-5"];
 /// Losses are smoothed over one part in so many of the run.
 const SMOOTH: usize = 40;
 
@@ -36,7 +36,13 @@ fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog) -> Draw
     let shown = METRICS.iter().filter_map(|name| run.metrics.iter().find(|s| s.name == *name));
     let metrics: Vec<Line> = shown.map(Line::metric).collect();
     if !metrics.is_empty() {
-        panels.push(Panel { title: "Validation", y: "AP", top: 1.0, lines: metrics, low: true });
+        panels.push(Panel {
+            title: "Validation",
+            y: if run.is_of_classifier() { "accuracy" } else { "AP" },
+            top: 1.0,
+            lines: metrics,
+            low: true,
+        });
     }
     if !run.lr.is_empty() {
         let line = Line { name: String::new(), faint: Vec::new(), points: run.lr.clone(), markers: false };

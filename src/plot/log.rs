@@ -24,7 +24,7 @@ pub struct RunLog {
     pub losses: Vec<Series>,
     /// Learning rate.
     pub lr: Vec<(f64, f64)>,
-    /// Metrics of the evaluations: AP, AP50, … of boxes, and `mask AP`; those that an evaluation could not tell (−1) are left out.
+    /// Metrics of the evaluations: AP, AP50, … of boxes, and `mask AP`, or a classifier's `top-1` and `top-5`; those that an evaluation could not tell (−1) are left out.
     pub metrics: Vec<Series>,
     /// Steps done.
     pub steps: u64,
@@ -58,6 +58,11 @@ impl RunLog {
         Ok(log)
     }
 
+    /// Whether the evaluations are those of a classifier.
+    pub fn is_of_classifier(&self) -> bool {
+        self.metrics.iter().any(|series| series.name == "top-1")
+    }
+
     fn add(&mut self, entry: &Value) {
         let Some(iter) = entry["iter"].as_u64() else { return };
         let at = iter as f64;
@@ -70,6 +75,13 @@ impl RunLog {
             }
             if let Some(value) = entry["segm"]["AP"].as_f64().filter(|v| *v >= 0.0) {
                 push(&mut self.metrics, "mask AP", (at, value));
+            }
+            return;
+        }
+        if let Some(top1) = entry["top1"].as_f64() {
+            push(&mut self.metrics, "top-1", (at, top1));
+            if let Some(top5) = entry["top5"].as_f64() {
+                push(&mut self.metrics, "top-5", (at, top5));
             }
             return;
         }

@@ -42,8 +42,9 @@ pub struct Progress {
 /// An evaluation that no other has beaten.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Box AP.
-    pub ap: f64,
+    /// Box AP of a detector, top-1 accuracy of a classifier.
+    #[serde(alias = "ap")]
+    pub score: f64,
     /// The epoch it came after, from 1.
     pub epoch: usize,
     /// The step it came after.

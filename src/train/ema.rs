@@ -6,10 +6,12 @@ use tch::Tensor;
 use super::slices::{is_plain, numbers, CHUNK};
 
 /// An average of every variable (statistics of batch norms included) that follows it slowly: average ← d·average + (1 − d)·variable
-/// after each step, with d = min(decay, (1 + n) / (10 + n)) after n updates, so that the start is soon forgotten.
+/// after each step. With a warm-up, d = min(decay, (1 + n) / (10 + n)) after n updates, so that the start is soon forgotten; without, d = decay, as
+/// in timm's `ModelEma`.
 #[derive(Debug)]
 pub struct Ema {
     decay: f64,
+    warmup: bool,
     updates: u64,
     /// (name, variable, average), by name.
     entries: Vec<(String, Tensor, Tensor)>,
@@ -17,19 +19,23 @@ pub struct Ema {
 
 impl Ema {
     /// Starts from the variables' present values.
-    pub fn new(variables: &[(String, Tensor)], decay: f64) -> Self {
+    pub fn new(variables: &[(String, Tensor)], decay: f64, warmup: bool) -> Self {
         let entries = variables
             .iter()
             .filter(|(_, variable)| variable.is_floating_point())
             .map(|(name, variable)| (name.clone(), variable.detach(), variable.detach().copy()))
             .collect();
-        Self { decay, updates: 0, entries }
+        Self { decay, warmup, updates: 0, entries }
     }
 
     /// The decay of the next update.
     pub fn decay(&self) -> f64 {
         let n = self.updates as f64;
-        self.decay.min((1.0 + n) / (10.0 + n))
+        if self.warmup {
+            self.decay.min((1.0 + n) / (10.0 + n))
+        } else {
+            self.decay
+        }
     }
 
     /// Moves the averages towards the variables.
@@ -105,7 +111,7 @@ mod tests {
     fn the_average_of_a_constant_closes_the_gap_by_the_product_of_the_decays() {
         for kind in [Kind::Float, Kind::Double] {
             let variable = Tensor::zeros([3], (kind, Device::Cpu));
-            let mut ema = Ema::new(&[("v".into(), variable.shallow_clone())], 0.4);
+            let mut ema = Ema::new(&[("v".into(), variable.shallow_clone())], 0.4, true);
             let _ = variable.shallow_clone().fill_(5.0);
             // n = 0, 1, 2, 3, 4: 1/10, 2/11, 3/12, 4/13, 5/14, then 0.4 for ever.
             let mut gap = 1.0;
@@ -119,10 +125,21 @@ mod tests {
     }
 
     #[test]
+    fn without_a_warm_up_the_gap_closes_by_the_same_share_from_the_first_step() {
+        let variable = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+        let mut ema = Ema::new(&[("v".into(), variable.shallow_clone())], 0.9, false);
+        let _ = variable.shallow_clone().fill_(5.0);
+        for n in 1..10 {
+            ema.update();
+            assert!((value(&ema.averages()[0].1) - 5.0 * (1.0 - 0.9f64.powi(n))).abs() < 1e-6);
+        }
+    }
+
+    #[test]
     fn swapping_exchanges_and_swapping_again_restores_to_the_bit() {
         for kind in [Kind::Float, Kind::Double] {
             let variable = Tensor::from_slice(&[0.1f64, 0.2, 0.3]).to_kind(kind).set_requires_grad(true);
-            let mut ema = Ema::new(&[("v".into(), variable.shallow_clone())], 0.4);
+            let mut ema = Ema::new(&[("v".into(), variable.shallow_clone())], 0.4, true);
             let before = variable.detach().copy();
             tch::no_grad(|| {
                 let _ = variable.shallow_clone().fill_(7.0);

@@ -56,6 +56,18 @@ impl Evaluation {
         self.named().map(|(name, scores)| (name.to_string(), scores.to_json())).collect()
     }
 
+    /// Tags and values for TensorBoard: `bbox/AP`, …
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        self.named()
+            .flat_map(|(kind, scores)| {
+                STAT_NAMES
+                    .iter()
+                    .zip(scores.stats)
+                    .map(move |(name, value)| (format!("{kind}/{name}"), value))
+            })
+            .collect()
+    }
+
     /// pycocotools' twelve lines, with a title each where there are masks too.
     pub fn lines(&self) -> String {
         match self.masks {

@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{json, Map, Value};
 
-use super::evaluate::Evaluation;
 use super::events::EventWriter;
 use super::run_dir::RunDir;
 
@@ -144,21 +143,23 @@ impl Logger {
         Ok(())
     }
 
-    /// An evaluation was done.
-    pub fn evaluation(&mut self, iter: u64, epoch: usize, found: &Evaluation, seconds: f64) -> Result<()> {
+    /// An evaluation was done: what the log says of it, and tags and values for TensorBoard.
+    pub fn evaluation(
+        &mut self,
+        iter: u64,
+        epoch: usize,
+        found: Map<String, Value>,
+        scalars: &[(String, f64)],
+        seconds: f64,
+    ) -> Result<()> {
         self.evaluation = seconds;
         let mut line = json!({ "iter": iter, "epoch": epoch });
         if let Value::Object(line) = &mut line {
-            line.extend(found.to_json());
+            line.extend(found);
             line.insert("seconds".into(), json!(seconds));
         }
         self.line(&line)?;
-        for (kind, scores) in found.named() {
-            let tags: Vec<String> =
-                vigdet_coco::eval::STAT_NAMES.iter().map(|name| format!("{kind}/{name}")).collect();
-            self.events.scalars(iter, tags.iter().map(String::as_str).zip(scores.stats))?;
-        }
-        Ok(())
+        self.events.scalars(iter, scalars.iter().map(|(tag, value)| (tag.as_str(), *value)))
     }
 
     /// Shows how far an evaluation is.

@@ -1,7 +1,12 @@
-//! Training: optimizer, schedule, checkpoints, logs, and the loop that ties them to a detector and its data.
+//! Training: optimizer, schedule, checkpoints, logs, and the loops that tie them to a detector ([`trainer`]) or a classifier ([`classify`])
+//! and its data.
 
+mod autocast;
 pub mod checkpoint;
+pub mod classify;
+pub mod classify_evaluate;
 pub mod ema;
+pub mod epoch_cosine;
 pub mod evaluate;
 pub mod events;
 pub mod log;

@@ -1,12 +1,12 @@
 //! What may change when a run goes on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
 use serde_json::Value;
 
 use super::run_dir::RunDir;
-use crate::config::Config;
+use crate::config::{ClassifyConfig, Config};
 
 /// Keys that do not change what a step computes, only how many there are and what is written.
 const FREE: [&str; 7] = [
@@ -21,16 +21,34 @@ const FREE: [&str; 7] = [
 
 /// The config of the run in a folder, with changes.
 pub fn config_of(folder: &Path, changes: &[String]) -> Result<Config> {
-    let run = RunDir::open(folder)?;
-    let text = std::fs::read_to_string(run.config())
-        .with_context(|| format!("cannot read {}", run.config().display()))?;
-    Config::from_json_with(&text, changes).with_context(|| format!("config {}", run.config().display()))
+    let (path, text) = text_of(folder)?;
+    Config::from_json_with(&text, changes).with_context(|| format!("config {}", path.display()))
+}
+
+/// The config of the classifier's run in a folder, with changes.
+pub fn classify_config_of(folder: &Path, changes: &[String]) -> Result<ClassifyConfig> {
+    let (path, text) = text_of(folder)?;
+    ClassifyConfig::from_json_with(&text, changes).with_context(|| format!("config {}", path.display()))
+}
+
+fn text_of(folder: &Path) -> Result<(PathBuf, String)> {
+    let path = RunDir::open(folder)?.config();
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok((path, text))
 }
 
 /// Refuses a config that would make a resumed run another run.
 pub fn check(folder: &Path, config: &Config) -> Result<()> {
-    let before = config_of(folder, &[])?.to_value()?;
-    let now = config.to_value()?;
+    compare(folder, config_of(folder, &[])?.to_value()?, config.to_value()?)
+}
+
+/// [`check`] of a classifier's run.
+pub fn check_classify(folder: &Path, config: &ClassifyConfig) -> Result<()> {
+    let value = |config: &ClassifyConfig| serde_json::to_value(config);
+    compare(folder, value(&classify_config_of(folder, &[])?)?, value(config)?)
+}
+
+fn compare(folder: &Path, before: Value, now: Value) -> Result<()> {
     if let Some((key, before, now)) = difference("", &before, &now) {
         bail!(
             "{key} is {now} but the run in {} has {before}: a resumed run keeps its config (but for {})",
@@ -65,7 +83,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::create(folder.path()).unwrap();
         let config = Config::default();
-        run.describe(&config, json!({}), false).unwrap();
+        run.describe(&config.to_json().unwrap(), json!({}), false).unwrap();
         check(folder.path(), &config).unwrap();
         let changed = |change: &str| config_of(folder.path(), &[change.to_string()]).unwrap();
         check(folder.path(), &changed("train.epochs=99")).unwrap();

@@ -8,8 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::{json, Value};
 
-use crate::config::Config;
 use crate::weights::write_atomically;
+
+/// What only the log's lines of evaluations have: a detector's, a classifier's.
+const EVALUATIONS: [&str; 2] = ["bbox", "top1"];
 
 /// Paths inside a run's folder.
 #[derive(Clone, Debug)]
@@ -134,9 +136,9 @@ impl RunDir {
         self.checkpoints().join("last.state")
     }
 
-    /// Writes the exact config, and who, what and when into run.json; a resumed run adds itself to what is there.
-    pub fn describe(&self, config: &Config, start: Value, resumed: bool) -> Result<()> {
-        write_text(&self.config(), &config.to_json()?)?;
+    /// Writes the exact config (its JSON text), and who, what and when into run.json; a resumed run adds itself to what is there.
+    pub fn describe(&self, config: &str, start: Value, resumed: bool) -> Result<()> {
+        write_text(&self.config(), config)?;
         let path = self.path.join("run.json");
         let mut starts = if resumed { read_starts(&path) } else { Vec::new() };
         starts.push(start);
@@ -156,7 +158,8 @@ impl RunDir {
             let line = line.with_context(|| format!("cannot read {}", path.display()))?;
             let Ok(entry) = serde_json::from_str::<Value>(&line) else { break };
             let at = entry["iter"].as_u64().unwrap_or(0);
-            let again = evaluation && entry.get("bbox").is_some() && at >= iter;
+            let is_evaluation = EVALUATIONS.iter().any(|key| entry.get(key).is_some());
+            let again = evaluation && is_evaluation && at >= iter;
             if at <= iter && !again {
                 kept.push(line);
             }
@@ -193,11 +196,11 @@ mod tests {
         let run = RunDir::create(&path).unwrap();
         assert!(RunDir::create(&path).is_ok(), "an empty folder holds no run");
         assert_eq!(RunDir::numbered(&path, false), path);
-        run.describe(&Config::default(), json!({"n": 1}), false).unwrap();
+        run.describe("{}", json!({"n": 1}), false).unwrap();
         assert!(format!("{:#}", RunDir::create(&path).unwrap_err()).contains("--resume"));
         assert!(RunDir::numbered(&path, false).ends_with("a-2"));
         assert_eq!(RunDir::numbered(&path, true), path);
-        RunDir::open(&path).unwrap().describe(&Config::default(), json!({"n": 2}), true).unwrap();
+        RunDir::open(&path).unwrap().describe("{}", json!({"n": 2}), true).unwrap();
         assert_eq!(read_starts(&path.join("run.json")), [json!({"n": 1}), json!({"n": 2})]);
     }
 

@@ -16,7 +16,7 @@ use super::log::{Logger, Step};
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
-use crate::config::Config;
+use crate::config::{Config, DataConfig};
 use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
@@ -80,7 +80,7 @@ pub struct Trainer {
 }
 
 /// What became of a piece of work.
-enum Flow {
+pub(super) enum Flow {
     Done,
     Interrupted,
 }
@@ -124,9 +124,12 @@ impl Trainer {
         if let (Some(path), false) = (&options.weights, options.resume) {
             let report = load_into(&store, path, &LoadOptions { other_classes: true, ..Default::default() })?;
             println!("weights: {report}");
+            if let Some(note) = normalised_otherwise(path, &config)? {
+                println!("{note}");
+            }
         }
         let mut optimizer = Optimizer::new(&variables, t);
-        let mut ema = t.ema.map(|decay| Ema::new(&variables, decay));
+        let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, true));
         let mut progress = Progress::default();
         if options.resume && run.state().exists() {
             progress = load_state(&run.state(), &variables, &mut optimizer, ema.as_mut())?;
@@ -156,7 +159,7 @@ impl Trainer {
             "trained_numbers": optimizer.numbers(),
             "steps": total,
         });
-        run.describe(&config, start, options.resume)?;
+        run.describe(&config.to_json()?, start, options.resume)?;
         let evaluation_pending = progress.evaluated != Some(progress.iter);
         run.rewind_log(progress.iter, evaluation_pending)?;
         let log = Logger::new(&run, progress.iter, total as u64, t.epochs)?;
@@ -414,7 +417,7 @@ impl Trainer {
         let (iter, epoch) = (self.progress.iter, self.progress.epoch + 1);
         self.progress.seconds += seconds;
         self.progress.evaluated = Some(iter);
-        let best = self.progress.best.as_ref().is_none_or(|best| scores.boxes.ap() > best.ap);
+        let best = self.progress.best.as_ref().is_none_or(|best| scores.boxes.ap() > best.score);
         if best {
             // The weights come last but the record of them: a kill in between repeats this.
             evaluator.write_results(self.run.path(), &found, masks)?;
@@ -429,11 +432,11 @@ impl Trainer {
             ]);
             write_text(&self.run.metrics(), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
             weights::save(&self.store, &self.run.best(), &self.metadata)?;
-            self.progress.best = Some(Best { ap: scores.boxes.ap(), epoch, iter });
+            self.progress.best = Some(Best { score: scores.boxes.ap(), epoch, iter });
             self.best_lines = Some(scores.lines());
         }
         let unread = evaluator.skipped();
-        self.log.evaluation(iter, epoch, &scores, seconds)?;
+        self.log.evaluation(iter, epoch, scores.to_json(), &scores.scalars(), seconds)?;
         for (file, reason) in unread.iter().take(5) {
             self.log.say(&format!("not evaluated, {file}: {reason}"));
         }
@@ -485,6 +488,21 @@ fn part_values(parts: &[(&'static str, Tensor)]) -> Result<Vec<f64>> {
     Ok(Tensor::stack(&tensors, 0).to_device(Device::Cpu).try_into()?)
 }
 
+/// What to say if weights were trained on images that were normalised with other numbers.
+fn normalised_otherwise(weights: &Path, config: &Config) -> Result<Option<String>> {
+    let metadata = weights::read_metadata(weights)?;
+    let own = metadata.get("config").and_then(|text| Config::of_weights(text, &[]).ok()).map(|own| own.data);
+    let list = |values: [f32; 3]| format!("[{}]", values.map(|v| v.to_string()).join(","));
+    let same = |own: &DataConfig| (own.mean, own.std) == (config.data.mean, config.data.std);
+    Ok(own.filter(|own| !same(own)).map(|own| {
+        format!(
+            "weights: they were trained on images normalised otherwise; --set data.mean={} --set data.std={} does the same here",
+            list(own.mean),
+            list(own.std)
+        )
+    }))
+}
+
 fn evaluator(config: &Config, root: &Path, batch: usize, classes: &[(i64, String)]) -> Result<Evaluator> {
     let val = CocoDataset::open(&config.data.val, root, false)
         .context("validation split (--set train.eval_every=0 trains without one)")?;
@@ -515,7 +533,7 @@ pub fn set_threads(threads: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-fn device_name(device: Device) -> String {
+pub(super) fn device_name(device: Device) -> String {
     match device {
         Device::Cpu => "cpu".into(),
         Device::Cuda(index) => format!("cuda:{index}"),

@@ -10,4 +10,6 @@ mod torch;
 pub use classifier::{load_classifier, LoadedClassifier, IMAGENET_CLASSES};
 pub use file::WeightFile;
 pub use load::{load_into, read_metadata, LoadOptions, LoadReport};
-pub use save::{metadata_of, save, sorted_variables, write_atomically, write_tensors, Metadata};
+pub use save::{
+    metadata_of, metadata_of_classifier, save, sorted_variables, write_atomically, write_tensors, Metadata,
+};

@@ -9,7 +9,7 @@ use anyhow::{bail, Context, Result};
 use serde_json::{json, Map, Value};
 use tch::{nn, Device, Kind, Tensor};
 
-use crate::config::Config;
+use crate::config::{ClassifyConfig, Config};
 
 /// What a safetensors file says about itself: free text under names. vigdet's weights hold `config` (JSON) and `classes` (JSON
 /// `[[id, name], …]` in the order of the detector's labels).
@@ -21,6 +21,16 @@ pub fn metadata_of(config: &Config, classes: &[(i64, String)]) -> Result<Metadat
         ("config".to_string(), serde_json::to_string(&config.to_value()?)?),
         ("classes".to_string(), serde_json::to_string(classes)?),
         // PyTorch's readers look for this.
+        ("format".to_string(), "pt".to_string()),
+    ]))
+}
+
+/// Metadata of a classifier's weights: its config, and (number, name) of each class, in the order of its outputs.
+pub fn metadata_of_classifier(config: &ClassifyConfig, classes: &[String]) -> Result<Metadata> {
+    let classes: Vec<(usize, &String)> = classes.iter().enumerate().collect();
+    Ok(Metadata::from([
+        ("config".to_string(), serde_json::to_string(config)?),
+        ("classes".to_string(), serde_json::to_string(&classes)?),
         ("format".to_string(), "pt".to_string()),
     ]))
 }

@@ -1,0 +1,14 @@
+//! Images of classes on their way to a network: crops, RandAugment, Mixup and CutMix, erasing, batches.
+//!
+//! The transforms are timm's, which the published ViG classifiers were trained with, on 8-bit images as Pillow computes them.
+
+pub mod affine;
+pub mod crop;
+pub mod erase;
+mod loader;
+pub mod mix;
+pub mod ops;
+pub mod order;
+pub mod rand_augment;
+
+pub use loader::{ClassBatch, ClassEpoch, ClassLoader, ClassLoaderOptions};
