@@ -92,6 +92,8 @@ fn run(args: Args) -> Result<ExitCode> {
         outputs = name_outputs(backbone, found.maps, logits, trace);
     }
     write_tensors(&outputs, &args.out, &Metadata::new())?;
+    let written = outputs.len();
+    drop(outputs);
     if args.backward {
         seconds = f64::INFINITY;
         for _ in 0..args.repeat {
@@ -102,7 +104,7 @@ fn run(args: Args) -> Result<ExitCode> {
         println!("{}", json!({ "seconds": seconds }));
     } else {
         let what = if args.backward { "forward and backward" } else { "forward" };
-        println!("{} tensors in {}; {what}: {seconds:.3} s", outputs.len(), args.out.display());
+        println!("{} tensors in {}; {what}: {seconds:.3} s", written, args.out.display());
     }
     Ok(ExitCode::SUCCESS)
 }
