@@ -95,6 +95,10 @@ impl Config {
     pub fn from_json_with(text: &str, changes: &[String]) -> Result<Self> {
         let file: Value = serde_json::from_str(text).context("is not JSON")?;
         ensure!(file.is_object(), "must be a JSON object with the keys model, data, train, checkpoint");
+        ensure!(
+            file.pointer("/data/mixup").is_none() && file.pointer("/data/train/folder").is_none(),
+            "is a config of a classifier, not of a detector: train_cls takes it"
+        );
         let detector = match file.pointer("/model/detector") {
             None => DetectorKind::default(),
             Some(Value::String(name)) => DetectorKind::parse(name)?,
@@ -520,6 +524,17 @@ mod tests {
             renamed.model.backbone.name = other.into();
             assert_eq!(renamed, of(other));
         }
+    }
+
+    #[test]
+    fn a_classifiers_config_is_none_of_a_detector_but_has_its_backbone() {
+        let classifier = crate::config::ClassifyConfig::of_model("pvig_b", &[]).unwrap().to_json().unwrap();
+        assert!(error(&classifier, &[]).contains("train_cls takes it"));
+        let config = Config::of_weights(&classifier, &["data.flip=0".into()]).unwrap();
+        assert_eq!((config.model.backbone.name.as_str(), config.model.backbone.drop_path), ("pvig_b", 0.3));
+        assert_eq!((config.data.mean, config.data.std, config.data.flip), ([0.5; 3], [0.5; 3], 0.0));
+        let detector = Config::preset("retinanet_pvig_ti_bccd", &[]).unwrap();
+        assert_eq!(Config::of_weights(&detector.to_json().unwrap(), &[]).unwrap(), detector);
     }
 
     #[test]
