@@ -69,7 +69,9 @@ fn aggregation(c: &mut Criterion) {
         });
         let (x, y) = (x.copy().set_requires_grad(true), y.copy().set_requires_grad(true));
         group.bench_function(format!("forward and backward, {how}"), |b| {
-            b.iter(|| with_max_relative(&x, &y, &edges, search).expect("features").sum(Kind::Float).backward())
+            b.iter(|| {
+                with_max_relative(&x, &y, &edges, search).expect("features").sum(Kind::Float).backward()
+            })
         });
     }
 }
@@ -89,12 +91,15 @@ fn backbones(c: &mut Criterion) {
                 b.iter(|| no_grad(|| model.forward(&x, false, None).expect("maps")))
             });
             if (name, height) == ("pvig_s", 224) {
-                group.bench_function(format!("{name} {images}×{height}×{width} training step, {how}"), |b| {
-                    b.iter(|| {
-                        let maps = model.forward(&x, true, None).expect("maps");
-                        maps.iter().map(|map| map.mean(Kind::Float)).sum::<Tensor>().backward();
-                    })
-                });
+                group.bench_function(
+                    format!("{name} {images}×{height}×{width} training step, {how}"),
+                    |b| {
+                        b.iter(|| {
+                            let maps = model.forward(&x, true, None).expect("maps");
+                            maps.iter().map(|map| map.mean(Kind::Float)).sum::<Tensor>().backward();
+                        })
+                    },
+                );
             }
         }
     }

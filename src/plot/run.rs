@@ -199,10 +199,10 @@ mod tests {
         let found: Vec<Detection> = truth.annotations.iter().filter(|a| !a.iscrowd).map(of).collect();
         let boxes: Vec<Detection> =
             found.iter().map(|d| Detection { segmentation: None, ..d.clone() }).collect();
-        vigdet_coco::write_results(&run.join("bbox.json"), &boxes).unwrap();
+        vigdet_coco::write_results(run.join("bbox.json"), &boxes).unwrap();
         if masks {
             let masks: Vec<Detection> = found.into_iter().map(|d| Detection { bbox: None, ..d }).collect();
-            vigdet_coco::write_results(&run.join("segm.json"), &masks).unwrap();
+            vigdet_coco::write_results(run.join("segm.json"), &masks).unwrap();
         }
         run
     }

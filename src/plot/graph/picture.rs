@@ -382,8 +382,11 @@ fn entries(links: &Links, scale: f64, options: PictureOptions) -> Vec<Entry> {
     entries
 }
 
+/// An entry of the legend, its line and its first pixel in it.
+type Placed = (Entry, i32, i32);
+
 /// Places entries one after the other, in as many lines as a picture of `width` pixels needs; gives that number too.
-fn place(entries: Vec<Entry>, width: i32) -> Result<(Vec<(Entry, i32, i32)>, usize)> {
+fn place(entries: Vec<Entry>, width: i32) -> Result<(Vec<Placed>, usize)> {
     let (mut line, mut x) = (0, GAP);
     let mut placed = Vec::new();
     for entry in entries {
