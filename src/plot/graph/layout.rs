@@ -121,7 +121,7 @@ mod tests {
         }
         let two = Layout::new(&links((224, 224), 2), 2, 0);
         assert_eq!((two.columns, two.corners[0].1), (2, two.corners[1].1));
-        assert_eq!(Layout::new(&links((480, 640), 12), 2, 0).columns, 3);
+        assert_eq!(Layout::new(&links((480, 640), 12), 2, 0).columns, 4);
     }
 
     #[test]
