@@ -10,6 +10,7 @@
 //! - [`detect`]: RetinaNet, Mask R-CNN, Faster R-CNN and their parts.
 //! - [`memory`]: how the process holds on to memory.
 //! - [`stats`]: parameters and multiply-adds of the named models.
+//! - [`threads`]: how many there are.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
 //! - [`plot`]: pictures: training curves, detections on their images, graphs.
 //! - [`predictor`]: a trained detector, ready for images.
@@ -27,5 +28,6 @@ pub mod memory;
 pub mod plot;
 pub mod predictor;
 pub mod stats;
+pub mod threads;
 pub mod train;
 pub mod weights;

@@ -1,9 +1,13 @@
 //! Convolution and batch norm as every backbone uses them, and the memory layout they run in.
 
+use std::cell::RefCell;
+
 use tch::nn::{self, Module, ModuleT};
 use tch::Tensor;
 
 use crate::describe::{convolution, Describe, Layer, Size};
+use crate::graph::kernel::gelu_in_place;
+use crate::graph::slices::f32_memory;
 
 /// How much of a batch's statistics enters the running ones.
 const MOMENTUM: f64 = 0.1;
@@ -17,10 +21,13 @@ pub fn channels_last(x: &Tensor) -> Tensor {
 /// GELU of a tensor that nothing else reads: in place where no gradient needs the input.
 pub fn gelu(mut x: Tensor) -> Tensor {
     if x.requires_grad() {
-        x.gelu("none")
-    } else {
-        x.gelu_("none")
+        return x.gelu("none");
     }
+    match f32_memory(&mut x) {
+        Some(values) => gelu_in_place(values),
+        None => drop(x.gelu_("none")),
+    }
+    x
 }
 
 /// `x + branch`, in the memory of `branch`, which nothing else reads, where no gradient is needed.
@@ -125,6 +132,17 @@ pub struct ConvBn {
     pub norm: nn::BatchNorm,
     spec: ConvSpec,
     eps: f64,
+    /// The convolution with its norm taken in, of a layer that does not learn.
+    folded: RefCell<Option<Folded>>,
+}
+
+/// Weight and bias of a convolution that has taken its batch norm in.
+#[derive(Debug)]
+struct Folded {
+    weight: Tensor,
+    bias: Tensor,
+    /// How often the layer's tensors had been changed by then.
+    version: u64,
 }
 
 /// A batch norm as what it does: times `scale`, plus `shift`, both `[channels]`.
@@ -144,28 +162,73 @@ impl Affine {
 impl ConvBn {
     /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`).
     pub fn new(conv: nn::Path, norm: nn::Path, spec: ConvSpec, eps: f64) -> Self {
-        Self { conv: spec.build(conv), norm: batch_norm(norm, spec.output, eps), spec, eps }
+        Self {
+            conv: spec.build(conv),
+            norm: batch_norm(norm, spec.output, eps),
+            spec,
+            eps,
+            folded: RefCell::new(None),
+        }
     }
 
     /// `[B, in, H, W]` to `[B, out, H / stride, W / stride]`. `train`: batch statistics.
     ///
-    /// With running statistics the norm is a factor and a shift of each channel. Where the map is larger than the weights, those take them
-    /// in, and the map is written once.
+    /// With running statistics the norm is a factor and a shift of each channel, and the weights take them in, so that the map is written once:
+    /// for good where the layer does not learn, and each time where it does and the map is larger than the weights.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let size = x.size();
-        let map = size[0] * self.spec.output * size[2] * size[3] / self.spec.stride.pow(2);
-        if train || map < 2 * self.conv.ws.numel() as i64 {
-            return self.norm.forward_t(&self.conv.forward(x), train);
+        if train {
+            return self.norm.forward_t(&self.conv.forward(x), true);
         }
+        let side = |n: i64| [n, n];
+        let ConvSpec { stride, kernel, groups, .. } = self.spec;
+        let convolve = |weight: &Tensor, bias: &Tensor| {
+            x.conv2d(weight, Some(bias), side(stride), side(kernel / 2), side(1), groups)
+        };
+        if let Some(version) = self.settled() {
+            let mut folded = self.folded.borrow_mut();
+            let folded = match &mut *folded {
+                Some(folded) if folded.version == version => folded,
+                stale => {
+                    let (weight, bias) = tch::no_grad(|| self.fold());
+                    stale.insert(Folded { weight, bias, version })
+                }
+            };
+            return convolve(&folded.weight, &folded.bias);
+        }
+        let size = x.size();
+        let map = size[0] * self.spec.output * size[2] * size[3] / stride.pow(2);
+        if map < 2 * self.conv.ws.numel() as i64 {
+            return self.norm.forward_t(&self.conv.forward(x), false);
+        }
+        let (weight, bias) = self.fold();
+        convolve(&weight, &bias)
+    }
+
+    /// Weight and bias with the norm's running statistics taken in.
+    fn fold(&self) -> (Tensor, Tensor) {
         let Affine { scale, shift } = self.affine();
         let weight = &self.conv.ws * scale.view([-1, 1, 1, 1]);
         let bias = match &self.conv.bs {
             Some(bias) => bias * scale + shift,
             None => shift,
         };
-        let side = |n: i64| [n, n];
-        let ConvSpec { stride, kernel, groups, .. } = self.spec;
-        x.conv2d(&weight, Some(bias), side(stride), side(kernel / 2), side(1), groups)
+        (weight, bias)
+    }
+
+    /// For a layer whose weights all are out of training, how often libtorch has changed its tensors; `None` for one that learns. (The
+    /// optimizer's writes are not counted, and it writes only to what learns.)
+    fn settled(&self) -> Option<u64> {
+        let learned =
+            [Some(&self.conv.ws), self.conv.bs.as_ref(), self.norm.ws.as_ref(), self.norm.bs.as_ref()];
+        let mut version =
+            self.norm.running_mean.internal_version() + self.norm.running_var.internal_version();
+        for tensor in learned.into_iter().flatten() {
+            if tensor.requires_grad() {
+                return None;
+            }
+            version += tensor.internal_version();
+        }
+        Some(version as u64)
     }
 
     /// The batch norm with its running statistics.

@@ -1,7 +1,7 @@
 //! ViG (Han et al., 2022): a convolutional stem, then stages of Grapher and FFN blocks. Isotropic ViG has one stage
 //! (section 3.3 and Table 1); `pyramid_vig` plans the other kind.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use anyhow::{ensure, Result};
 use rand::SeedableRng;
@@ -80,6 +80,8 @@ pub struct Vig {
     stem: Vec<ConvBn>,
     /// `[1, C₁, grid, grid]`, resized bicubically for other images.
     pos_embed: Tensor,
+    /// The last such embedding, channels last, of one that does not learn, and how often libtorch had changed that.
+    resized: RefCell<Option<(Tensor, i64)>>,
     stages: Vec<Stage>,
     channels: Vec<i64>,
     strides: Vec<i64>,
@@ -181,6 +183,7 @@ impl Vig {
         let model = Self {
             stem,
             pos_embed: path.zeros("pos_embed", &[1, last, plan.grid, plan.grid]),
+            resized: RefCell::new(None),
             channels: plan.stages.iter().map(|s| s.channels).collect(),
             strides: (0..stages.len()).map(|s| first << s).collect(),
             stages,
@@ -189,6 +192,32 @@ impl Vig {
         };
         model.freeze();
         Ok(model)
+    }
+
+    /// The position embedding for a grid of nodes, `[1, C₁, height, width]`.
+    fn position(&self, height: i64, width: i64) -> Tensor {
+        let resize = || {
+            if self.pos_embed.size()[2..] == [height, width] {
+                self.pos_embed.shallow_clone()
+            } else {
+                self.pos_embed.upsample_bicubic2d([height, width], false, None, None)
+            }
+        };
+        if self.pos_embed.requires_grad() {
+            return resize();
+        }
+        let version = self.pos_embed.internal_version();
+        let mut resized = self.resized.borrow_mut();
+        match &*resized {
+            Some((kept, then)) if *then == version && kept.size()[2..] == [height, width] => {
+                kept.shallow_clone()
+            }
+            _ => {
+                let kept = channels_last(&resize());
+                *resized = Some((kept.shallow_clone(), version));
+                kept
+            }
+        }
     }
 
     /// Takes the weights of the frozen stages out of training.
@@ -238,12 +267,8 @@ impl Backbone for Vig {
             }
             x = layer.forward(&x, norms_at(0));
         }
-        let size = x.size();
-        x += if size[2..] == self.pos_embed.size()[2..] {
-            self.pos_embed.shallow_clone()
-        } else {
-            self.pos_embed.upsample_bicubic2d([size[2], size[3]], false, None, None)
-        };
+        let (_, _, height, width) = x.size4()?;
+        x += self.position(height, width);
         let mut maps = Vec::new();
         for (s, stage) in self.stages.iter().enumerate() {
             if let Some(down) = &stage.down {

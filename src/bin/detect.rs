@@ -13,6 +13,7 @@ use vigdet::config::{DetectorKind, OnError};
 use vigdet::data::decode;
 use vigdet::plot::draw_detections;
 use vigdet::predictor::{ImageDetections, Predictor, PredictorOptions};
+use vigdet::threads::set_threads;
 use vigdet::weights::write_atomically;
 
 /// Detect objects on images: boxes (and masks) with names and scores, as text, JSON and pictures.
@@ -131,7 +132,9 @@ fn open(args: &Args, detector: DetectorKind) -> Result<Predictor> {
         classes,
         device: args.model.device()?,
     };
-    Predictor::open(&args.weights, &options)
+    let predictor = Predictor::open(&args.weights, &options)?;
+    set_threads(predictor.config().train.threads);
+    Ok(predictor)
 }
 
 /// (category id, name) of an annotation file's categories, in the order of their ids, as training numbers them.

@@ -15,6 +15,7 @@ use vigdet::config::{BackboneConfig, Config};
 use vigdet::data::decode;
 use vigdet::data::resize::{resize_into, Normalise, Slot};
 use vigdet::graph::GraphTrace;
+use vigdet::threads::set_threads;
 use vigdet::weights::{load_classifier, read_metadata, save, write_tensors, Metadata, WeightFile};
 
 /// Write a backbone's feature maps, class scores and graphs for an image or a batch
@@ -67,8 +68,9 @@ fn run(args: Args) -> Result<ExitCode> {
     let device = cli::parse_device(args.device.as_deref())?;
     let config = config(&args)?;
     let backbone = &config.model.backbone;
+    set_threads(config.train.threads);
     let images = images(&args, &config)?.to_device(device);
-    let loaded = load_classifier(backbone, args.weights.as_deref(), device)?;
+    let mut loaded = load_classifier(backbone, args.weights.as_deref(), device)?;
     match &loaded.report {
         Some(report) => eprintln!("{report}"),
         None => eprintln!("no --weights: the weights of {} are random", backbone.name),
@@ -80,9 +82,15 @@ fn run(args: Args) -> Result<ExitCode> {
         save(&loaded.store, path, &Metadata::from([("format".into(), "pt".into())]))?;
     }
 
+    if !args.backward {
+        // Weights that do not learn take their batch norms in once.
+        loaded.store.freeze();
+    }
     let mut seconds = f64::INFINITY;
     let mut outputs = Vec::new();
     for _ in 0..if args.backward { 1 } else { args.repeat } {
+        // The maps of the pass before are not kept beside this one's.
+        outputs.clear();
         let mut trace = args.edges.then(GraphTrace::default);
         let start = Instant::now();
         let found = tch::no_grad(|| loaded.model.forward(&images, false, trace.as_mut()))?;
@@ -98,6 +106,9 @@ fn run(args: Args) -> Result<ExitCode> {
         seconds = f64::INFINITY;
         for _ in 0..args.repeat {
             seconds = seconds.min(backward(&loaded.model, &images)?);
+            for mut variable in loaded.store.trainable_variables() {
+                variable.zero_grad();
+            }
         }
     }
     if args.json {

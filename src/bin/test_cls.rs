@@ -11,9 +11,9 @@ use serde_json::json;
 use vigdet::cli::{self, ClassifierArgs};
 use vigdet::config::ClassifyConfig;
 use vigdet::data::ImageFolder;
+use vigdet::threads::set_threads;
 use vigdet::train::classify_evaluate::ClassEvaluator;
 use vigdet::train::run_dir::write_text;
-use vigdet::train::trainer::set_threads;
 use vigdet::weights::{load_classifier, read_metadata};
 
 /// Evaluate a classifier on a folder with a folder of images for each class: top-1, top-5, per class.
@@ -45,7 +45,7 @@ fn run(args: &Arguments) -> Result<()> {
         (None, None) => ClassifyConfig::of_model(&args.model.model, &changes)?,
     };
     args.model.check(&config, &args.weights.display().to_string())?;
-    set_threads(config.train.threads)?;
+    set_threads(config.train.threads);
     let root = config
         .data
         .root

@@ -13,9 +13,10 @@ use vigdet::cli::{self, change, path_value, ModelArgs};
 use vigdet::config::Config;
 use vigdet::data::CocoDataset;
 use vigdet::predictor::{Predictor, PredictorOptions};
+use vigdet::threads::set_threads;
 use vigdet::train::evaluate::Evaluator;
 use vigdet::train::run_dir::write_text;
-use vigdet::train::trainer::{data_root, set_threads};
+use vigdet::train::trainer::data_root;
 use vigdet::weights::read_metadata;
 
 /// Evaluate a detector on a validation split in COCO's layout.
@@ -63,7 +64,7 @@ fn run(args: &Arguments) -> Result<()> {
     };
     let predictor = Predictor::open(&args.weights, &options)?;
     let config = predictor.config();
-    set_threads(config.train.threads)?;
+    set_threads(config.train.threads);
     let dataset = Arc::new(dataset(config)?);
     println!("{}", dataset.report());
     let batch = config.train.micro_batch.unwrap_or(config.train.batch_size);

@@ -28,9 +28,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
             let edges = i64_slice(&edges)?;
             // gather takes 32 bits, and training keeps the index of every block until its gradient.
             i32_tensor(&[b, n, c], |rows| {
-                arg_max_rows(
-                    values, edges, b as usize, n as usize, m as usize, c as usize, k as usize, rows, None,
-                );
+                arg_max_rows(values, edges, b as usize, n as usize, m as usize, c as usize, k as usize, rows);
             })
         }
         Search::Fused | Search::Chunked => tch::no_grad(|| -> Result<Tensor> {

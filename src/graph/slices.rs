@@ -10,8 +10,8 @@ use tch::{Device, Kind, Tensor};
 pub fn f32_slice(tensor: &Tensor) -> Result<&[f32]> {
     check(tensor, Kind::Float)?;
     // SAFETY: `check` has seen a dense, contiguous CPU tensor of this kind, so `numel` numbers lie behind the pointer. The
-    // slice borrows the tensor, which keeps the memory alive. Nothing here writes to a tensor while it is borrowed so; an
-    // in-place operation on another handle of the same memory would break this, and there is none in this crate.
+    // slice borrows the tensor, which keeps the memory alive. An in-place operation on another handle of the same memory while the slice is in
+    // use would break this: callers in this crate read the slice before anything else happens, which is why this is not public.
     Ok(unsafe { slice(tensor.data_ptr().cast(), tensor.numel()) })
 }
 
@@ -25,17 +25,18 @@ pub fn i64_slice(tensor: &Tensor) -> Result<&[i64]> {
     Ok(unsafe { slice(tensor.data_ptr().cast(), tensor.numel()) })
 }
 
-/// Makes a float32 CPU tensor of this shape and lets `fill` write its numbers, which start as zeros.
+/// Makes a float32 CPU tensor of this shape and lets `fill` write all of its numbers, which start as whatever the memory held.
 pub fn f32_tensor(shape: &[i64], fill: impl FnOnce(&mut [f32])) -> Tensor {
-    let tensor = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-    // SAFETY: the tensor was made here, contiguous and of this kind, and no one else has it yet.
+    let tensor = Tensor::empty(shape, (Kind::Float, Device::Cpu));
+    // SAFETY: the tensor was made here, contiguous and of this kind, and no one else has it yet. Its memory comes from libtorch, of which
+    // the compiler knows nothing, and any bits are a number; every `fill` in this crate writes before it reads.
     fill(unsafe { slice_mut(tensor.data_ptr().cast(), tensor.numel()) });
     tensor
 }
 
 /// As [`f32_tensor`], for int32.
 pub fn i32_tensor(shape: &[i64], fill: impl FnOnce(&mut [i32])) -> Tensor {
-    let tensor = Tensor::zeros(shape, (Kind::Int, Device::Cpu));
+    let tensor = Tensor::empty(shape, (Kind::Int, Device::Cpu));
     // SAFETY: as in f32_tensor.
     fill(unsafe { slice_mut(tensor.data_ptr().cast(), tensor.numel()) });
     tensor
@@ -43,10 +44,24 @@ pub fn i32_tensor(shape: &[i64], fill: impl FnOnce(&mut [i32])) -> Tensor {
 
 /// As [`f32_tensor`], for int64.
 pub fn i64_tensor(shape: &[i64], fill: impl FnOnce(&mut [i64])) -> Tensor {
-    let tensor = Tensor::zeros(shape, (Kind::Int64, Device::Cpu));
+    let tensor = Tensor::empty(shape, (Kind::Int64, Device::Cpu));
     // SAFETY: as in f32_tensor.
     fill(unsafe { slice_mut(tensor.data_ptr().cast(), tensor.numel()) });
     tensor
+}
+
+/// The numbers of a dense float32 CPU tensor in the order of its memory, channels-last maps among them, to be written in place; `None` for any
+/// other tensor.
+///
+/// The caller owns the tensor, so that no one else's slice of it lives.
+pub fn f32_memory(tensor: &mut Tensor) -> Option<&mut [f32]> {
+    let dense = tensor.is_contiguous() || (tensor.dim() == 4 && tensor.permute([0, 2, 3, 1]).is_contiguous());
+    if tensor.device() != Device::Cpu || tensor.kind() != Kind::Float || tensor.is_sparse() || !dense {
+        return None;
+    }
+    // SAFETY: `numel` numbers of this kind lie behind the pointer, in one piece, and the tensor keeps them while it is borrowed. Other handles
+    // of the same memory are only used when this borrow is over: the networks run in one thread.
+    Some(unsafe { slice_mut(tensor.data_ptr().cast(), tensor.numel()) })
 }
 
 /// Feature maps `[B, C, H, W]` as float32 rows `[B, H·W, C]` in memory on the CPU, without gradient. Copies nothing if the

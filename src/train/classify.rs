@@ -15,11 +15,12 @@ use super::epoch_cosine::EpochCosine;
 use super::log::{Logger, Step};
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
-use super::trainer::{clip_factor, device_name, set_threads, Flow, Outcome, TrainOptions};
+use super::trainer::{clip_factor, device_name, Flow, Outcome, TrainOptions};
 use crate::backbone::Classifier;
 use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassBatch, ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
+use crate::threads::set_threads;
 use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
 
 /// The one part of the loss.
@@ -52,7 +53,7 @@ impl ClassTrainer {
     /// # Errors
     /// Data, weights or folders that cannot be used. A new run's folder is made last, so a failed start leaves none.
     pub fn new(config: ClassifyConfig, options: TrainOptions) -> Result<Self> {
-        set_threads(config.train.threads)?;
+        set_threads(config.train.threads);
         let run = if options.resume { RunDir::open(&options.out)? } else { RunDir::free(&options.out)? };
         let t = &config.train;
         let micro_batch = t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size);

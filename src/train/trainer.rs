@@ -20,6 +20,7 @@ use crate::config::{Config, DataConfig};
 use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
+use crate::threads::set_threads;
 use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
 
 /// How a run starts, beside its config.
@@ -91,7 +92,7 @@ impl Trainer {
     /// # Errors
     /// Data, weights or folders that cannot be used. A new run's folder is made last, so a failed start leaves none.
     pub fn new(config: Config, options: TrainOptions) -> Result<Self> {
-        set_threads(config.train.threads)?;
+        set_threads(config.train.threads);
         let run = if options.resume { RunDir::open(&options.out)? } else { RunDir::free(&options.out)? };
         let t = &config.train;
         let micro_batch = t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size);
@@ -522,15 +523,6 @@ pub fn data_root(config: &Config) -> Result<PathBuf> {
     )?;
     shapes::ensure_for(&config.data, |text| println!("{text}"))?;
     Ok(root)
-}
-
-/// One setting for libtorch's threads and for those of vigdet's own kernels; `None`: one per core.
-pub fn set_threads(threads: Option<usize>) -> Result<()> {
-    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    tch::set_num_threads(threads as i32);
-    // An error means that the pool is there already: a second run in the same process.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    Ok(())
 }
 
 pub(super) fn device_name(device: Device) -> String {

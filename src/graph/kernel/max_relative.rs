@@ -10,18 +10,11 @@ use rayon::prelude::*;
 const LANES: usize = 32;
 /// Nodes per job.
 const BLOCK: usize = 256;
-/// Channels per job of [`scatter_add_rows`]: one cache line.
-const LINE: usize = 16;
-
-fn check_index(index: &[i64], m: usize) {
-    let bad = index.par_iter().find_any(|&&j| j < 0 || j as usize >= m);
-    assert!(bad.is_none(), "neighbour {bad:?} of {m} candidates");
-}
 
 /// For every node and channel, the row of `y` with the largest value among the node's neighbours.
 ///
 /// `y` is `[batch, m, c]`, `index` is `[batch, n, k]` with rows of `y`, `rows` is `[batch, n, c]`: what `gather` along the
-/// candidates of `y` needs. `values`, if given, gets the maxima, `[batch, n, c]`.
+/// candidates of `y` needs.
 ///
 /// # Panics
 /// If a slice does not have the stated size, `k` is 0 or an index is out of range.
@@ -35,63 +28,17 @@ pub fn arg_max_rows(
     c: usize,
     k: usize,
     rows: &mut [i32],
-    values: Option<&mut [f32]>,
 ) {
     assert!(i32::try_from(m).is_ok(), "too many candidates: {m}");
     check_sizes(y, index, batch, n, m, c, k, rows.len());
     if rows.is_empty() {
         return;
     }
-    match values {
-        Some(values) => {
-            assert_eq!(values.len(), rows.len(), "values are not [batch, n, c]");
-            rows.par_chunks_mut(n * c).zip(values.par_chunks_mut(n * c)).enumerate().for_each(
-                |(b, (rows, values))| {
-                    let (y, index) = (&y[b * m * c..][..m * c], &index[b * n * k..][..n * k]);
-                    rows.par_chunks_mut(BLOCK * c)
-                        .zip(values.par_chunks_mut(BLOCK * c))
-                        .zip(index.par_chunks(BLOCK * k))
-                        .for_each(|((rows, values), index)| {
-                            reduce(y, index, c, k, Out { rows: Some(rows), values: Some(values) });
-                        });
-                },
-            );
-        }
-        None => rows.par_chunks_mut(n * c).enumerate().for_each(|(b, rows)| {
-            let (y, index) = (&y[b * m * c..][..m * c], &index[b * n * k..][..n * k]);
-            rows.par_chunks_mut(BLOCK * c).zip(index.par_chunks(BLOCK * k)).for_each(|(rows, index)| {
-                reduce(y, index, c, k, Out { rows: Some(rows), values: None });
-            });
-        }),
-    }
-}
-
-/// For every node and channel, the largest value among the node's neighbours: [`arg_max_rows`] for inference.
-///
-/// `y` is `[batch, m, c]`, `index` is `[batch, n, k]`, `values` is `[batch, n, c]`.
-///
-/// # Panics
-/// If a slice does not have the stated size, `k` is 0 or an index is out of range.
-#[allow(clippy::too_many_arguments)] // the sizes of three matrices
-pub fn max_rows(
-    y: &[f32],
-    index: &[i64],
-    batch: usize,
-    n: usize,
-    m: usize,
-    c: usize,
-    k: usize,
-    values: &mut [f32],
-) {
-    check_sizes(y, index, batch, n, m, c, k, values.len());
-    if values.is_empty() {
-        return;
-    }
-    values.par_chunks_mut(n * c).enumerate().for_each(|(b, values)| {
+    rows.par_chunks_mut(n * c).enumerate().for_each(|(b, rows)| {
         let (y, index) = (&y[b * m * c..][..m * c], &index[b * n * k..][..n * k]);
-        values.par_chunks_mut(BLOCK * c).zip(index.par_chunks(BLOCK * k)).for_each(|(values, index)| {
-            reduce(y, index, c, k, Out { rows: None, values: Some(values) });
-        });
+        rows.par_chunks_mut(BLOCK * c)
+            .zip(index.par_chunks(BLOCK * k))
+            .for_each(|(rows, index)| reduce(y, index, c, k, Out::Rows(rows)));
     });
 }
 
@@ -125,65 +72,9 @@ pub fn interleave_relative(
         out.par_chunks_mut(BLOCK * 2 * c)
             .zip(x.par_chunks(BLOCK * c))
             .zip(index.par_chunks(BLOCK * k))
-            .for_each_init(
-                || vec![0f32; BLOCK * c],
-                |largest, ((out, x), index)| {
-                    let largest = &mut largest[..x.len()];
-                    reduce(y, index, c, k, Out { rows: None, values: Some(largest) });
-                    for ((out, &x), &largest) in out.chunks_exact_mut(2).zip(x).zip(&*largest) {
-                        out[0] = x;
-                        out[1] = largest - x;
-                    }
-                },
-            );
+            .for_each(|((out, x), index)| reduce(y, index, c, k, Out::Relative(x, out)));
     });
 }
-
-/// The gradient of [`arg_max_rows`]: `grad_y[rows[i, c], c] += grad[i, c]`, in the order of `i`.
-///
-/// `grad` and `rows` are `[batch, n, c]`, `grad_y` is `[batch, m, c]` and is added to. A job owns some of the channels of one
-/// image, so the sums do not depend on the number of threads.
-///
-/// # Panics
-/// If a slice does not have the stated size or a row is out of range.
-pub fn scatter_add_rows(
-    grad: &[f32],
-    rows: &[i32],
-    batch: usize,
-    n: usize,
-    m: usize,
-    c: usize,
-    grad_y: &mut [f32],
-) {
-    assert_eq!(grad.len(), batch * n * c, "grad is not [batch, n, c]");
-    assert_eq!(rows.len(), batch * n * c, "rows are not [batch, n, c]");
-    assert_eq!(grad_y.len(), batch * m * c, "grad_y is not [batch, m, c]");
-    let bad = rows.par_iter().find_any(|&&j| j < 0 || j as usize >= m);
-    assert!(bad.is_none(), "row {bad:?} of {m}");
-    if grad.is_empty() {
-        return;
-    }
-    let target = SharedSlice(grad_y.as_mut_ptr());
-    let lines = c.div_ceil(LINE);
-    (0..batch * lines).into_par_iter().for_each(|job| {
-        let (b, first) = (job / lines, job % lines * LINE);
-        let last = c.min(first + LINE);
-        let target = &target;
-        for i in b * n..(b + 1) * n {
-            let (grad, rows) = (&grad[i * c..][..c], &rows[i * c..][..c]);
-            for ch in first..last {
-                // SAFETY: rows[ch] < m (checked above) and ch < c, so the place is inside grad_y; no other job touches
-                // these channels of this image.
-                unsafe { *target.0.add((b * m + rows[ch] as usize) * c + ch) += grad[ch] };
-            }
-        }
-    });
-}
-
-/// A slice that several jobs write, each its own part.
-struct SharedSlice(*mut f32);
-// SAFETY: used by scatter_add_rows only, whose jobs write disjoint elements.
-unsafe impl Sync for SharedSlice {}
 
 #[allow(clippy::too_many_arguments)]
 fn check_sizes(y: &[f32], index: &[i64], batch: usize, n: usize, m: usize, c: usize, k: usize, out: usize) {
@@ -191,13 +82,16 @@ fn check_sizes(y: &[f32], index: &[i64], batch: usize, n: usize, m: usize, c: us
     assert_eq!(y.len(), batch * m * c, "y is not [batch, m, c]");
     assert_eq!(index.len(), batch * n * k, "index is not [batch, n, k]");
     assert_eq!(out, batch * n * c, "the output is not [batch, n, c]");
-    check_index(index, m);
+    let bad = index.par_iter().find_any(|&&j| j < 0 || j as usize >= m);
+    assert!(bad.is_none(), "neighbour {bad:?} of {m} candidates");
 }
 
-/// What to write, each `[nodes, c]`.
-struct Out<'a> {
-    rows: Option<&'a mut [i32]>,
-    values: Option<&'a mut [f32]>,
+/// What to write for a block of nodes.
+enum Out<'a> {
+    /// The row of the largest value, `[nodes, c]`.
+    Rows(&'a mut [i32]),
+    /// The nodes, `[nodes, c]`, and where they go beside the largest value less their own, `[nodes, 2c]`.
+    Relative(&'a [f32], &'a mut [f32]),
 }
 
 /// One block of nodes, in the widest instructions there are. The code is the same: the compiler makes vectors of it.
@@ -250,34 +144,42 @@ fn reduce_in(y: &[f32], index: &[i64], c: usize, k: usize, mut out: Out) {
 /// `L` channels of node `i`, from `first` on.
 #[inline(always)]
 fn lanes<const L: usize>(y: &[f32], index: &[i64], c: usize, i: usize, first: usize, out: &mut Out) {
-    let row = |j: i64| -> &[f32; L] {
-        let start = j as usize * c + first;
-        (&y[start..start + L]).try_into().expect("a slice of L numbers")
-    };
+    let row = |j: i64| -> &[f32; L] { array(&y[j as usize * c + first..]) };
     let mut best = *row(index[0]);
-    if let Some(rows) = &mut out.rows {
-        let mut at = [index[0] as i32; L];
-        for &j in &index[1..] {
-            let new = row(j);
-            for l in 0..L {
-                let better = new[l] > best[l] || new[l].is_nan();
-                best[l] = if better { new[l] } else { best[l] };
-                at[l] = if better { j as i32 } else { at[l] };
+    match out {
+        Out::Rows(rows) => {
+            let mut at = [index[0] as i32; L];
+            for &j in &index[1..] {
+                let new = row(j);
+                for l in 0..L {
+                    let better = new[l] > best[l] || new[l].is_nan();
+                    best[l] = if better { new[l] } else { best[l] };
+                    at[l] = if better { j as i32 } else { at[l] };
+                }
             }
+            rows[i * c + first..][..L].copy_from_slice(&at);
         }
-        let rows = &mut rows[i * c + first..][..L];
-        rows.copy_from_slice(&at);
-    } else {
-        for &j in &index[1..] {
-            let new = row(j);
+        Out::Relative(x, out) => {
+            for &j in &index[1..] {
+                let new = row(j);
+                for l in 0..L {
+                    best[l] = if new[l] > best[l] || new[l].is_nan() { new[l] } else { best[l] };
+                }
+            }
+            let x: &[f32; L] = array(&x[i * c + first..]);
+            let out = &mut out[2 * (i * c + first)..][..2 * L];
             for l in 0..L {
-                best[l] = if new[l] > best[l] || new[l].is_nan() { new[l] } else { best[l] };
+                out[2 * l] = x[l];
+                out[2 * l + 1] = best[l] - x[l];
             }
         }
     }
-    if let Some(values) = &mut out.values {
-        values[i * c + first..][..L].copy_from_slice(&best);
-    }
+}
+
+/// The first `L` numbers.
+#[inline(always)]
+fn array<const L: usize>(values: &[f32]) -> &[f32; L] {
+    values[..L].try_into().expect("a slice of L numbers")
 }
 
 #[cfg(test)]
@@ -298,20 +200,11 @@ mod tests {
         {
             let y: Vec<f32> = numbers(batch * m * c, 6, 1).iter().map(|&v| v as f32 - 3.0).collect();
             let index: Vec<i64> = numbers(batch * n * k, m as u32, 2).iter().map(|&v| i64::from(v)).collect();
-            let (mut rows, mut values, mut only) =
-                (vec![-1; batch * n * c], vec![0.0; batch * n * c], vec![0.0; batch * n * c]);
-            arg_max_rows(&y, &index, batch, n, m, c, k, &mut rows, Some(&mut values));
-            max_rows(&y, &index, batch, n, m, c, k, &mut only);
-            assert_eq!(values, only);
-            let mut alone = vec![-1; batch * n * c];
-            arg_max_rows(&y, &index, batch, n, m, c, k, &mut alone, None);
-            assert_eq!(rows, alone);
+            let mut rows = vec![-1; batch * n * c];
+            arg_max_rows(&y, &index, batch, n, m, c, k, &mut rows);
             let x: Vec<f32> = numbers(batch * n * c, 50, 5).iter().map(|&v| v as f32).collect();
             let mut mixed = vec![0.0; 2 * batch * n * c];
             interleave_relative(&x, &y, &index, batch, n, m, c, k, &mut mixed);
-            for (o, pair) in mixed.chunks(2).enumerate() {
-                assert_eq!(pair, [x[o], values[o] - x[o]]);
-            }
             for o in 0..rows.len() {
                 let (i, ch) = (o / c, o % c);
                 let at = |j: i64| y[(i / n * m + j as usize) * c + ch];
@@ -321,7 +214,8 @@ mod tests {
                         best = j;
                     }
                 }
-                assert_eq!((i64::from(rows[o]), values[o]), (best, at(best)));
+                assert_eq!(i64::from(rows[o]), best);
+                assert_eq!(mixed[2 * o..][..2], [x[o], at(best) - x[o]]);
             }
         }
     }
@@ -330,33 +224,17 @@ mod tests {
     fn nan_is_passed_on() {
         let y = [1.0, 2.0, f32::NAN, 0.0, 5.0, 6.0];
         for order in [[0, 1, 2], [1, 0, 2], [2, 0, 1]] {
-            let (mut rows, mut values) = ([-1; 2], [0.0; 2]);
-            arg_max_rows(&y, &order, 1, 1, 3, 2, 3, &mut rows, Some(&mut values));
-            assert!(values[0].is_nan() && rows[0] == 1, "{order:?}");
-            assert_eq!((values[1], rows[1]), (6.0, 2), "{order:?}");
+            let (mut rows, mut mixed) = ([-1; 2], [0.0; 4]);
+            arg_max_rows(&y, &order, 1, 1, 3, 2, 3, &mut rows);
+            interleave_relative(&[0.5, 1.0], &y, &order, 1, 1, 3, 2, 3, &mut mixed);
+            assert!(mixed[1].is_nan() && rows[0] == 1, "{order:?}");
+            assert_eq!((mixed[3], rows[1]), (5.0, 2), "{order:?}");
         }
     }
 
     #[test]
     #[should_panic(expected = "of 2 candidates")]
     fn an_index_out_of_range_is_refused() {
-        max_rows(&[1.0, 2.0], &[0, 2], 1, 1, 2, 1, 2, &mut [0.0]);
-    }
-
-    #[test]
-    fn scatters_the_gradient_whatever_the_threads() {
-        let (batch, n, m, c) = (2, 70, 6, 37);
-        let grad: Vec<f32> = numbers(batch * n * c, 1000, 3).iter().map(|&v| v as f32 * 0.37).collect();
-        let rows: Vec<i32> = numbers(batch * n * c, m as u32, 4).iter().map(|&v| v as i32).collect();
-        let mut expected = vec![1.0; batch * m * c];
-        for o in 0..grad.len() {
-            expected[(o / c / n * m + rows[o] as usize) * c + o % c] += grad[o];
-        }
-        for threads in [1, 3] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let mut grad_y = vec![1.0; batch * m * c];
-            pool.install(|| scatter_add_rows(&grad, &rows, batch, n, m, c, &mut grad_y));
-            assert_eq!(grad_y, expected, "{threads} threads");
-        }
+        arg_max_rows(&[1.0, 2.0], &[0, 2], 1, 1, 2, 1, 2, &mut [0]);
     }
 }

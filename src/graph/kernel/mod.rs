@@ -1,9 +1,10 @@
-//! The CPU kernels behind the graph: exact nearest neighbours and max-relative aggregation, on plain slices.
+//! The CPU kernels behind the graph: exact nearest neighbours, max-relative aggregation and GELU, on plain slices.
 //!
 //! Nothing here knows about tensors or gradients. Features are row-major `[rows, channels]`, the channels of a node
 //! beside each other ("channels last"). The work is split over the current rayon pool, and the result never depends
 //! on how: same input, same instruction set, same answer, whatever the number of threads.
 
+mod gelu;
 mod max_relative;
 mod nearest;
 mod pack;
@@ -12,8 +13,9 @@ mod select;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use max_relative::{arg_max_rows, interleave_relative, max_rows, scatter_add_rows};
-pub use nearest::{nearest, nearest_points, Points};
+pub use gelu::gelu_in_place;
+pub use max_relative::{arg_max_rows, interleave_relative};
+pub use nearest::{nearest_points, Points};
 
 /// An instruction set that the kernels have code for.
 ///

@@ -1,6 +1,6 @@
 //! Exact k nearest neighbours without a distance matrix: tiles of the product, and selection in the tile.
 
-use super::select::Selector;
+use super::select::{Hits, Selector};
 use super::{Isa, MicroKernel, Tile, MAX_ROWS, MAX_WIDTH};
 use rayon::prelude::*;
 
@@ -37,29 +37,10 @@ impl<'a> Points<'a> {
     }
 }
 
-/// The rows of `y` with the largest inner product with each row of `x`.
+/// The candidates with the largest score for each node.
 ///
-/// `x` is `[n, c]`, `y` is `[m, c]`, `out` is `[n, k]`, all row-major. Of the `(k − 1)·dilation + 1` rows of `y` with the
-/// largest products, largest first, every `dilation`-th goes to `out`; equal products are ordered by index. A product that
-/// is NaN counts as minus infinity, so indices are always in range.
-///
-/// # Panics
-/// If a slice does not have the stated size, `k` or `dilation` is 0, or `(k − 1)·dilation + 1 > m`.
-#[allow(clippy::too_many_arguments)] // the sizes of three matrices
-pub fn nearest(
-    x: &[f32],
-    y: &[f32],
-    n: usize,
-    m: usize,
-    c: usize,
-    k: usize,
-    dilation: usize,
-    out: &mut [i64],
-) {
-    nearest_points(Isa::best(), Points::raw(x, n, c), Points::raw(y, m, c), k, dilation, out);
-}
-
-/// [`nearest`] for a batch, with positions, and on a chosen instruction set.
+/// Of the `(k − 1)·dilation + 1` candidates with the largest scores, largest first, every `dilation`-th goes to `out`; equal scores are
+/// ordered by index. A score that is NaN counts as minus infinity, so indices are always in range.
 ///
 /// The score of a pair is the inner product of the features plus that of the positions; if candidates are normalised,
 /// those of norm 0 get a further 1/2, so that `score = 1 − distance² / 2` holds for them too. `out` is `[batch, rows of x, k]`,
@@ -184,8 +165,35 @@ struct Candidates<'a> {
     bias: &'a [f32],
 }
 
-/// Scores a packed block of nodes against all candidates, and offers to `selector` what may be among the nearest.
+/// Scores a packed block of nodes against all candidates, and offers to `selector` what may be among the nearest. The selection is compiled for the
+/// widest instructions too.
 fn search(kernel: MicroKernel, columns: usize, x: &[f32], y: Candidates, selector: &mut Selector) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f")]
+        fn wide(kernel: MicroKernel, columns: usize, x: &[f32], y: Candidates, selector: &mut Selector) {
+            // SAFETY: so has this function's caller.
+            unsafe { search_in::<true>(kernel, columns, x, y, selector) };
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has these instructions.
+            return unsafe { wide(kernel, columns, x, y, selector) };
+        }
+    }
+    // SAFETY: nothing wide.
+    unsafe { search_in::<false>(kernel, columns, x, y, selector) };
+}
+
+/// # Safety
+/// `WIDE` needs a processor with AVX-512F.
+#[inline(always)]
+unsafe fn search_in<const WIDE: bool>(
+    kernel: MicroKernel,
+    columns: usize,
+    x: &[f32],
+    y: Candidates,
+    selector: &mut Selector,
+) {
     let mut scores = [0f32; MAX_ROWS * MAX_WIDTH];
     let mut hits = [0u64; MAX_ROWS];
     let rows = kernel.rows;
@@ -214,12 +222,13 @@ fn search(kernel: MicroKernel, columns: usize, x: &[f32], y: Candidates, selecto
             if !any {
                 continue;
             }
-            for (r, &row_hits) in hits[..rows].iter().enumerate() {
-                let mut left = row_hits;
-                while left != 0 {
-                    let j = left.trailing_zeros() as usize;
-                    left &= left - 1;
-                    selector.push(g * rows + r, scores[r * width + j], (start + j) as u32);
+            for (r, &bits) in hits[..rows].iter().enumerate() {
+                if bits != 0 {
+                    let scores = &scores[r * width..][..width];
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        selector.offer::<WIDE>(g * rows + r, Hits { bits, scores, first: start as u32 })
+                    };
                 }
             }
         }
@@ -393,7 +402,9 @@ mod tests {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut out = vec![-1; n * k];
-            pool.install(|| nearest(&x, &y, n, m, c, k, 2, &mut out));
+            pool.install(|| {
+                nearest_points(Isa::best(), Points::raw(&x, n, c), Points::raw(&y, m, c), k, 2, &mut out)
+            });
             out
         };
         let one = run(1);

@@ -11,10 +11,9 @@ impl Points<'_> {
         self.channels + self.rank
     }
 
-    /// Hands the columns of one row to `put`, each with its place; gives the squared norm of the row's features after
-    /// normalisation if that is not one because the row is (nearly) zero.
-    #[inline(always)]
-    fn read(&self, item: usize, row: usize, mut put: impl FnMut(usize, f32)) -> Option<f32> {
+    /// Writes the columns of one row to place `at` of each group of `width`; gives the squared norm of the row's features after normalisation if
+    /// that is not one because the row is (nearly) zero.
+    fn read(&self, item: usize, row: usize, width: usize, at: usize, out: &mut [f32]) -> Option<f32> {
         let start = (item * self.rows + row) * self.channels;
         let features = &self.features[start..start + self.channels];
         let mut scale = 1.0;
@@ -29,13 +28,13 @@ impl Points<'_> {
                 scale = f32::NAN; // max() prefers the number
             }
         }
-        for (i, &f) in features.iter().enumerate() {
-            put(i, f * scale);
+        let (own, places) = out.split_at_mut(self.channels * width);
+        for (out, feature) in own.chunks_exact_mut(width).zip(features) {
+            out[at] = feature * scale;
         }
-        if self.rank > 0 {
-            for (i, &p) in self.position[row * self.rank..][..self.rank].iter().enumerate() {
-                put(self.channels + i, p * self.position_scale);
-            }
+        let position = &self.position[row * self.rank..][..self.rank];
+        for (out, place) in places.chunks_exact_mut(width).zip(position) {
+            out[at] = place * self.position_scale;
         }
         short
     }
@@ -48,7 +47,7 @@ impl Points<'_> {
             for r in 0..group {
                 let row = first + g * group + r;
                 if row < self.rows {
-                    self.read(item, row, |c, v| out[c * group + r] = v);
+                    self.read(item, row, group, r, out);
                 } else {
                     out.iter_mut().skip(r).step_by(group).for_each(|v| *v = 0.0);
                 }
@@ -70,7 +69,7 @@ impl Points<'_> {
     ) {
         for j in 0..width {
             if first + j < self.rows {
-                let short = self.read(item, first + j, |c, v| out[c * width + j] = v);
+                let short = self.read(item, first + j, width, j, out);
                 bias[j] = short.map_or(0.0, |square| 0.5 * (1.0 - square));
             } else {
                 out.iter_mut().skip(j).step_by(width).for_each(|v| *v = 0.0);

@@ -1,21 +1,23 @@
 //! The best candidates of each row, kept while scores stream past.
 
-/// Up to this many are kept in order, by insertion; more are collected and cut back now and then, so that a long list
-/// costs no more per candidate than a short one.
-const SORTED: usize = 32;
+/// Up to this many are kept in order, by insertion (Isotropic ViG-S wants 69); more are collected and cut back now and then, so that a long
+/// list costs no more per candidate than a short one.
+const SORTED: usize = 72;
+/// Keys that AVX-512 shifts together.
+pub(super) const LANES: usize = 8;
 
 /// The `want` best candidates of every row of a tile.
 ///
 /// A candidate is one number, its key: the score in the upper half, in an order that integers compare, and the
 /// complement of the index in the lower half. The larger key is the nearer candidate, and of two equal scores the lower
-/// index. Zeros of either sign are equal.
+/// index. Zeros of either sign are equal. No candidate's key is 0, which stands for none.
 pub(super) struct Selector {
     want: usize,
     /// Places for each row's keys.
     room: usize,
-    /// `[rows, room]`
+    /// `[rows, room]`, in falling order where they are kept in order.
     keys: Vec<u64>,
-    /// How many of a row's places are taken.
+    /// How many of a row's places are taken, where they are not in order.
     taken: Vec<usize>,
     /// A candidate of a higher index than all before must score above this to matter, one value per row.
     threshold: Vec<f32>,
@@ -36,6 +38,39 @@ fn index_of(key: u64) -> u32 {
     !(key as u32)
 }
 
+/// Some candidates of one panel with their scores.
+#[derive(Clone, Copy)]
+pub(super) struct Hits<'a> {
+    /// A bit per candidate.
+    pub bits: u64,
+    /// A score per candidate of the panel.
+    pub scores: &'a [f32],
+    /// Index of the panel's first candidate.
+    pub first: u32,
+}
+
+impl Iterator for Hits<'_> {
+    type Item = (f32, u32);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<(f32, u32)> {
+        if self.bits == 0 {
+            return None;
+        }
+        let at = self.bits.trailing_zeros();
+        self.bits &= self.bits - 1;
+        Some((self.scores[at as usize], self.first + at))
+    }
+}
+
+impl Hits<'_> {
+    /// The key of the next candidate.
+    #[inline(always)]
+    pub(super) fn next_key(&mut self) -> Option<u64> {
+        self.next().map(|(score, index)| key(score, index))
+    }
+}
+
 impl Selector {
     /// Bytes that a row takes.
     pub(super) fn bytes_per_row(want: usize) -> usize {
@@ -44,7 +79,7 @@ impl Selector {
 
     fn room_for(want: usize) -> usize {
         if want <= SORTED {
-            want
+            want.next_multiple_of(LANES)
         } else {
             2 * want
         }
@@ -57,6 +92,7 @@ impl Selector {
 
     /// Forgets all candidates, and closes every row but the first `live`: nothing is above their threshold.
     pub(super) fn reset(&mut self, live: usize) {
+        self.keys.fill(0);
         self.taken.fill(0);
         self.threshold[..live].fill(f32::NEG_INFINITY);
         self.threshold[live..].fill(f32::INFINITY);
@@ -67,33 +103,48 @@ impl Selector {
         &self.threshold
     }
 
-    /// Offers a candidate whose score is above the threshold of `row`. Within a row, indices must rise.
-    #[inline]
-    pub(super) fn push(&mut self, row: usize, score: f32, index: u32) {
-        let new = key(score, index);
+    /// Offers candidates to a row. Within a row, indices must rise from call to call.
+    ///
+    /// # Safety
+    /// `WIDE` needs a processor with AVX-512F.
+    #[inline(always)]
+    pub(super) unsafe fn offer<const WIDE: bool>(&mut self, row: usize, hits: Hits) {
         let keys = &mut self.keys[row * self.room..][..self.room];
-        let taken = &mut self.taken[row];
-        if self.want <= SORTED {
-            if *taken < self.want {
-                *taken += 1;
-            } else if score <= self.threshold[row] {
-                return; // the threshold rose since the tile was computed
+        let threshold = &mut self.threshold[row];
+        if self.want > SORTED {
+            let taken = &mut self.taken[row];
+            for (score, index) in hits {
+                if score > *threshold {
+                    keys[*taken] = key(score, index);
+                    *taken += 1;
+                    if *taken == self.room {
+                        keys.select_nth_unstable_by(self.want - 1, |a, b| b.cmp(a));
+                        *taken = self.want;
+                        *threshold = score_of(keys[self.want - 1]);
+                    }
+                }
             }
-            let keys = &mut keys[..*taken];
-            // Counting takes no branches, where a search step by step guesses wrong at every other candidate.
-            let at = keys[..*taken - 1].iter().map(|&k| usize::from(k > new)).sum();
-            keys.copy_within(at..*taken - 1, at + 1);
-            keys[at] = new;
-            if *taken == self.want {
-                self.threshold[row] = score_of(keys[self.want - 1]);
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if WIDE {
+            // SAFETY: the caller's processor has the instructions.
+            unsafe { super::x86::insert_avx512(keys, hits) };
+            if keys[self.want - 1] != 0 {
+                *threshold = score_of(keys[self.want - 1]);
             }
-        } else {
-            keys[*taken] = new;
-            *taken += 1;
-            if *taken == self.room {
-                keys.select_nth_unstable_by(self.want - 1, |a, b| b.cmp(a));
-                *taken = self.want;
-                self.threshold[row] = score_of(keys[self.want - 1]);
+            return;
+        }
+        for (score, index) in hits {
+            if score > *threshold {
+                let new = key(score, index);
+                // Counting takes no branches, where a search step by step guesses wrong at every other candidate.
+                let at = keys.iter().map(|&key| usize::from(key > new)).sum();
+                keys.copy_within(at..self.room - 1, at + 1);
+                keys[at] = new;
+                if keys[self.want - 1] != 0 {
+                    *threshold = score_of(keys[self.want - 1]);
+                }
             }
         }
     }
@@ -103,20 +154,18 @@ impl Selector {
     /// A row whose scores were not numbers has fewer candidates than it wants; the lowest indices that it does not have yet
     /// stand in for them, as if their scores were minus infinity.
     pub(super) fn finish(&mut self, row: usize, dilation: usize, out: &mut [i64]) {
-        let room = self.room;
-        let keys = &mut self.keys[row * room..][..room];
-        let mut taken = self.taken[row];
+        let keys = &mut self.keys[row * self.room..][..self.room];
         if self.want > SORTED {
-            keys[..taken].sort_unstable_by(|a, b| b.cmp(a));
+            let taken = self.taken[row];
+            keys[taken..].fill(0);
+            keys.sort_unstable_by(|a, b| b.cmp(a));
         }
-        let found = taken.min(self.want);
-        let mut next = 0;
-        while taken < self.want {
-            if !keys[..found].iter().any(|&k| index_of(k) == next) {
-                keys[taken] = key(f32::NEG_INFINITY, next);
-                taken += 1;
-            }
-            next += 1;
+        let keys = &mut keys[..self.want];
+        let found = keys.iter().position(|&key| key == 0).unwrap_or(keys.len());
+        let (has, lacks) = keys.split_at_mut(found);
+        let free = (0..).filter(|&index| !has.iter().any(|&key| index_of(key) == index));
+        for (none, index) in lacks.iter_mut().zip(free) {
+            *none = key(f32::NEG_INFINITY, index);
         }
         for (out, &key) in out.iter_mut().zip(keys.iter().step_by(dilation)) {
             *out = i64::from(index_of(key));
@@ -138,36 +187,53 @@ mod tests {
         assert_eq!(key(0.0, 4), key(-0.0, 4));
         for s in scores {
             assert_eq!((score_of(key(s, 77)), index_of(key(s, 77))), (s, 77));
+            assert_ne!(key(s, u32::MAX), 0);
+        }
+    }
+
+    /// Offers to row 1 of 2 what is above its threshold, in panels of `width`.
+    fn offer(selector: &mut Selector, scores: &[f32], width: usize, wide: bool) {
+        for (p, scores) in scores.chunks(width).enumerate() {
+            let above = |&(_, &score): &(usize, &f32)| score > selector.thresholds()[1];
+            let bits = scores.iter().enumerate().filter(above).fold(0, |bits, (i, _)| bits | 1 << i);
+            let hits = Hits { bits, scores, first: (p * width) as u32 };
+            // SAFETY: wide only where the processor has AVX-512.
+            unsafe {
+                if wide {
+                    selector.offer::<true>(1, hits);
+                } else {
+                    selector.offer::<false>(1, hits);
+                }
+            }
         }
     }
 
     #[test]
     fn short_and_long_lists_agree_with_a_sort() {
         let scores: Vec<f32> = (0..500u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as f32).collect();
-        for want in [1, 5, 32, 33, 70, 250, 500] {
-            let mut order: Vec<i64> = (0..500).collect();
-            order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
-            let mut selector = Selector::new(2, want);
-            selector.reset(2);
-            for (i, &s) in scores.iter().enumerate() {
-                if s > selector.thresholds()[1] {
-                    selector.push(1, s, i as u32);
-                }
+        let mut order: Vec<i64> = (0..500).collect();
+        order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
+        let wide = super::super::Isa::available().contains(&super::super::Isa::Avx512);
+        for want in [1, 7, 8, 9, 17, 32, 33, 64, 72, 73, 250, 500] {
+            for (width, wide) in [(1, false), (48, false), (1, wide), (48, wide)] {
+                let mut selector = Selector::new(2, want);
+                selector.reset(2);
+                offer(&mut selector, &scores, width, wide);
+                let mut out = vec![-1; want];
+                selector.finish(1, 1, &mut out);
+                assert_eq!(out, order[..want], "want {want}, {width} at a time, {wide}");
             }
-            let mut out = vec![-1; want];
-            selector.finish(1, 1, &mut out);
-            assert_eq!(out, order[..want], "want {want}");
         }
     }
 
     #[test]
     fn missing_candidates_are_the_lowest_left() {
-        let mut selector = Selector::new(1, 5);
-        selector.reset(1);
-        selector.push(0, 0.5, 1);
-        selector.push(0, 0.75, 3);
+        let nan = f32::NAN;
+        let mut selector = Selector::new(2, 5);
+        selector.reset(2);
+        offer(&mut selector, &[nan, 0.5, nan, 0.75], 4, false);
         let mut out = [-1; 5];
-        selector.finish(0, 1, &mut out);
+        selector.finish(1, 1, &mut out);
         assert_eq!(out, [3, 1, 0, 2, 4]);
     }
 }

@@ -1,6 +1,7 @@
 //! Micro-kernels for x86-64. The accumulators of a whole tile stay in registers, and are compared with the rows'
 //! thresholds there: in most tiles nothing is near enough, and nothing is written.
 
+use super::select::{Hits, LANES};
 use super::{MicroKernel, Tile};
 use std::arch::x86_64::*;
 
@@ -80,3 +81,48 @@ tile!(
     _mm256_loadu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_storeu_ps,
     |sum, threshold| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(sum, threshold)) as u64
 );
+
+/// Puts the keys of `hits` where they belong in a row of keys in falling order, a multiple of [`LANES`], of which as many fall out.
+///
+/// # Panics
+/// If the row is longer than 9 registers or does not fill them.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn insert_avx512(row: &mut [u64], hits: Hits) {
+    match row.len() / LANES {
+        1 => insert_registers::<1>(row, hits),
+        2 => insert_registers::<2>(row, hits),
+        3 => insert_registers::<3>(row, hits),
+        4 => insert_registers::<4>(row, hits),
+        5 => insert_registers::<5>(row, hits),
+        6 => insert_registers::<6>(row, hits),
+        7 => insert_registers::<7>(row, hits),
+        8 => insert_registers::<8>(row, hits),
+        9 => insert_registers::<9>(row, hits),
+        n => unreachable!("a row of {n} registers"),
+    }
+}
+
+/// [`insert_avx512`] for a row of `N` registers, which stays in them: every place takes the larger of its key and the smaller of the new one and
+/// the key before it.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn insert_registers<const N: usize>(row: &mut [u64], mut hits: Hits) {
+    assert_eq!(row.len(), N * LANES);
+    let to = row.as_mut_ptr().cast::<i64>();
+    // SAFETY: N registers are as long as the row.
+    let mut keys: [__m512i; N] = std::array::from_fn(|i| unsafe { _mm512_loadu_epi64(to.add(i * LANES)) });
+    let above_all = _mm512_set1_epi64(-1);
+    while let Some(new) = hits.next_key() {
+        let new = _mm512_set1_epi64(new as i64);
+        for i in (0..N).rev() {
+            let last = if i > 0 { keys[i - 1] } else { above_all };
+            let before = _mm512_alignr_epi64::<7>(keys[i], last);
+            keys[i] = _mm512_max_epu64(keys[i], _mm512_min_epu64(before, new));
+        }
+    }
+    for (i, keys) in keys.into_iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_epi64(to.add(i * LANES), keys) };
+    }
+}
