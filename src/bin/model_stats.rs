@@ -44,7 +44,19 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         config: args.config.clone(),
         changes: args.set.clone(),
     };
-    if args.models.is_empty() && !args.json {
+    if args.models.is_empty() && args.json {
+        let rows = TABLES.iter().flat_map(|table| table.rows.iter().map(move |row| (table, row)));
+        let rows = rows.map(|(table, row)| {
+            let mut entry = json_of(&row.cost(&options)?);
+            entry["table"] = table.title.into();
+            entry["row"] = row.label.into();
+            entry["paper"] = json!({ "parameters_millions": row.parameters, "macs_billions": row.macs });
+            Ok(entry)
+        });
+        println!("{}", serde_json::to_string_pretty(&rows.collect::<anyhow::Result<Vec<_>>>()?)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.models.is_empty() {
         for table in TABLES {
             println!("{}", table.title);
             println!("{:34} {:>13} {:>19}   paper", "", "parameters", "multiply-adds");
@@ -56,18 +68,10 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         println!("Multiply-adds are those of convolutions and linear layers, and of Grapher distances except in Table 10.");
         return Ok(ExitCode::SUCCESS);
     }
-    let names: Vec<&str> = match args.models.is_empty() {
-        true => vigdet::backbone::NAMES.to_vec(),
-        false => args.models.iter().map(String::as_str).collect(),
-    };
-    let costs = names.iter().map(|name| Cost::of(name, &options)).collect::<anyhow::Result<Vec<_>>>()?;
+    let costs =
+        args.models.iter().map(|name| Cost::of(name, &options)).collect::<anyhow::Result<Vec<_>>>()?;
     if args.json {
-        let rows: Vec<_> = costs
-            .iter()
-            .map(|c| {
-                json!({ "model": c.model, "parameters": c.parameters, "macs": c.macs.total(), "macs_without_distances": c.macs.weights })
-            })
-            .collect();
+        let rows: Vec<_> = costs.iter().map(json_of).collect();
         println!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -81,6 +85,15 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         println!("{:14} {size:>9} {parameters:>13} {macs:>19} {weights:>19}", c.model);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn json_of(cost: &Cost) -> serde_json::Value {
+    json!({
+        "model": cost.model,
+        "parameters": cost.parameters,
+        "macs": cost.macs.total(),
+        "macs_without_distances": cost.macs.weights,
+    })
 }
 
 fn print_row(row: &Row, cost: &Cost) {

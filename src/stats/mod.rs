@@ -198,6 +198,12 @@ mod tests {
         // A 3×3 convolution fewer in each of two branches.
         let shallow = of("retinanet", &["model.head.convs=3"]);
         assert_eq!(base.macs.weights - shallow.macs.weights, 2 * places * 256 * 256 * 9);
+        // Half as wide a head: its first convolutions read 256 channels and give 128, the other three and the outputs 128.
+        let narrow = of("retinanet", &["model.head.channels=128"]);
+        let branch = |width: u64| 256 * width + 3 * width * width;
+        let outputs = (80 + 4) * 9 * 128;
+        let saved = 9 * places * (2 * (branch(256) - branch(128)) + outputs);
+        assert_eq!(base.macs.weights - narrow.macs.weights, saved);
         // Everything but the classifier is convolution on maps: four times the pixels, four times the cost.
         let large = options(|o| o.size = Some((1600, 2560)));
         let ratio = large.macs.weights as f64 / base.macs.weights as f64;

@@ -293,7 +293,12 @@ impl<'a> Reader<'a> {
             }
             0x8a => {
                 let count = self.unsigned(1)? as usize;
-                ensure!(count <= 8, "an integer of {count} bytes");
+                if count > 8 {
+                    // A generator's 64-bit seed takes nine bytes. No size or name of a tensor does.
+                    self.take(count)?;
+                    self.push(Object::Opaque);
+                    return Ok(None);
+                }
                 let value = self.unsigned(count)?;
                 // The sign is the highest bit of the highest byte.
                 let unused = 64 - 8 * count as u32;
@@ -489,6 +494,9 @@ mod tests {
         assert_eq!(long(&[0xff]), Value::Int(-1));
         assert_eq!(long(&[0xff, 0]), Value::Int(255));
         assert_eq!(long(&[]), Value::Int(0));
+        // A seed of 64 bits without a sign takes nine bytes; it stands for nothing here, and is no reason to refuse the file.
+        let (seed, objects) = read(&[&[0x8a, 9][..], &[0xff; 8], &[0], b"."].concat()).unwrap();
+        assert!(matches!(objects.get(&seed), Some(Object::Opaque)));
     }
 
     #[test]
