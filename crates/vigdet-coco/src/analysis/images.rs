@@ -23,7 +23,7 @@ pub(crate) struct Seen {
     /// Place among the categories.
     pub category: usize,
     pub score: f64,
-    /// The object of its category that it finds, as the evaluation matches.
+    /// The object of its category that it finds, as the evaluation matches: never the one with id 0, unless it is a crowd.
     pub found: Option<usize>,
     /// Objects, crowds excluded, that it overlaps by at least the least overlap, with the overlap.
     pub overlaps: Vec<(usize, f64)>,
@@ -127,7 +127,10 @@ impl<'a> Images<'a> {
                     .copied()
                     .filter(|candidate| view.objects[candidate.truth as usize].category == category)
                     .collect();
-                let found = group.find(&own, 0, 0);
+                // An object with id 0 is taken but never counts as found, as in the evaluation; a crowd counts for nothing anyway.
+                let found = group.find(&own, 0, 0).filter(|&object| {
+                    view.objects[object].crowd || annotations[members[object].index as usize].id != 0
+                });
                 let overlaps = candidates
                     .iter()
                     .map(|candidate| (candidate.truth as usize, candidate.iou))
