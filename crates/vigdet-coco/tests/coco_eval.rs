@@ -118,6 +118,36 @@ fn a_table_of_classes_and_a_file_of_numbers_are_given_on_request() {
 }
 
 #[test]
+fn an_area_range_with_a_name_of_ones_own_is_shown_and_missing_ones_are_named() {
+    let folder = ready();
+    let areas = ["--area", "all:0:1e10", "--area", "tiny:0:1000", "--area", "wide plain:1e9:1e10"];
+    let output = folder.run(&[&FILES[..], &areas, &["--per-class", "--json", "out.json"]].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], LINES.lines().next().unwrap());
+    assert!(lines[3].ends_with("area= small | maxDets=100 ] = -1.000"), "{text}");
+    let extra = [
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area=  tiny | maxDets=100 ] = 1.000",
+        " Average Recall     (AR) @[ IoU=0.50:0.95 | area=  tiny | maxDets=100 ] = 1.000",
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area=wide plain | maxDets=100 ] = -1.000",
+        " Average Recall     (AR) @[ IoU=0.50:0.95 | area=wide plain | maxDets=100 ] = -1.000",
+    ];
+    assert_eq!(lines[12..16], extra);
+    let table: Vec<Vec<&str>> = lines[17..].iter().map(|line| line.split_whitespace().collect()).collect();
+    assert!(table[0].ends_with(&["AR", "tiny", "wide", "plain"]), "{text}");
+    assert_eq!((table[1][9], table[2][9], table[1][10]), ("1.000", "-", "-"), "{text}");
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(warnings.contains("no area range is named small or medium or large: their lines are -1"), "{warnings}");
+    let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
+    let tiny =
+        json!({"area": "tiny", "min": 0.0, "max": 1000.0, "ap": numbers["per_area"][1]["ap"], "ar": 1.0});
+    assert_eq!(numbers["per_area"][1], tiny);
+    assert!((tiny["ap"].as_f64().unwrap() - 1.0).abs() < 1e-12);
+    let message = folder.fail(&[&FILES[..], &["--area", "a:0:1", "--area", "a:1:2"]].concat());
+    assert!(message.contains("two ranges are named a"), "{message}");
+}
+
+#[test]
 fn without_arguments_the_newest_run_is_evaluated() {
     let folder = ready();
     let age = |name: &str, seconds: u64| {

@@ -3,6 +3,7 @@
 use anyhow::{bail, Context, Result};
 use clap::{Parser, ValueEnum};
 use serde_json::json;
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -57,7 +58,8 @@ struct Arguments {
     /// Numbers of detections in an image and category that count, separated by commas.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10,100")]
     max_dets: Vec<usize>,
-    /// A range of object areas NAME:MIN:MAX in square pixels, any number of times [default: COCO's all, small, medium, large].
+    /// A range of object areas NAME:MIN:MAX in square pixels, any number of times [default: COCO's all, small, medium, large]. Other
+    /// names get lines of their own after the twelve.
     #[arg(long, value_name = "RANGE", value_parser = area_range)]
     area: Vec<AreaRange>,
     /// Takes all categories for one, as for proposals.
@@ -146,6 +148,10 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
     }
     if !arguments.area.is_empty() {
         params.areas = arguments.area.clone();
+        let mut labels = HashSet::new();
+        if let Some(area) = params.areas.iter().find(|area| !labels.insert(&area.label)) {
+            bail!("--area: two ranges are named {}: give each a name of its own", area.label);
+        }
     }
     let iou_type = match arguments.kind {
         Kind::Bbox => IouType::Bbox,
@@ -158,6 +164,9 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         eprintln!("warning: {warning}");
     }
     say(evaluation.summary())?;
+    for line in evaluation.extra_lines() {
+        say(line)?;
+    }
     if arguments.per_class {
         say(format_args!("\n{}", report::class_table(&evaluation)))?;
     }
@@ -237,11 +246,16 @@ fn numbers(kind: Kind, evaluation: &Evaluation) -> serde_json::Value {
     let thresholds = evaluation.params.iou_thresholds.iter();
     let per_iou: Vec<_> =
         thresholds.zip(evaluation.ap_per_iou()).map(|(iou, ap)| json!({"iou": iou, "ap": ap})).collect();
+    let areas = evaluation.params.areas.iter().zip(evaluation.ap_per_area()).zip(evaluation.ar_per_area());
+    let per_area: Vec<_> = areas
+        .map(|((area, ap), ar)| json!({"area": area.label, "min": area.min, "max": area.max, "ap": ap, "ar": ar}))
+        .collect();
     json!({
         "type": kind.name(),
         "stats": stats,
         "metrics": metrics,
         "per_iou": per_iou,
+        "per_area": per_area,
         "per_class": evaluation.per_class(),
     })
 }

@@ -33,7 +33,7 @@ mod warning;
 
 pub use params::{linspace, AreaRange, Params};
 pub use per_class::ClassResult;
-pub use summary::{Summary, STAT_NAMES};
+pub use summary::{Summary, AREA_LABELS, STAT_NAMES};
 pub use warning::Warning;
 
 use crate::error::Result;
@@ -87,7 +87,7 @@ impl Evaluation {
     /// T numbers: average precision over all categories at each IoU threshold, objects of all sizes, with the largest number of
     /// detections. −1 where there are no objects.
     pub fn ap_per_iou(&self) -> Vec<f64> {
-        let Some(a) = self.params.areas.iter().position(|area| area.label == "all") else {
+        let Some(a) = self.params.area("all") else {
             return vec![-1.0; self.params.iou_thresholds.len()];
         };
         let of_areas = self.precision.slice(s![.., .., .., a, self.params.max_dets.len() - 1]);
@@ -99,6 +99,14 @@ impl Evaluation {
     pub fn ap_per_area(&self) -> Vec<f64> {
         let last = self.params.max_dets.len() - 1;
         let of_area = |a| self.precision.slice(s![.., .., .., a, last]);
+        (0..self.params.areas.len()).map(|a| summary::mean_of_present(of_area(a).iter().copied())).collect()
+    }
+
+    /// A numbers: average recall over all categories and IoU thresholds in each area range, with the largest number of detections. −1
+    /// where there are no objects.
+    pub fn ar_per_area(&self) -> Vec<f64> {
+        let last = self.params.max_dets.len() - 1;
+        let of_area = |a| self.recall.slice(s![.., .., a, last]);
         (0..self.params.areas.len()).map(|a| summary::mean_of_present(of_area(a).iter().copied())).collect()
     }
 
@@ -156,6 +164,11 @@ impl<'a> Task<'a> {
         }
         if !params.max_dets.contains(&100) {
             warnings.push(Warning::NoHundred);
+        }
+        let missing = summary::AREA_LABELS.into_iter().filter(|&label| params.area(label).is_none());
+        let missing: Vec<String> = missing.map(str::to_owned).collect();
+        if !missing.is_empty() {
+            warnings.push(Warning::NoAreas { labels: missing });
         }
         if truth.annotations.iter().any(|annotation| annotation.id == 0) {
             warnings.push(Warning::IdZero);

@@ -18,6 +18,9 @@ pub struct Summary {
 pub const STAT_NAMES: [&str; 12] =
     ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"];
 
+/// Names of the area ranges that the twelve numbers are of. Others have lines of their own: [`Evaluation::extra_lines`].
+pub const AREA_LABELS: [&str; 4] = ["all", "small", "medium", "large"];
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.lines.join("\n"))
@@ -25,11 +28,11 @@ impl fmt::Display for Summary {
 }
 
 /// One line of the summary: a mean over part of precision or recall.
-struct Line {
+struct Line<'a> {
     average_precision: bool,
     /// A single IoU threshold, or all.
     iou: Option<f64>,
-    area: &'static str,
+    area: &'a str,
     max_dets: usize,
 }
 
@@ -43,7 +46,25 @@ impl Summary {
     }
 }
 
-fn lines(params: &Params) -> [Line; 12] {
+impl Evaluation {
+    /// Lines in pycocotools' style for the area ranges that its twelve lines leave out: average precision, then average recall, of each
+    /// that is not named in [`AREA_LABELS`], with the largest number of detections.
+    pub fn extra_lines(&self) -> Vec<String> {
+        let params = &self.params;
+        let extra = params.areas.iter().filter(|area| !AREA_LABELS.contains(&area.label.as_str()));
+        let line = |average_precision, area| Line {
+            average_precision,
+            iou: None,
+            area,
+            max_dets: params.most_dets(),
+        };
+        let lines = extra
+            .flat_map(|area| [true, false].map(|average_precision| line(average_precision, &area.label)));
+        lines.map(|line| line.text(params, line.value(self))).collect()
+    }
+}
+
+fn lines(params: &Params) -> [Line<'static>; 12] {
     // pycocotools reads the first three numbers of detections, whatever they are; but the first line is for 100.
     let max = |i: usize| params.max_dets[i.min(params.max_dets.len() - 1)];
     let line = |average_precision, iou, area, max_dets| Line { average_precision, iou, area, max_dets };
@@ -87,10 +108,10 @@ pub(crate) fn stats(curves: &[Curves], params: &Params) -> [f64; 12] {
     })
 }
 
-impl Line {
+impl Line<'_> {
     /// Places of the area range and the number of detections, if the parameters have them.
     fn place(&self, params: &Params) -> Option<(usize, usize)> {
-        let area = params.areas.iter().position(|area| area.label == self.area)?;
+        let area = params.area(self.area)?;
         let max = params.max_dets.iter().position(|&max| max == self.max_dets)?;
         Some((area, max))
     }
