@@ -137,7 +137,10 @@ fn an_area_range_with_a_name_of_ones_own_is_shown_and_missing_ones_are_named() {
     assert!(table[0].ends_with(&["AR", "tiny", "wide", "plain"]), "{text}");
     assert_eq!((table[1][9], table[2][9], table[1][10]), ("1.000", "-", "-"), "{text}");
     let warnings = String::from_utf8(output.stderr).unwrap();
-    assert!(warnings.contains("no area range is named small or medium or large: their lines are -1"), "{warnings}");
+    assert!(
+        warnings.contains("no area range is named small or medium or large: their lines are -1"),
+        "{warnings}"
+    );
     let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
     let tiny =
         json!({"area": "tiny", "min": 0.0, "max": 1000.0, "ap": numbers["per_area"][1]["ap"], "ar": 1.0});

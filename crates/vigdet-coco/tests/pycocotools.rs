@@ -141,6 +141,25 @@ const EXAMPLE_STATS: [(&str, &str, [f64; 12]); 3] = [
     ),
 ];
 
+#[test]
+fn what_pycocotools_refuses_to_draw_is_refused() {
+    // `frPyObjects` looks at the first polygon alone (compare_masks.py tries the same).
+    let whole = vec![1.0, 1.0, 9.0, 1.0, 9.0, 9.0];
+    for first in 0..5 {
+        let short = vec![2.0; first];
+        for polygons in [vec![short.clone()], vec![short.clone(); 5], vec![short.clone(), whole.clone()]] {
+            let message = Rle::from_polygons(20, 30, &polygons).unwrap_err().to_string();
+            assert!(message.contains(&format!("the first polygon has {first} numbers")), "{message}");
+        }
+        assert_eq!(
+            Rle::from_polygons(20, 30, &[whole.clone(), short]).unwrap(),
+            Rle::from_polygons(20, 30, std::slice::from_ref(&whole)).unwrap()
+        );
+    }
+    assert!(Rle::from_polygons(20, 30, &[]).is_err());
+    assert_eq!(Rle::from_polygons(20, 30, &[vec![1.0, 1.0, 9.0, 1.0, 9.0]]).unwrap().area(), 0);
+}
+
 /// Lines of tests/fixtures/masks.jsonl: what was given, and what pycocotools made of it.
 #[derive(Deserialize)]
 struct MaskCase {
