@@ -40,8 +40,12 @@ fn detections(detections: &[(i64, i64, [f64; 4], f64)]) -> Vec<Detection> {
 }
 
 fn errors_of(truth: &Dataset, detections: &[Detection]) -> Errors {
-    let found = errors(truth, detections, IouType::Bbox, &Params::default()).unwrap();
-    let evaluation = evaluate(truth, detections, IouType::Bbox, &Params::default()).unwrap();
+    errors_with(truth, detections, &Params::default())
+}
+
+fn errors_with(truth: &Dataset, detections: &[Detection], params: &Params) -> Errors {
+    let found = errors(truth, detections, IouType::Bbox, params).unwrap();
+    let evaluation = evaluate(truth, detections, IouType::Bbox, params).unwrap();
     assert!((found.ap50 - evaluation.summary().stats[1]).abs() < 1e-12, "AP50 is that of the evaluation");
     found
 }
@@ -175,7 +179,10 @@ fn ap50_is_that_of_the_evaluation_whatever_ties_and_whoever_has_id_0() {
                 (5 + draw(2) as i64, 1 + draw(2) as i64, place(&mut draw), [0.5, 0.7, 0.9][draw(3) as usize])
             })
             .collect();
-        aps.push(errors_of(&truth, &detections(&given)).ap50);
+        let params = Params { use_categories: draw(4) > 0, ..Params::default() };
+        let found = errors_with(&truth, &detections(&given), &params);
+        assert!(params.use_categories || (found.kinds[0].count, found.kinds[2].count) == (0, 0));
+        aps.push(found.ap50);
     }
     assert!(aps.iter().filter(|&&ap| ap > 0.0 && ap < 1.0).count() > 200, "most cases say something");
 }

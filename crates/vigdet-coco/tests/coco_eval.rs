@@ -263,6 +263,67 @@ fn empty_results_give_zeros() {
     assert_eq!(text.matches("= -1.000").count(), 2, "{text}");
 }
 
+#[test]
+fn warnings_about_the_other_results_are_given_with_their_name() {
+    let folder = ready();
+    folder.write("empty.json", "[]");
+    let output = folder.run(&[&FILES[..], &["--compare", "empty.json", "--resamples", "5"]].concat());
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(warnings.contains("warning: empty.json: there are no results"), "{warnings}");
+    let output =
+        folder.run(&[&FILES[..], &["--compare", "dt.json", "--resamples", "5", "--max-dets", "5"]].concat());
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(warnings.matches("1 results are left out").count(), 2, "{warnings}");
+    assert_eq!(warnings.matches("the first line is for 100").count(), 1, "{warnings}");
+}
+
+#[test]
+fn without_classes_nothing_is_said_about_them() {
+    let folder = ready();
+    let message = folder.fail(&[&FILES[..], &["--class-agnostic", "--per-class"]].concat());
+    assert!(message.contains("'--class-agnostic' cannot be used with '--per-class'"), "{message}");
+    let mut other = results();
+    other[1]["category_id"] = json!(3);
+    folder.write("dt.json", &other.to_string());
+    let flags = ["--class-agnostic", "--errors", "--plots", "plots", "--json", "out.json"];
+    let text = folder.succeed(&[&FILES[..], &flags].concat());
+    let count = |kind: &str| {
+        let line = text.lines().find(|line| line.starts_with(kind)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    // The dog that is taken for a cat is an object all the same.
+    assert_eq!((count("classification"), count("localisation")), ("0".to_owned(), "1".to_owned()), "{text}");
+    let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
+    assert!(
+        (numbers["errors"]["ap50"].as_f64().unwrap() - numbers["stats"][1].as_f64().unwrap()).abs() < 1e-12
+    );
+    assert!(numbers["stats"][1].as_f64().unwrap() > 0.2);
+    assert!(is_picture(&folder.path("plots/confusion.png")) && !folder.path("plots/class_ap.png").exists());
+}
+
+#[test]
+fn an_object_without_a_mask_where_nothing_of_its_class_is_detected_is_no_error() {
+    let folder = ready();
+    let mut truth = truth();
+    truth["annotations"].as_array_mut().unwrap().push(
+        json!({"id": 3, "image_id": 1, "category_id": 8, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}),
+    );
+    folder.write("gt.json", &truth.to_string());
+    let flags = ["--type", "segm", "--errors", "--plots", "plots"];
+    let text = folder.succeed(&[&FILES[..], &flags].concat());
+    let missed = text.lines().find(|line| line.starts_with("missed")).unwrap();
+    assert_eq!(missed.split_whitespace().nth(1), Some("1"), "{text}");
+    // Where something is, one line says so, with the files, and nothing else is printed.
+    let mut results = results();
+    results[0]["category_id"] = json!(8);
+    folder.write("dt.json", &results.to_string());
+    let message = folder.fail(&[&FILES[..], &flags].concat());
+    assert!(message.contains("dt.json on gt.json: annotation 3 has no segmentation"), "{message}");
+    folder.write("other.json", "{");
+    folder.write("gt.json", &self::truth().to_string());
+    assert!(folder.fail(&[&FILES[..], &["--compare", "other.json"]].concat()).contains("other.json"));
+}
+
 fn is_picture(path: &Path) -> bool {
     let bytes = std::fs::read(path).unwrap_or_default();
     bytes.starts_with(b"\x89PNG") && bytes.len() > 2000

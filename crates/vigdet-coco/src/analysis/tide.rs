@@ -122,7 +122,8 @@ struct JudgedImage {
     missed: Vec<usize>,
 }
 
-/// Sorts the errors of `detections` into TIDE's kinds. Of `params`, images, categories and the largest number of detections are used.
+/// Sorts the errors of `detections` into TIDE's kinds. Of `params`, images, categories and the largest number of detections are used;
+/// without `use_categories` no class is wrong.
 ///
 /// # Errors
 /// Those of [`crate::eval::evaluate`].

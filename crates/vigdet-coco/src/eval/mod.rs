@@ -200,9 +200,14 @@ impl<'a> Task<'a> {
             .collect()
     }
 
+    /// Those of the inputs, and, once the categories have been matched, those that came up on the way.
+    pub(crate) fn warnings(&self) -> Vec<Warning> {
+        self.warnings.iter().cloned().chain(self.shapes.warnings()).collect()
+    }
+
     fn finished(self, curves: &[Curves]) -> Evaluation {
-        let Task { truth, iou_type, params, scope, bins, shapes, mut warnings, .. } = self;
-        warnings.extend(shapes.warnings());
+        let warnings = self.warnings();
+        let Task { truth, iou_type, params, scope, bins, .. } = self;
         let counts = |member: &group::Member| !truth.annotations[member.index as usize].iscrowd;
         let objects =
             bins.truths.iter().map(|bin| bin.iter().filter(|member| counts(member)).count()).collect();

@@ -45,6 +45,23 @@ pub enum Warning {
     },
 }
 
+impl Warning {
+    /// Whether it is about the results, rather than about the ground truth or the parameters.
+    pub fn is_of_results(&self) -> bool {
+        match self {
+            Warning::UnknownCategory { .. }
+            | Warning::AreaOfBox { .. }
+            | Warning::BoxesAsMasks { .. }
+            | Warning::SizesDiffer { .. }
+            | Warning::NoResults => true,
+            Warning::IgnoreOverwritten { .. }
+            | Warning::IdZero
+            | Warning::NoHundred
+            | Warning::NoAreas { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
