@@ -1,9 +1,9 @@
 //! Two detectors on one ground truth: is the difference more than chance?
 
 use crate::error::Result;
-use crate::eval::accumulate::curves;
+use crate::eval::accumulate::rows;
 use crate::eval::matching::Matches;
-use crate::eval::summary::{is_read, stats};
+use crate::eval::summary::Means;
 use crate::eval::{IouType, Params, Task, Warning, STAT_NAMES};
 use crate::types::{Dataset, Detection};
 use rayon::prelude::*;
@@ -96,26 +96,25 @@ struct Matched {
     categories: Vec<Matches>,
     params: Params,
     images: usize,
-    /// Which of the A × M pairs the summary reads.
-    read: Vec<bool>,
     warnings: Vec<Warning>,
 }
 
 fn matched(truth: &Dataset, detections: &[Detection], iou_type: IouType, params: &Params) -> Result<Matched> {
     let task = Task::new(truth, detections, iou_type, params)?;
     let categories = task.each_category(|matches| matches)?;
-    let (a_count, m_count) = (task.params.areas.len(), task.params.max_dets.len());
-    let read = (0..a_count * m_count).map(|i| is_read(&task.params, i / m_count, i % m_count)).collect();
     let (images, warnings) = (task.scope.images.len(), task.warnings());
-    Ok(Matched { categories, images, params: task.params, read, warnings })
+    Ok(Matched { categories, images, params: task.params, warnings })
 }
 
 impl Matched {
     fn stats(&self, weights: Option<&[u32]>) -> [f64; 12] {
-        let m_count = self.params.max_dets.len();
-        let read = |a: usize, m: usize| self.read[a * m_count + m];
-        let of_category = |matches| curves(matches, &self.params, weights, read);
-        stats(&self.categories.iter().map(of_category).collect::<Vec<_>>(), &self.params)
+        let wanted = Means::new(&self.params);
+        let mut means = Means::new(&self.params);
+        for matches in &self.categories {
+            let read = |a, m| wanted.reads(a, m);
+            rows(matches, &self.params, weights, read, |place, row| means.add(place, &row));
+        }
+        means.finish()
     }
 }
 

@@ -38,10 +38,9 @@ pub use warning::Warning;
 
 use crate::error::Result;
 use crate::types::{Category, Dataset, Detection};
-use accumulate::Curves;
 use group::{bins, Bins, Scope};
 use matching::Matches;
-use ndarray::{s, Array4, Array5};
+use ndarray::{s, Array4, Array5, ArrayViewMut3, ArrayViewMut4, Axis};
 use rayon::prelude::*;
 use shapes::Shapes;
 
@@ -133,9 +132,65 @@ pub fn evaluate(
     params: &Params,
 ) -> Result<Evaluation> {
     let task = Task::new(truth, detections, iou_type, params)?;
-    let curves: Vec<Curves> =
-        task.each_category(|matches| accumulate::curves(&matches, &task.params, None, |_, _| true))?;
-    Ok(task.finished(&curves))
+    let mut curves = Curves::empty(&task.params, task.bins.truths.len());
+    task.each_category_with(curves.by_category(), |mut of_category, matches| {
+        accumulate::rows(
+            &matches,
+            &task.params,
+            None,
+            |_, _| true,
+            |place, row| of_category.write(place, &row),
+        );
+    })?;
+    Ok(task.finished(curves))
+}
+
+/// The arrays of an [`Evaluation`]. They are the most that an evaluation of many classes holds, so each class writes into them where it
+/// stands.
+struct Curves {
+    precision: Array5<f64>,
+    scores: Array5<f64>,
+    recall: Array4<f64>,
+}
+
+impl Curves {
+    fn empty(params: &Params, categories: usize) -> Curves {
+        let (t, r) = (params.iou_thresholds.len(), params.recall_thresholds.len());
+        let (a, m) = (params.areas.len(), params.max_dets.len());
+        Curves {
+            precision: Array5::from_elem((t, r, categories, a, m), -1.0),
+            scores: Array5::from_elem((t, r, categories, a, m), -1.0),
+            recall: Array4::from_elem((t, categories, a, m), -1.0),
+        }
+    }
+
+    fn by_category(&mut self) -> Vec<OfCategory<'_>> {
+        let of_curves = self.precision.axis_iter_mut(Axis(2)).zip(self.scores.axis_iter_mut(Axis(2)));
+        let all = of_curves.zip(self.recall.axis_iter_mut(Axis(1)));
+        all.map(|((precision, scores), recall)| OfCategory { precision, scores, recall }).collect()
+    }
+}
+
+/// One category's part of [`Curves`].
+struct OfCategory<'a> {
+    /// [T, R, A, M].
+    precision: ArrayViewMut4<'a, f64>,
+    /// [T, R, A, M].
+    scores: ArrayViewMut4<'a, f64>,
+    /// [T, A, M].
+    recall: ArrayViewMut3<'a, f64>,
+}
+
+impl OfCategory<'_> {
+    fn write(&mut self, (a, m, t): (usize, usize, usize), row: &accumulate::Row<'_>) {
+        self.recall[[t, a, m]] = row.recall;
+        let values = row.precisions().zip(row.scores());
+        let places =
+            self.precision.slice_mut(s![t, .., a, m]).into_iter().zip(self.scores.slice_mut(s![t, .., a, m]));
+        for ((precision, score), (precision_here, score_here)) in values.zip(places) {
+            (*precision_here, *score_here) = (precision, score);
+        }
+    }
 }
 
 /// An evaluation that has its inputs in order.
@@ -182,10 +237,20 @@ impl<'a> Task<'a> {
 
     /// Matches each category, in parallel, and gives what `of` makes of the matches.
     pub(crate) fn each_category<T: Send>(&self, of: impl Fn(Matches) -> T + Sync) -> Result<Vec<T>> {
+        self.each_category_with(vec![(); self.bins.truths.len()], |(), matches| of(matches))
+    }
+
+    /// As `each_category`, with something of each category's own.
+    fn each_category_with<O: Send, T: Send>(
+        &self,
+        own: Vec<O>,
+        of: impl Fn(O, Matches) -> T + Sync,
+    ) -> Result<Vec<T>> {
         (self.bins.detections.par_iter())
             .zip(&self.bins.truths)
+            .zip(own)
             .with_max_len(1)
-            .map(|(detection_bin, truth_bin)| {
+            .map(|((detection_bin, truth_bin), own)| {
                 let annotations = &self.truth.annotations;
                 matching::category(
                     &self.shapes,
@@ -195,7 +260,7 @@ impl<'a> Task<'a> {
                     truth_bin,
                     &self.params,
                 )
-                .map(&of)
+                .map(|matches| of(own, matches))
             })
             .collect()
     }
@@ -205,13 +270,13 @@ impl<'a> Task<'a> {
         self.warnings.iter().cloned().chain(self.shapes.warnings()).collect()
     }
 
-    fn finished(self, curves: &[Curves]) -> Evaluation {
+    fn finished(self, curves: Curves) -> Evaluation {
         let warnings = self.warnings();
         let Task { truth, iou_type, params, scope, bins, .. } = self;
         let counts = |member: &group::Member| !truth.annotations[member.index as usize].iscrowd;
         let objects =
             bins.truths.iter().map(|bin| bin.iter().filter(|member| counts(member)).count()).collect();
-        let (precision, scores, recall) = stacked(curves, &params);
+        let Curves { precision, scores, recall } = curves;
         let categories = if params.use_categories { categories(truth, &scope) } else { Vec::new() };
         Evaluation { precision, scores, recall, iou_type, params, categories, objects, warnings }
     }
@@ -227,19 +292,4 @@ pub(crate) fn categories(truth: &Dataset, scope: &Scope) -> Vec<Category> {
         }
     }
     categories
-}
-
-/// Puts the categories' numbers beside each other.
-fn stacked(curves: &[Curves], params: &Params) -> (Array5<f64>, Array5<f64>, Array4<f64>) {
-    let (t_count, r_count, k_count) =
-        (params.iou_thresholds.len(), params.recall_thresholds.len(), curves.len());
-    let (a_count, m_count) = (params.areas.len(), params.max_dets.len());
-    let at = |t: usize, a: usize, m: usize| (a * m_count + m) * t_count + t;
-    let shape = (t_count, r_count, k_count, a_count, m_count);
-    let precision =
-        Array5::from_shape_fn(shape, |(t, r, k, a, m)| curves[k].precision[at(t, a, m) * r_count + r]);
-    let scores = Array5::from_shape_fn(shape, |(t, r, k, a, m)| curves[k].scores[at(t, a, m) * r_count + r]);
-    let shape = (t_count, k_count, a_count, m_count);
-    let recall = Array4::from_shape_fn(shape, |(t, k, a, m)| curves[k].recall[at(t, a, m)]);
-    (precision, scores, recall)
 }
