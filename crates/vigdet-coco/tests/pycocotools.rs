@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use vigdet_coco::eval::{evaluate, IouType, Params};
+use vigdet_coco::eval::{evaluate, AreaRange, ClassResult, IouType, Params};
 use vigdet_coco::rle::{iou, Rle};
 use vigdet_coco::types::Segmentation;
 use vigdet_coco::{read_dataset, read_results};
@@ -18,9 +18,16 @@ struct Case {
     max_dets: Vec<usize>,
     ious: Option<Vec<f64>>,
     use_cats: bool,
+    areas: Option<Vec<(String, f64, f64)>>,
+    image_ids: Option<Vec<i64>>,
+    category_ids: Option<Vec<i64>>,
     stats: [f64; 12],
     text: String,
     class_ap: Vec<f64>,
+    class_ar: Vec<f64>,
+    per_iou: Vec<f64>,
+    area_ap: Vec<f64>,
+    area_ar: Vec<f64>,
 }
 
 fn iou_type(name: &str) -> IouType {
@@ -47,16 +54,31 @@ fn small_hard_cases_have_the_numbers_and_lines_of_pycocotools() {
         std::fs::write(&results_path, case.results.to_string()).unwrap();
         let truth = read_dataset(&truth_path).unwrap();
         let results = read_results(&results_path).unwrap();
-        let mut params =
-            Params { max_dets: case.max_dets, use_categories: case.use_cats, ..Params::default() };
+        let mut params = Params {
+            max_dets: case.max_dets,
+            use_categories: case.use_cats,
+            image_ids: case.image_ids,
+            category_ids: case.category_ids,
+            ..Params::default()
+        };
+        if let Some(areas) = case.areas {
+            params.areas =
+                areas.into_iter().map(|(label, min, max)| AreaRange::new(label, min, max)).collect();
+        }
         params.iou_thresholds = case.ious.unwrap_or(params.iou_thresholds);
         let evaluation = evaluate(&truth, &results, iou_type(&case.r#type), &params).unwrap();
         let name = format!("case {}", case.seed);
         let summary = evaluation.summary();
         assert_near(&name, &summary.stats, &case.stats);
         assert_eq!(summary.to_string(), case.text, "{name}");
-        let aps: Vec<f64> = evaluation.per_class().iter().map(|class| class.ap).collect();
-        assert_near(&name, &aps, &case.class_ap);
+        let of_classes = |number: fn(&ClassResult) -> f64| -> Vec<f64> {
+            evaluation.per_class().iter().map(number).collect()
+        };
+        assert_near(&name, &of_classes(|class| class.ap), &case.class_ap);
+        assert_near(&name, &of_classes(|class| class.ar), &case.class_ar);
+        assert_near(&name, &evaluation.ap_per_iou(), &case.per_iou);
+        assert_near(&name, &evaluation.ap_per_area(), &case.area_ap);
+        assert_near(&name, &evaluation.ar_per_area(), &case.area_ar);
     }
 }
 
