@@ -4,7 +4,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use vigdet_coco::eval::{evaluate, AreaRange, ClassResult, IouType, Params};
 use vigdet_coco::rle::{iou, Rle};
-use vigdet_coco::types::Segmentation;
+use vigdet_coco::types::{Annotation, Category, Dataset, Detection, Image, Segmentation};
 use vigdet_coco::{read_dataset, read_results};
 
 const TOLERANCE: f64 = 1e-12;
@@ -80,6 +80,30 @@ fn small_hard_cases_have_the_numbers_and_lines_of_pycocotools() {
         assert_near(&name, &evaluation.ap_per_area(), &case.area_ap);
         assert_near(&name, &evaluation.ar_per_area(), &case.area_ar);
     }
+}
+
+#[test]
+fn after_an_overlap_that_is_not_a_number_every_later_object_matches() {
+    let annotation =
+        |id, bbox, area| Annotation { id, image_id: 1, category_id: 1, bbox, area, ..Annotation::default() };
+    let detection = |bbox, score| Detection {
+        image_id: 1,
+        category_id: 1,
+        bbox: Some(bbox),
+        score,
+        ..Detection::default()
+    };
+    let (huge, plain) = ([0.0, 0.0, 1e200, 1e200], [10.0, 10.0, 20.0, 20.0]);
+    let truth = Dataset {
+        images: vec![Image { id: 1, ..Image::default() }],
+        categories: vec![Category { id: 1, ..Category::default() }],
+        annotations: vec![annotation(1, huge, 100.0), annotation(2, plain, 400.0)],
+    };
+    let results = [detection(huge, 0.9), detection(plain, 0.8)];
+    let evaluation = evaluate(&truth, &results, IouType::Bbox, &Params::default()).unwrap();
+    // The huge detection takes the plain object, since an overlap of 0 is not below NaN. pycocotools 2.0.11 gives these numbers.
+    let stats = evaluation.summary().stats;
+    assert_near("AP and AR", &[stats[0], stats[6], stats[8]], &[0.5049504950495048, 0.5, 0.5]);
 }
 
 /// COCO's own example results on a hundred images of val2014, where the files are there.
