@@ -45,5 +45,18 @@ impl Error {
     }
 }
 
+/// What serde says is wrong, as one line of bearable length: it repeats a string that stands in a wrong place, however long that is.
+pub(crate) fn shortened(message: &str) -> String {
+    const LONGEST: usize = 300;
+    // What was expected, and where, comes last.
+    const END: usize = 160;
+    let count = message.chars().count();
+    if count <= LONGEST {
+        return message.to_owned();
+    }
+    let start = message.chars().take(LONGEST - END);
+    start.chain(" ... ".chars()).chain(message.chars().skip(count - END)).collect()
+}
+
 /// The usual shorthand.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,6 +1,6 @@
 //! Run directories: where training leaves its results, and what they were tested on.
 
-use crate::error::{Error, Result};
+use crate::error::{shortened, Error, Result};
 use std::path::{Path, PathBuf};
 
 /// Names the annotation file of a run.
@@ -37,7 +37,7 @@ pub fn ground_truth_beside(results: &Path) -> Result<PathBuf> {
         annotations: PathBuf,
     }
     let GroundTruth { annotations } = serde_json::from_slice(&text)
-        .map_err(|error| Error::File { path: path.clone(), message: error.to_string() })?;
+        .map_err(|error| Error::File { path: path.clone(), message: shortened(&error.to_string()) })?;
     let beside = folder.join(&annotations);
     Ok(if !annotations.exists() && beside.exists() { beside } else { annotations })
 }

@@ -40,8 +40,12 @@ fn detections(detections: &[(i64, i64, [f64; 4], f64)]) -> Vec<Detection> {
 }
 
 fn errors_of(truth: &Dataset, detections: &[Detection]) -> Errors {
-    let found = errors(truth, detections, IouType::Bbox, &Params::default()).unwrap();
-    let evaluation = evaluate(truth, detections, IouType::Bbox, &Params::default()).unwrap();
+    errors_with(truth, detections, &Params::default())
+}
+
+fn errors_with(truth: &Dataset, detections: &[Detection], params: &Params) -> Errors {
+    let found = errors(truth, detections, IouType::Bbox, params).unwrap();
+    let evaluation = evaluate(truth, detections, IouType::Bbox, params).unwrap();
     assert!((found.ap50 - evaluation.summary().stats[1]).abs() < 1e-12, "AP50 is that of the evaluation");
     found
 }
@@ -123,6 +127,64 @@ fn detections_of_crowds_are_no_errors() {
     let found = errors_of(&truth, &detections(&[(5, 1, A, 0.5), (5, 1, B, 0.9), (5, 1, B, 0.8)]));
     assert_errors(&found, &[]);
     assert_eq!(found.of_detections, [None, None, None]);
+}
+
+#[test]
+fn equal_scores_stand_in_the_order_of_the_evaluation() {
+    // Right first, then wrong, both with the same score: the AP is 1.
+    let truth = truth(&[(5, 1, A, false)]);
+    let found = errors_of(&truth, &detections(&[(5, 1, A, 0.9), (5, 1, NOWHERE, 0.9)]));
+    assert!((found.ap50 - 1.0).abs() < 1e-12);
+    assert_errors(&found, &[(Kind::Background, 1, 0.0)]);
+    let found = errors_of(&truth, &detections(&[(5, 1, NOWHERE, 0.9), (5, 1, A, 0.9)]));
+    assert_errors(&found, &[(Kind::Background, 1, 0.5)]);
+    // An object that is given the right class stands where that detection did: before the wrong one of a later image.
+    let found = errors_of(&truth, &detections(&[(5, 2, A, 0.9), (6, 1, NOWHERE, 0.9), (5, 1, NOWHERE, 0.8)]));
+    assert_errors(&found, &[(Kind::Classification, 1, 1.0), (Kind::Background, 2, 0.0)]);
+}
+
+#[test]
+fn the_object_with_id_0_is_never_found() {
+    let mut truth = truth(&[(5, 1, A, false), (6, 1, C, false)]);
+    truth.annotations[0].id = 0;
+    let found = errors_of(&truth, &detections(&[(5, 1, A, 0.9), (6, 1, C, 0.8)]));
+    // Its detection is wrong, as in the evaluation, and nothing finds it: AP is 1/2 at half of the recalls.
+    let ap50 = 0.5 * 51.0 / 101.0;
+    assert!((found.ap50 - ap50).abs() < 1e-12);
+    let without_wrong = 51.0 / 101.0 - ap50;
+    assert_errors(&found, &[(Kind::Duplicate, 1, without_wrong), (Kind::Missed, 1, 0.5 - ap50)]);
+}
+
+#[test]
+fn ap50_is_that_of_the_evaluation_whatever_ties_and_whoever_has_id_0() {
+    let mut state = 1u64;
+    let mut draw = |count: u64| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) % count
+    };
+    let mut aps = Vec::new();
+    for _ in 0..500 {
+        // Few places and few scores: objects and detections meet, and scores tie.
+        let place = |draw: &mut dyn FnMut(u64) -> u64| [A, B, NEAR_B, NOWHERE][draw(4) as usize];
+        let objects: Vec<_> = (0..1 + draw(8))
+            .map(|_| (5 + draw(2) as i64, 1 + draw(2) as i64, place(&mut draw), draw(6) == 0))
+            .collect();
+        let mut truth = truth(&objects);
+        let first = draw(2) as i64;
+        for (annotation, id) in truth.annotations.iter_mut().zip(first..) {
+            annotation.id = id;
+        }
+        let given: Vec<_> = (0..draw(16))
+            .map(|_| {
+                (5 + draw(2) as i64, 1 + draw(2) as i64, place(&mut draw), [0.5, 0.7, 0.9][draw(3) as usize])
+            })
+            .collect();
+        let params = Params { use_categories: draw(4) > 0, ..Params::default() };
+        let found = errors_with(&truth, &detections(&given), &params);
+        assert!(params.use_categories || (found.kinds[0].count, found.kinds[2].count) == (0, 0));
+        aps.push(found.ap50);
+    }
+    assert!(aps.iter().filter(|&&ap| ap > 0.0 && ap < 1.0).count() > 200, "most cases say something");
 }
 
 #[test]

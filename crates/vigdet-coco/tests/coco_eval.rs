@@ -118,6 +118,39 @@ fn a_table_of_classes_and_a_file_of_numbers_are_given_on_request() {
 }
 
 #[test]
+fn an_area_range_with_a_name_of_ones_own_is_shown_and_missing_ones_are_named() {
+    let folder = ready();
+    let areas = ["--area", "all:0:1e10", "--area", "tiny:0:1000", "--area", "wide plain:1e9:1e10"];
+    let output = folder.run(&[&FILES[..], &areas, &["--per-class", "--json", "out.json"]].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], LINES.lines().next().unwrap());
+    assert!(lines[3].ends_with("area= small | maxDets=100 ] = -1.000"), "{text}");
+    let extra = [
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area=  tiny | maxDets=100 ] = 1.000",
+        " Average Recall     (AR) @[ IoU=0.50:0.95 | area=  tiny | maxDets=100 ] = 1.000",
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area=wide plain | maxDets=100 ] = -1.000",
+        " Average Recall     (AR) @[ IoU=0.50:0.95 | area=wide plain | maxDets=100 ] = -1.000",
+    ];
+    assert_eq!(lines[12..16], extra);
+    let table: Vec<Vec<&str>> = lines[17..].iter().map(|line| line.split_whitespace().collect()).collect();
+    assert!(table[0].ends_with(&["AR", "tiny", "wide", "plain"]), "{text}");
+    assert_eq!((table[1][9], table[2][9], table[1][10]), ("1.000", "-", "-"), "{text}");
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        warnings.contains("no area range is named small or medium or large: their lines are -1"),
+        "{warnings}"
+    );
+    let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
+    let tiny =
+        json!({"area": "tiny", "min": 0.0, "max": 1000.0, "ap": numbers["per_area"][1]["ap"], "ar": 1.0});
+    assert_eq!(numbers["per_area"][1], tiny);
+    assert!((tiny["ap"].as_f64().unwrap() - 1.0).abs() < 1e-12);
+    let message = folder.fail(&[&FILES[..], &["--area", "a:0:1", "--area", "a:1:2"]].concat());
+    assert!(message.contains("two ranges are named a"), "{message}");
+}
+
+#[test]
 fn without_arguments_the_newest_run_is_evaluated() {
     let folder = ready();
     let age = |name: &str, seconds: u64| {
@@ -228,6 +261,67 @@ fn empty_results_give_zeros() {
     let text = folder.succeed(&FILES);
     assert_eq!(text.matches("= 0.000").count(), 10, "{text}");
     assert_eq!(text.matches("= -1.000").count(), 2, "{text}");
+}
+
+#[test]
+fn warnings_about_the_other_results_are_given_with_their_name() {
+    let folder = ready();
+    folder.write("empty.json", "[]");
+    let output = folder.run(&[&FILES[..], &["--compare", "empty.json", "--resamples", "5"]].concat());
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(warnings.contains("warning: empty.json: there are no results"), "{warnings}");
+    let output =
+        folder.run(&[&FILES[..], &["--compare", "dt.json", "--resamples", "5", "--max-dets", "5"]].concat());
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(warnings.matches("1 results are left out").count(), 2, "{warnings}");
+    assert_eq!(warnings.matches("the first line is for 100").count(), 1, "{warnings}");
+}
+
+#[test]
+fn without_classes_nothing_is_said_about_them() {
+    let folder = ready();
+    let message = folder.fail(&[&FILES[..], &["--class-agnostic", "--per-class"]].concat());
+    assert!(message.contains("'--class-agnostic' cannot be used with '--per-class'"), "{message}");
+    let mut other = results();
+    other[1]["category_id"] = json!(3);
+    folder.write("dt.json", &other.to_string());
+    let flags = ["--class-agnostic", "--errors", "--plots", "plots", "--json", "out.json"];
+    let text = folder.succeed(&[&FILES[..], &flags].concat());
+    let count = |kind: &str| {
+        let line = text.lines().find(|line| line.starts_with(kind)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    // The dog that is taken for a cat is an object all the same.
+    assert_eq!((count("classification"), count("localisation")), ("0".to_owned(), "1".to_owned()), "{text}");
+    let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
+    assert!(
+        (numbers["errors"]["ap50"].as_f64().unwrap() - numbers["stats"][1].as_f64().unwrap()).abs() < 1e-12
+    );
+    assert!(numbers["stats"][1].as_f64().unwrap() > 0.2);
+    assert!(is_picture(&folder.path("plots/confusion.png")) && !folder.path("plots/class_ap.png").exists());
+}
+
+#[test]
+fn an_object_without_a_mask_where_nothing_of_its_class_is_detected_is_no_error() {
+    let folder = ready();
+    let mut truth = truth();
+    truth["annotations"].as_array_mut().unwrap().push(
+        json!({"id": 3, "image_id": 1, "category_id": 8, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}),
+    );
+    folder.write("gt.json", &truth.to_string());
+    let flags = ["--type", "segm", "--errors", "--plots", "plots"];
+    let text = folder.succeed(&[&FILES[..], &flags].concat());
+    let missed = text.lines().find(|line| line.starts_with("missed")).unwrap();
+    assert_eq!(missed.split_whitespace().nth(1), Some("1"), "{text}");
+    // Where something is, one line says so, with the files, and nothing else is printed.
+    let mut results = results();
+    results[0]["category_id"] = json!(8);
+    folder.write("dt.json", &results.to_string());
+    let message = folder.fail(&[&FILES[..], &flags].concat());
+    assert!(message.contains("dt.json on gt.json: annotation 3 has no segmentation"), "{message}");
+    folder.write("other.json", "{");
+    folder.write("gt.json", &self::truth().to_string());
+    assert!(folder.fail(&[&FILES[..], &["--compare", "other.json"]].concat()).contains("other.json"));
 }
 
 fn is_picture(path: &Path) -> bool {

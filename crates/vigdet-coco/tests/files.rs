@@ -274,6 +274,28 @@ fn results_that_are_wrong_are_refused_in_one_line_that_says_where() {
 }
 
 #[test]
+fn a_long_string_in_a_wrong_place_is_not_repeated_whole() {
+    let folder = Folder::new();
+    let long = "é".repeat(100_000);
+    let message = folder.results_error(&format!(
+        r#"[{{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": "{long}"}}]"#
+    ));
+    assert!(
+        message.starts_with("[0].score: invalid type: string \"éé") && message.chars().count() < 400,
+        "{message}"
+    );
+    assert!(message.contains("expected f64 at line 1 column"), "{message}");
+    let message = folder.results_error(&format!(
+        r#"[{{"image_id": 1, "category_id": 1, "score": 1, "segmentation": "{long}"}}]"#
+    ));
+    assert!(
+        message.contains("[0].segmentation: invalid type") && message.contains("expected a list of polygons")
+    );
+    assert!(message.chars().count() < 400, "{message}");
+    assert!(folder.dataset_error(&format!("\"{long}\"")).chars().count() < 400);
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() {
     let message = read_dataset("no/such/file.json").unwrap_err().to_string();
     assert!(message.starts_with("cannot read no/such/file.json: "), "{message}");

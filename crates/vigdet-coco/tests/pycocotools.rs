@@ -2,9 +2,9 @@
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use vigdet_coco::eval::{evaluate, IouType, Params};
+use vigdet_coco::eval::{evaluate, AreaRange, ClassResult, IouType, Params};
 use vigdet_coco::rle::{iou, Rle};
-use vigdet_coco::types::Segmentation;
+use vigdet_coco::types::{Annotation, Category, Dataset, Detection, Image, Segmentation};
 use vigdet_coco::{read_dataset, read_results};
 
 const TOLERANCE: f64 = 1e-12;
@@ -18,9 +18,16 @@ struct Case {
     max_dets: Vec<usize>,
     ious: Option<Vec<f64>>,
     use_cats: bool,
+    areas: Option<Vec<(String, f64, f64)>>,
+    image_ids: Option<Vec<i64>>,
+    category_ids: Option<Vec<i64>>,
     stats: [f64; 12],
     text: String,
     class_ap: Vec<f64>,
+    class_ar: Vec<f64>,
+    per_iou: Vec<f64>,
+    area_ap: Vec<f64>,
+    area_ar: Vec<f64>,
 }
 
 fn iou_type(name: &str) -> IouType {
@@ -47,17 +54,56 @@ fn small_hard_cases_have_the_numbers_and_lines_of_pycocotools() {
         std::fs::write(&results_path, case.results.to_string()).unwrap();
         let truth = read_dataset(&truth_path).unwrap();
         let results = read_results(&results_path).unwrap();
-        let mut params =
-            Params { max_dets: case.max_dets, use_categories: case.use_cats, ..Params::default() };
+        let mut params = Params {
+            max_dets: case.max_dets,
+            use_categories: case.use_cats,
+            image_ids: case.image_ids,
+            category_ids: case.category_ids,
+            ..Params::default()
+        };
+        if let Some(areas) = case.areas {
+            params.areas =
+                areas.into_iter().map(|(label, min, max)| AreaRange::new(label, min, max)).collect();
+        }
         params.iou_thresholds = case.ious.unwrap_or(params.iou_thresholds);
         let evaluation = evaluate(&truth, &results, iou_type(&case.r#type), &params).unwrap();
         let name = format!("case {}", case.seed);
         let summary = evaluation.summary();
         assert_near(&name, &summary.stats, &case.stats);
         assert_eq!(summary.to_string(), case.text, "{name}");
-        let aps: Vec<f64> = evaluation.per_class().iter().map(|class| class.ap).collect();
-        assert_near(&name, &aps, &case.class_ap);
+        let of_classes = |number: fn(&ClassResult) -> f64| -> Vec<f64> {
+            evaluation.per_class().iter().map(number).collect()
+        };
+        assert_near(&name, &of_classes(|class| class.ap), &case.class_ap);
+        assert_near(&name, &of_classes(|class| class.ar), &case.class_ar);
+        assert_near(&name, &evaluation.ap_per_iou(), &case.per_iou);
+        assert_near(&name, &evaluation.ap_per_area(), &case.area_ap);
+        assert_near(&name, &evaluation.ar_per_area(), &case.area_ar);
     }
+}
+
+#[test]
+fn after_an_overlap_that_is_not_a_number_every_later_object_matches() {
+    let annotation =
+        |id, bbox, area| Annotation { id, image_id: 1, category_id: 1, bbox, area, ..Annotation::default() };
+    let detection = |bbox, score| Detection {
+        image_id: 1,
+        category_id: 1,
+        bbox: Some(bbox),
+        score,
+        ..Detection::default()
+    };
+    let (huge, plain) = ([0.0, 0.0, 1e200, 1e200], [10.0, 10.0, 20.0, 20.0]);
+    let truth = Dataset {
+        images: vec![Image { id: 1, ..Image::default() }],
+        categories: vec![Category { id: 1, ..Category::default() }],
+        annotations: vec![annotation(1, huge, 100.0), annotation(2, plain, 400.0)],
+    };
+    let results = [detection(huge, 0.9), detection(plain, 0.8)];
+    let evaluation = evaluate(&truth, &results, IouType::Bbox, &Params::default()).unwrap();
+    // The huge detection takes the plain object, since an overlap of 0 is not below NaN. pycocotools 2.0.11 gives these numbers.
+    let stats = evaluation.summary().stats;
+    assert_near("AP and AR", &[stats[0], stats[6], stats[8]], &[0.5049504950495048, 0.5, 0.5]);
 }
 
 /// COCO's own example results on a hundred images of val2014, where the files are there.
@@ -140,6 +186,25 @@ const EXAMPLE_STATS: [(&str, &str, [f64; 12]); 3] = [
         ],
     ),
 ];
+
+#[test]
+fn what_pycocotools_refuses_to_draw_is_refused() {
+    // `frPyObjects` looks at the first polygon alone (compare_masks.py tries the same).
+    let whole = vec![1.0, 1.0, 9.0, 1.0, 9.0, 9.0];
+    for first in 0..5 {
+        let short = vec![2.0; first];
+        for polygons in [vec![short.clone()], vec![short.clone(); 5], vec![short.clone(), whole.clone()]] {
+            let message = Rle::from_polygons(20, 30, &polygons).unwrap_err().to_string();
+            assert!(message.contains(&format!("the first polygon has {first} numbers")), "{message}");
+        }
+        assert_eq!(
+            Rle::from_polygons(20, 30, &[whole.clone(), short]).unwrap(),
+            Rle::from_polygons(20, 30, std::slice::from_ref(&whole)).unwrap()
+        );
+    }
+    assert!(Rle::from_polygons(20, 30, &[]).is_err());
+    assert_eq!(Rle::from_polygons(20, 30, &[vec![1.0, 1.0, 9.0, 1.0, 9.0]]).unwrap().area(), 0);
+}
 
 /// Lines of tests/fixtures/masks.jsonl: what was given, and what pycocotools made of it.
 #[derive(Deserialize)]

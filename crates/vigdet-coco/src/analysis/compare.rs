@@ -1,10 +1,10 @@
 //! Two detectors on one ground truth: is the difference more than chance?
 
 use crate::error::Result;
-use crate::eval::accumulate::curves;
+use crate::eval::accumulate::rows;
 use crate::eval::matching::Matches;
-use crate::eval::summary::{is_read, stats};
-use crate::eval::{IouType, Params, Task, STAT_NAMES};
+use crate::eval::summary::Means;
+use crate::eval::{IouType, Params, Task, Warning, STAT_NAMES};
 use crate::types::{Dataset, Detection};
 use rayon::prelude::*;
 use std::fmt;
@@ -47,6 +47,10 @@ pub struct Comparison {
     pub differences: Vec<Difference>,
     /// How many times images were drawn.
     pub resamples: usize,
+    /// Where the rules surprise in the second results. Those of the first, of the ground truth and of the parameters are in their
+    /// [`Evaluation`](crate::eval::Evaluation).
+    #[serde(skip)]
+    pub warnings: Vec<Warning>,
 }
 
 /// Compares results `b` with results `a`.
@@ -82,7 +86,9 @@ pub fn compare(
             interval: middle(drawn.iter().map(|differences| differences[i]).collect()),
         })
         .collect();
-    Ok(Comparison { differences, resamples: resampling.resamples })
+    let mut warnings = b.warnings;
+    warnings.retain(Warning::is_of_results);
+    Ok(Comparison { differences, resamples: resampling.resamples, warnings })
 }
 
 /// Detections matched once, to be summarized for many draws.
@@ -90,24 +96,25 @@ struct Matched {
     categories: Vec<Matches>,
     params: Params,
     images: usize,
-    /// Which of the A × M pairs the summary reads.
-    read: Vec<bool>,
+    warnings: Vec<Warning>,
 }
 
 fn matched(truth: &Dataset, detections: &[Detection], iou_type: IouType, params: &Params) -> Result<Matched> {
     let task = Task::new(truth, detections, iou_type, params)?;
     let categories = task.each_category(|matches| matches)?;
-    let (a_count, m_count) = (task.params.areas.len(), task.params.max_dets.len());
-    let read = (0..a_count * m_count).map(|i| is_read(&task.params, i / m_count, i % m_count)).collect();
-    Ok(Matched { categories, images: task.scope.images.len(), params: task.params, read })
+    let (images, warnings) = (task.scope.images.len(), task.warnings());
+    Ok(Matched { categories, images, params: task.params, warnings })
 }
 
 impl Matched {
     fn stats(&self, weights: Option<&[u32]>) -> [f64; 12] {
-        let m_count = self.params.max_dets.len();
-        let read = |a: usize, m: usize| self.read[a * m_count + m];
-        let of_category = |matches| curves(matches, &self.params, weights, read);
-        stats(&self.categories.iter().map(of_category).collect::<Vec<_>>(), &self.params)
+        let wanted = Means::new(&self.params);
+        let mut means = Means::new(&self.params);
+        for matches in &self.categories {
+            let read = |a, m| wanted.reads(a, m);
+            rows(matches, &self.params, weights, read, |place, row| means.add(place, &row));
+        }
+        means.finish()
     }
 }
 

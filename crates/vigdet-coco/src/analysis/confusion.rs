@@ -12,7 +12,7 @@ pub struct Confusion {
     /// [K + 1, K + 1]: row is the true class, column the detected one; the last row is background (nothing is there), the last column
     /// objects that were not detected.
     pub counts: Array2<u64>,
-    /// The K classes, by id.
+    /// The K classes, by id. Without `use_categories` one of all.
     pub categories: Vec<Category>,
     /// From this score on detections are looked at.
     pub score: f64,

@@ -3,9 +3,9 @@
 use crate::error::Result;
 use crate::eval::group::{sort_by_score, Member, Ranked};
 use crate::eval::matching::Group;
-use crate::eval::shapes::Overlaps;
+use crate::eval::shapes::{Candidate, Overlaps};
 use crate::eval::{IouType, Params, Task};
-use crate::types::{Dataset, Detection};
+use crate::types::{Category, Dataset, Detection};
 use rayon::prelude::*;
 
 /// One image: what was detected, what is there, and which lie over each other.
@@ -23,7 +23,7 @@ pub(crate) struct Seen {
     /// Place among the categories.
     pub category: usize,
     pub score: f64,
-    /// The object of its category that it finds, as the evaluation matches.
+    /// The object of its category that it finds, as the evaluation matches: never the one with id 0, unless it is a crowd.
     pub found: Option<usize>,
     /// Objects, crowds excluded, that it overlaps by at least the least overlap, with the overlap.
     pub overlaps: Vec<(usize, f64)>,
@@ -58,9 +58,7 @@ impl<'a> Images<'a> {
         least: f64,
     ) -> Result<Images<'a>> {
         let all = crate::eval::AreaRange::new("all", f64::NEG_INFINITY, f64::INFINITY);
-        let matching =
-            Params { iou_thresholds: vec![iou], areas: vec![all], use_categories: true, ..params.clone() }
-                .checked()?;
+        let matching = Params { iou_thresholds: vec![iou], areas: vec![all], ..params.clone() }.checked()?;
         // The overlaps kept are those from the smallest threshold on.
         let task = Task::new(
             truth,
@@ -81,14 +79,18 @@ impl<'a> Images<'a> {
         Ok(Images { task, matching, detections, objects })
     }
 
-    /// Number of categories.
+    /// Number of categories. One without `use_categories`.
     pub(crate) fn categories(&self) -> usize {
-        self.task.scope.categories.len()
+        self.task.bins.truths.len()
     }
 
-    /// The categories, by id.
-    pub(crate) fn category_list(&self) -> Vec<crate::types::Category> {
-        crate::eval::categories(self.task.truth, &self.task.scope)
+    /// The categories, by id. Without `use_categories` the one that all are.
+    pub(crate) fn category_list(&self) -> Vec<Category> {
+        if self.matching.use_categories {
+            crate::eval::categories(self.task.truth, &self.task.scope)
+        } else {
+            vec![Category { name: "object".to_owned(), ..Category::default() }]
+        }
     }
 
     /// What `of` makes of each image, in the order of their ids.
@@ -98,7 +100,6 @@ impl<'a> Images<'a> {
 
     fn view(&self, image: usize) -> Result<ImageView> {
         let annotations = &self.task.truth.annotations;
-        let members: Vec<Member> = self.objects[image].iter().map(|&(_, member)| member).collect();
         let mut view = ImageView {
             detections: Vec::new(),
             objects: (self.objects[image].iter())
@@ -108,6 +109,17 @@ impl<'a> Images<'a> {
                 })
                 .collect(),
         };
+        if self.detections[image].is_empty() {
+            return Ok(view);
+        }
+        // A mask evaluation draws the objects of an image and category only where something is detected in it, and fails where it cannot.
+        // What cannot be drawn and is not asked for overlaps nothing.
+        let detected =
+            |category| self.detections[image].binary_search_by_key(&category, |&(other, _)| other).is_ok();
+        let (places, members): (Vec<usize>, Vec<Member>) = (self.objects[image].iter().enumerate())
+            .filter(|&(_, (category, member))| detected(*category) || self.task.shapes.can_draw(member))
+            .map(|(place, &(_, member))| (place, member))
+            .unzip();
         let mut overlaps = Overlaps::default();
         let mut group = Group::new(&self.matching);
         let mut rest = &self.detections[image][..];
@@ -122,16 +134,20 @@ impl<'a> Images<'a> {
             group.begin(members.iter().map(|member| &annotations[member.index as usize]));
             for (place, ranked) in ranked.iter().enumerate() {
                 let candidates = overlaps.candidates(place);
-                let own: Vec<_> = candidates
-                    .iter()
-                    .copied()
-                    .filter(|candidate| view.objects[candidate.truth as usize].category == category)
+                let object_of = |candidate: &Candidate| places[candidate.truth as usize];
+                let own: Vec<_> = (candidates.iter().copied())
+                    .filter(|candidate| view.objects[object_of(candidate)].category == category)
                     .collect();
-                let found = group.find(&own, 0, 0);
-                let overlaps = candidates
-                    .iter()
-                    .map(|candidate| (candidate.truth as usize, candidate.iou))
-                    .filter(|&(object, _)| !view.objects[object].crowd)
+                // An object with id 0 is taken but never counts as found, as in the evaluation; a crowd counts for nothing anyway.
+                let counts = |&found: &usize| {
+                    view.objects[places[found]].crowd || annotations[members[found].index as usize].id != 0
+                };
+                let found = group.find(&own, 0, 0).filter(counts).map(|found| places[found]);
+                let overlaps = (candidates.iter())
+                    .map(|candidate| (object_of(candidate), candidate.iou))
+                    .filter(|&(object, overlap)| {
+                        !view.objects[object].crowd && !(overlap < self.task.shapes.least)
+                    })
                     .collect();
                 let score = self.task.detections[ranked.index as usize].score;
                 view.detections.push(Seen { index: ranked.index, category, score, found, overlaps });

@@ -18,6 +18,7 @@
 
 use super::images::{ImageView, Images};
 use crate::error::Result;
+use crate::eval::group::ScoreKey;
 use crate::eval::{linspace, IouType, Params};
 use crate::types::{Dataset, Detection};
 use serde::Serialize;
@@ -106,7 +107,7 @@ enum Verdict {
     Wrong { kind: Kind, object: Option<usize> },
 }
 
-/// A detection, with its object numbered over all images.
+/// A detection, with its object numbered within its image.
 struct Judged {
     index: u32,
     category: usize,
@@ -121,7 +122,8 @@ struct JudgedImage {
     missed: Vec<usize>,
 }
 
-/// Sorts the errors of `detections` into TIDE's kinds. Of `params`, images, categories and the largest number of detections are used.
+/// Sorts the errors of `detections` into TIDE's kinds. Of `params`, images, categories and the largest number of detections are used;
+/// without `use_categories` no class is wrong.
 ///
 /// # Errors
 /// Those of [`crate::eval::evaluate`].
@@ -217,16 +219,15 @@ impl<'a> Ledger<'a> {
 
     /// Mean of the classes' AP. −1 where no class has objects.
     fn ap(&self, oracle: Option<Oracle>) -> f64 {
-        // For each class: objects; score and rightness of each detection that counts.
-        let mut classes = vec![(0usize, Vec::<(f64, bool)>::new()); self.categories];
-        for image in self.images {
-            self.add(image, oracle, &mut classes);
+        let mut classes = vec![Class::default(); self.categories];
+        for (image, place) in self.images.iter().zip(0..) {
+            self.add(image, place, oracle, &mut classes);
         }
         let recalls = linspace(0.0, 1.0, 101);
         let aps: Vec<f64> = classes
             .into_iter()
-            .filter(|(objects, _)| *objects > 0)
-            .map(|(objects, detections)| average_precision(objects, detections, &recalls))
+            .filter(|class| class.objects > 0)
+            .map(|class| average_precision(class, &recalls))
             .collect();
         if aps.is_empty() {
             -1.0
@@ -235,51 +236,70 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    fn add(&self, image: &JudgedImage, oracle: Option<Oracle>, classes: &mut [(usize, Vec<(f64, bool)>)]) {
+    fn add(&self, image: &JudgedImage, place: u32, oracle: Option<Oracle>, classes: &mut [Class]) {
         let uncounted =
             |object: usize| oracle == Some(Oracle::Mend(Kind::Missed)) && image.missed.contains(&object);
         for (object, category) in image.objects.iter().enumerate() {
             if let Some(category) = category.filter(|_| !uncounted(object)) {
-                classes[category].0 += 1;
+                classes[category].objects += 1;
             }
         }
-        // The best score among those that the oracle gives each object to.
-        let mut right = vec![None::<f64>; image.objects.len()];
-        let mut give = |object: usize, score: f64| {
-            right[object] = Some(right[object].map_or(score, |other| other.max(score)));
+        // The first in order among those that the oracle gives each object to.
+        let mut right = vec![None::<Order>; image.objects.len()];
+        let mut give = |object: usize, order: Order| {
+            right[object] = Some(right[object].map_or(order, |other| other.min(order)));
         };
-        for detection in &image.detections {
+        for (detection, rank) in image.detections.iter().zip(0..) {
+            let order = Order { score: ScoreKey::new(detection.score), image: place, rank };
             match detection.verdict {
                 Verdict::OnCrowd => {}
-                Verdict::Right { object } => give(object, detection.score),
+                Verdict::Right { object } => give(object, order),
                 Verdict::Wrong { kind, object } => match (oracle, object) {
                     (Some(Oracle::NoFalsePositives), _) => {}
-                    (Some(Oracle::Mend(mended)), Some(object)) if mended == kind => {
-                        give(object, detection.score)
-                    }
+                    (Some(Oracle::Mend(mended)), Some(object)) if mended == kind => give(object, order),
                     (Some(Oracle::Mend(mended)), None) if mended == kind => {}
-                    _ => classes[detection.category].1.push((detection.score, false)),
+                    _ => classes[detection.category].detections.push((order, false)),
                 },
             }
         }
         if oracle == Some(Oracle::NoFalseNegatives) {
-            for (category, score) in image.objects.iter().zip(&right) {
-                if let (Some(category), None) = (category, score) {
-                    classes[*category].0 -= 1;
+            for (category, order) in image.objects.iter().zip(&right) {
+                if let (Some(category), None) = (category, order) {
+                    classes[*category].objects -= 1;
                 }
             }
         }
-        for (category, score) in image.objects.iter().zip(&right) {
-            if let (Some(category), Some(score)) = (category, score) {
-                classes[*category].1.push((*score, true));
+        for (category, order) in image.objects.iter().zip(&right) {
+            if let (Some(category), Some(order)) = (category, order) {
+                classes[*category].detections.push((*order, true));
             }
         }
     }
 }
 
+/// Where a detection stands among all of its class: by score, and equal scores as the evaluation takes them, by image and by their
+/// order there. An object that was mended stands where the detection that it was given to does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Order {
+    score: ScoreKey,
+    /// Place among the images.
+    image: u32,
+    /// Place among the detections of the image.
+    rank: u32,
+}
+
+/// What the AP of a class is made of.
+#[derive(Clone, Default)]
+struct Class {
+    objects: usize,
+    /// Those that count, and whether they are right.
+    detections: Vec<(Order, bool)>,
+}
+
 /// COCO's interpolated AP at one overlap.
-fn average_precision(objects: usize, mut detections: Vec<(f64, bool)>, recalls: &[f64]) -> f64 {
-    detections.sort_by(|a, b| b.0.total_cmp(&a.0));
+fn average_precision(class: Class, recalls: &[f64]) -> f64 {
+    let Class { objects, mut detections } = class;
+    detections.sort_unstable();
     let mut found = Vec::new();
     for (place, _) in detections.iter().enumerate().filter(|(_, (_, right))| *right) {
         found.push((found.len() + 1) as f64 / (place + 1) as f64);

@@ -3,13 +3,14 @@
 use anyhow::{bail, Context, Result};
 use clap::{Parser, ValueEnum};
 use serde_json::json;
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vigdet_coco::analysis::compare::{compare, Resampling};
-use vigdet_coco::analysis::confusion::confusion;
-use vigdet_coco::analysis::sizes::ap_by_size;
+use vigdet_coco::analysis::confusion::{confusion, Confusion};
+use vigdet_coco::analysis::sizes::{ap_by_size, SizeResult};
 use vigdet_coco::analysis::tide;
 use vigdet_coco::eval::{evaluate, AreaRange, Evaluation, IouType, Params, STAT_NAMES};
 use vigdet_coco::{plot, read_dataset_with_warnings, read_results, report, run};
@@ -57,11 +58,12 @@ struct Arguments {
     /// Numbers of detections in an image and category that count, separated by commas.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10,100")]
     max_dets: Vec<usize>,
-    /// A range of object areas NAME:MIN:MAX in square pixels, any number of times [default: COCO's all, small, medium, large].
+    /// A range of object areas NAME:MIN:MAX in square pixels, any number of times [default: COCO's all, small, medium, large]. Other
+    /// names get lines of their own after the twelve.
     #[arg(long, value_name = "RANGE", value_parser = area_range)]
     area: Vec<AreaRange>,
     /// Takes all categories for one, as for proposals.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "per_class")]
     class_agnostic: bool,
 }
 
@@ -146,6 +148,10 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
     }
     if !arguments.area.is_empty() {
         params.areas = arguments.area.clone();
+        let mut labels = HashSet::new();
+        if let Some(area) = params.areas.iter().find(|area| !labels.insert(&area.label)) {
+            bail!("--area: two ranges are named {}: give each a name of its own", area.label);
+        }
     }
     let iou_type = match arguments.kind {
         Kind::Bbox => IouType::Bbox,
@@ -154,38 +160,54 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
     let on_truth = |results: &Path| format!("{} on {}", results.display(), truth_path.display());
     let evaluation =
         evaluate(&truth, &results, iou_type, &params).with_context(|| on_truth(&results_path))?;
+    // All that can go wrong with the first results does before anything is printed.
+    let errors = (arguments.errors || arguments.plots.is_some())
+        .then(|| tide::errors(&truth, &results, iou_type, &params))
+        .transpose()
+        .with_context(|| on_truth(&results_path))?;
+    let plotted = (arguments.plots.as_ref())
+        .map(|_| -> vigdet_coco::Result<(Vec<SizeResult>, Confusion)> {
+            let sizes = ap_by_size(&truth, &results, iou_type, &params)?;
+            Ok((sizes, confusion(&truth, &results, iou_type, &params, arguments.confusion_score, 0.5)?))
+        })
+        .transpose()
+        .with_context(|| on_truth(&results_path))?;
+    let others = arguments.compare.as_ref().map(read_results).transpose()?;
     for warning in warnings.iter().chain(&evaluation.warnings) {
         eprintln!("warning: {warning}");
     }
     say(evaluation.summary())?;
+    for line in evaluation.extra_lines() {
+        say(line)?;
+    }
     if arguments.per_class {
         say(format_args!("\n{}", report::class_table(&evaluation)))?;
     }
-    let errors = (arguments.errors || arguments.plots.is_some())
-        .then(|| tide::errors(&truth, &results, iou_type, &params))
-        .transpose()?;
     if let Some(errors) = errors.as_ref().filter(|_| arguments.errors) {
         say(format_args!("\n{errors}"))?;
     }
-    let comparison = match &arguments.compare {
-        Some(path) => {
-            let others = read_results(path)?;
+    let comparison = match (&arguments.compare, &others) {
+        (Some(path), Some(others)) => {
             let resampling = Resampling { resamples: arguments.resamples as usize, seed: arguments.seed };
-            let comparison = compare(&truth, &results, &others, iou_type, &params, resampling)
+            let comparison = compare(&truth, &results, others, iou_type, &params, resampling)
                 .with_context(|| on_truth(path))?;
+            for warning in &comparison.warnings {
+                eprintln!("warning: {}: {warning}", path.display());
+            }
             say(format_args!("\nA {}\nB {}\n{comparison}", results_path.display(), path.display()))?;
             Some(comparison)
         }
-        None => None,
+        _ => None,
     };
-    if let Some(folder) = &arguments.plots {
+    if let (Some(folder), Some((sizes, confusion))) = (&arguments.plots, &plotted) {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         plot::precision_recall(&folder.join("precision_recall.png"), &evaluation)?;
-        plot::class_ap(&folder.join("class_ap.png"), &evaluation)?;
-        plot::ap_by_size(&folder.join("size_ap.png"), &ap_by_size(&truth, &results, iou_type, &params)?)?;
-        let confusion = confusion(&truth, &results, iou_type, &params, arguments.confusion_score, 0.5)?;
-        plot::confusion(&folder.join("confusion.png"), &confusion)?;
+        if params.use_categories {
+            plot::class_ap(&folder.join("class_ap.png"), &evaluation)?;
+        }
+        plot::ap_by_size(&folder.join("size_ap.png"), sizes)?;
+        plot::confusion(&folder.join("confusion.png"), confusion)?;
         if let Some(errors) = &errors {
             plot::errors(&folder.join("errors.png"), errors)?;
         }
@@ -202,7 +224,7 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     // The program ends here: taking half a million masks apart one by one would only take time.
-    std::mem::forget((truth, results));
+    std::mem::forget((truth, results, others));
     Ok(())
 }
 
@@ -237,11 +259,16 @@ fn numbers(kind: Kind, evaluation: &Evaluation) -> serde_json::Value {
     let thresholds = evaluation.params.iou_thresholds.iter();
     let per_iou: Vec<_> =
         thresholds.zip(evaluation.ap_per_iou()).map(|(iou, ap)| json!({"iou": iou, "ap": ap})).collect();
+    let areas = evaluation.params.areas.iter().zip(evaluation.ap_per_area()).zip(evaluation.ar_per_area());
+    let per_area: Vec<_> = areas
+        .map(|((area, ap), ar)| json!({"area": area.label, "min": area.min, "max": area.max, "ap": ap, "ar": ar}))
+        .collect();
     json!({
         "type": kind.name(),
         "stats": stats,
         "metrics": metrics,
         "per_iou": per_iou,
+        "per_area": per_area,
         "per_class": evaluation.per_class(),
     })
 }

@@ -3,14 +3,37 @@
 use super::matching::Matches;
 use super::params::Params;
 
-/// The numbers of one category.
-pub(crate) struct Curves {
-    /// [A, M, T, R]; −1 where there are no objects.
-    pub precision: Vec<f64>,
-    /// Score at which each recall is reached, as `precision`.
-    pub scores: Vec<f64>,
-    /// [A, M, T]; −1 where there are no objects.
-    pub recall: Vec<f64>,
+/// Precision and recall of one category, for one area range, number of detections and IoU threshold.
+pub(crate) struct Row<'a> {
+    /// Highest recall.
+    pub recall: f64,
+    /// Precision, with those of higher recall in mind, and score at each detection that found an object.
+    found: &'a [(f64, f64)],
+    /// Number of objects to find for each of the R recalls.
+    needed: &'a [usize],
+    /// Score of the first detection.
+    first: Option<f64>,
+}
+
+impl Row<'_> {
+    /// R precisions, 0 where the recall is not reached.
+    pub(crate) fn precisions(&self) -> impl Iterator<Item = f64> + '_ {
+        self.needed.iter().map(|&needed| self.reached(needed).map_or(0.0, |(precision, _)| precision))
+    }
+
+    /// R scores at which the recall is reached, 0 where it is not.
+    pub(crate) fn scores(&self) -> impl Iterator<Item = f64> + '_ {
+        self.needed.iter().map(|&needed| match self.reached(needed) {
+            _ if needed == 0 => self.first.unwrap_or(0.0),
+            Some((_, score)) => score,
+            None => 0.0,
+        })
+    }
+
+    /// A recall of 0 is reached by the first detection, any other by a detection that finds something.
+    fn reached(&self, needed: usize) -> Option<(f64, f64)> {
+        self.found.get(needed.saturating_sub(1)).copied()
+    }
 }
 
 /// How often each image counts: once, or as drawn in a resampling.
@@ -19,23 +42,18 @@ pub(crate) type Weights<'a> = Option<&'a [u32]>;
 /// numpy's `spacing(1)`.
 const EPSILON: f64 = f64::EPSILON;
 
-/// Precision and recall of one category, for the area ranges and numbers of detections (by place) that are `wanted`; those of
-/// others are −1.
-pub(crate) fn curves(
+/// Gives `write` precision and recall of one category at (area range, number of detections, threshold), by place, for the area ranges and
+/// numbers of detections that are `wanted`. Area ranges without objects have none.
+pub(crate) fn rows(
     matches: &Matches,
     params: &Params,
     weights: Weights<'_>,
     wanted: impl Fn(usize, usize) -> bool,
-) -> Curves {
-    let (t_count, r_count) = (params.iou_thresholds.len(), params.recall_thresholds.len());
-    let (a_count, m_count) = (params.areas.len(), params.max_dets.len());
-    let mut curves = Curves {
-        precision: vec![-1.0; a_count * m_count * t_count * r_count],
-        scores: vec![-1.0; a_count * m_count * t_count * r_count],
-        recall: vec![-1.0; a_count * m_count * t_count],
-    };
+    mut write: impl FnMut((usize, usize, usize), Row<'_>),
+) {
+    let a_count = params.areas.len();
     let weight = |image: u32| weights.map_or(1, |weights| weights[image as usize]);
-    let mut walk = Walk::new(t_count);
+    let mut walk = Walk::new(params.iou_thresholds.len());
     for a in 0..a_count {
         let counts = matches.truth_counts.iter().skip(a).step_by(a_count);
         let positives: u64 = counts
@@ -54,27 +72,13 @@ pub(crate) fn curves(
                     walk.step(entry.score, outcomes[a].matched, outcomes[a].ignored, weight(entry.image));
                 }
             }
-            for t in 0..t_count {
-                let place = (a * m_count + m) * t_count + t;
-                let found = &mut walk.found[t];
-                curves.recall[place] = found.len() as f64 / positives as f64;
+            for (t, found) in walk.found.iter_mut().enumerate() {
+                let recall = found.len() as f64 / positives as f64;
                 envelope(found);
-                let row = place * r_count..(place + 1) * r_count;
-                let (precision, scores) = (&mut curves.precision[row.clone()], &mut curves.scores[row]);
-                for ((precision, score), &needed) in precision.iter_mut().zip(scores).zip(&needed) {
-                    // A recall of 0 is reached by the first detection, any other by a detection that finds something.
-                    let reached = found.get(needed.saturating_sub(1)).copied();
-                    *precision = reached.map_or(0.0, |(precision, _)| precision);
-                    *score = match reached {
-                        _ if needed == 0 => walk.first.unwrap_or(0.0),
-                        Some((_, score)) => score,
-                        None => 0.0,
-                    };
-                }
+                write((a, m, t), Row { recall, found, needed: &needed, first: walk.first });
             }
         }
     }
-    curves
 }
 
 /// Running counts over the detections, by score.

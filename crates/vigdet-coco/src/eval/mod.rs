@@ -33,15 +33,14 @@ mod warning;
 
 pub use params::{linspace, AreaRange, Params};
 pub use per_class::ClassResult;
-pub use summary::{Summary, STAT_NAMES};
+pub use summary::{Summary, AREA_LABELS, STAT_NAMES};
 pub use warning::Warning;
 
 use crate::error::Result;
 use crate::types::{Category, Dataset, Detection};
-use accumulate::Curves;
 use group::{bins, Bins, Scope};
 use matching::Matches;
-use ndarray::{s, Array4, Array5};
+use ndarray::{s, Array4, Array5, ArrayViewMut3, ArrayViewMut4, Axis};
 use rayon::prelude::*;
 use shapes::Shapes;
 
@@ -87,7 +86,7 @@ impl Evaluation {
     /// T numbers: average precision over all categories at each IoU threshold, objects of all sizes, with the largest number of
     /// detections. −1 where there are no objects.
     pub fn ap_per_iou(&self) -> Vec<f64> {
-        let Some(a) = self.params.areas.iter().position(|area| area.label == "all") else {
+        let Some(a) = self.params.area("all") else {
             return vec![-1.0; self.params.iou_thresholds.len()];
         };
         let of_areas = self.precision.slice(s![.., .., .., a, self.params.max_dets.len() - 1]);
@@ -99,6 +98,14 @@ impl Evaluation {
     pub fn ap_per_area(&self) -> Vec<f64> {
         let last = self.params.max_dets.len() - 1;
         let of_area = |a| self.precision.slice(s![.., .., .., a, last]);
+        (0..self.params.areas.len()).map(|a| summary::mean_of_present(of_area(a).iter().copied())).collect()
+    }
+
+    /// A numbers: average recall over all categories and IoU thresholds in each area range, with the largest number of detections. −1
+    /// where there are no objects.
+    pub fn ar_per_area(&self) -> Vec<f64> {
+        let last = self.params.max_dets.len() - 1;
+        let of_area = |a| self.recall.slice(s![.., .., a, last]);
         (0..self.params.areas.len()).map(|a| summary::mean_of_present(of_area(a).iter().copied())).collect()
     }
 
@@ -125,9 +132,65 @@ pub fn evaluate(
     params: &Params,
 ) -> Result<Evaluation> {
     let task = Task::new(truth, detections, iou_type, params)?;
-    let curves: Vec<Curves> =
-        task.each_category(|matches| accumulate::curves(&matches, &task.params, None, |_, _| true))?;
-    Ok(task.finished(&curves))
+    let mut curves = Curves::empty(&task.params, task.bins.truths.len());
+    task.each_category_with(curves.by_category(), |mut of_category, matches| {
+        accumulate::rows(
+            &matches,
+            &task.params,
+            None,
+            |_, _| true,
+            |place, row| of_category.write(place, &row),
+        );
+    })?;
+    Ok(task.finished(curves))
+}
+
+/// The arrays of an [`Evaluation`]. They are the most that an evaluation of many classes holds, so each class writes into them where it
+/// stands.
+struct Curves {
+    precision: Array5<f64>,
+    scores: Array5<f64>,
+    recall: Array4<f64>,
+}
+
+impl Curves {
+    fn empty(params: &Params, categories: usize) -> Curves {
+        let (t, r) = (params.iou_thresholds.len(), params.recall_thresholds.len());
+        let (a, m) = (params.areas.len(), params.max_dets.len());
+        Curves {
+            precision: Array5::from_elem((t, r, categories, a, m), -1.0),
+            scores: Array5::from_elem((t, r, categories, a, m), -1.0),
+            recall: Array4::from_elem((t, categories, a, m), -1.0),
+        }
+    }
+
+    fn by_category(&mut self) -> Vec<OfCategory<'_>> {
+        let of_curves = self.precision.axis_iter_mut(Axis(2)).zip(self.scores.axis_iter_mut(Axis(2)));
+        let all = of_curves.zip(self.recall.axis_iter_mut(Axis(1)));
+        all.map(|((precision, scores), recall)| OfCategory { precision, scores, recall }).collect()
+    }
+}
+
+/// One category's part of [`Curves`].
+struct OfCategory<'a> {
+    /// [T, R, A, M].
+    precision: ArrayViewMut4<'a, f64>,
+    /// [T, R, A, M].
+    scores: ArrayViewMut4<'a, f64>,
+    /// [T, A, M].
+    recall: ArrayViewMut3<'a, f64>,
+}
+
+impl OfCategory<'_> {
+    fn write(&mut self, (a, m, t): (usize, usize, usize), row: &accumulate::Row<'_>) {
+        self.recall[[t, a, m]] = row.recall;
+        let values = row.precisions().zip(row.scores());
+        let places =
+            self.precision.slice_mut(s![t, .., a, m]).into_iter().zip(self.scores.slice_mut(s![t, .., a, m]));
+        for ((precision, score), (precision_here, score_here)) in values.zip(places) {
+            (*precision_here, *score_here) = (precision, score);
+        }
+    }
 }
 
 /// An evaluation that has its inputs in order.
@@ -157,6 +220,11 @@ impl<'a> Task<'a> {
         if !params.max_dets.contains(&100) {
             warnings.push(Warning::NoHundred);
         }
+        let missing = summary::AREA_LABELS.into_iter().filter(|&label| params.area(label).is_none());
+        let missing: Vec<String> = missing.map(str::to_owned).collect();
+        if !missing.is_empty() {
+            warnings.push(Warning::NoAreas { labels: missing });
+        }
         if truth.annotations.iter().any(|annotation| annotation.id == 0) {
             warnings.push(Warning::IdZero);
         }
@@ -169,10 +237,20 @@ impl<'a> Task<'a> {
 
     /// Matches each category, in parallel, and gives what `of` makes of the matches.
     pub(crate) fn each_category<T: Send>(&self, of: impl Fn(Matches) -> T + Sync) -> Result<Vec<T>> {
+        self.each_category_with(vec![(); self.bins.truths.len()], |(), matches| of(matches))
+    }
+
+    /// As `each_category`, with something of each category's own.
+    fn each_category_with<O: Send, T: Send>(
+        &self,
+        own: Vec<O>,
+        of: impl Fn(O, Matches) -> T + Sync,
+    ) -> Result<Vec<T>> {
         (self.bins.detections.par_iter())
             .zip(&self.bins.truths)
+            .zip(own)
             .with_max_len(1)
-            .map(|(detection_bin, truth_bin)| {
+            .map(|((detection_bin, truth_bin), own)| {
                 let annotations = &self.truth.annotations;
                 matching::category(
                     &self.shapes,
@@ -182,18 +260,23 @@ impl<'a> Task<'a> {
                     truth_bin,
                     &self.params,
                 )
-                .map(&of)
+                .map(|matches| of(own, matches))
             })
             .collect()
     }
 
-    fn finished(self, curves: &[Curves]) -> Evaluation {
-        let Task { truth, iou_type, params, scope, bins, shapes, mut warnings, .. } = self;
-        warnings.extend(shapes.warnings());
+    /// Those of the inputs, and, once the categories have been matched, those that came up on the way.
+    pub(crate) fn warnings(&self) -> Vec<Warning> {
+        self.warnings.iter().cloned().chain(self.shapes.warnings()).collect()
+    }
+
+    fn finished(self, curves: Curves) -> Evaluation {
+        let warnings = self.warnings();
+        let Task { truth, iou_type, params, scope, bins, .. } = self;
         let counts = |member: &group::Member| !truth.annotations[member.index as usize].iscrowd;
         let objects =
             bins.truths.iter().map(|bin| bin.iter().filter(|member| counts(member)).count()).collect();
-        let (precision, scores, recall) = stacked(curves, &params);
+        let Curves { precision, scores, recall } = curves;
         let categories = if params.use_categories { categories(truth, &scope) } else { Vec::new() };
         Evaluation { precision, scores, recall, iou_type, params, categories, objects, warnings }
     }
@@ -209,19 +292,4 @@ pub(crate) fn categories(truth: &Dataset, scope: &Scope) -> Vec<Category> {
         }
     }
     categories
-}
-
-/// Puts the categories' numbers beside each other.
-fn stacked(curves: &[Curves], params: &Params) -> (Array5<f64>, Array5<f64>, Array4<f64>) {
-    let (t_count, r_count, k_count) =
-        (params.iou_thresholds.len(), params.recall_thresholds.len(), curves.len());
-    let (a_count, m_count) = (params.areas.len(), params.max_dets.len());
-    let at = |t: usize, a: usize, m: usize| (a * m_count + m) * t_count + t;
-    let shape = (t_count, r_count, k_count, a_count, m_count);
-    let precision =
-        Array5::from_shape_fn(shape, |(t, r, k, a, m)| curves[k].precision[at(t, a, m) * r_count + r]);
-    let scores = Array5::from_shape_fn(shape, |(t, r, k, a, m)| curves[k].scores[at(t, a, m) * r_count + r]);
-    let shape = (t_count, k_count, a_count, m_count);
-    let recall = Array4::from_shape_fn(shape, |(t, k, a, m)| curves[k].recall[at(t, a, m)]);
-    (precision, scores, recall)
 }

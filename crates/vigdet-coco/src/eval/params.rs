@@ -8,7 +8,7 @@ pub(crate) const MAX_THRESHOLDS: usize = 64;
 /// A range of object areas, both ends included, in square pixels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AreaRange {
-    /// `all`, `small`, `medium` and `large` are those that the summary shows.
+    /// The summary shows those of [`AREA_LABELS`](super::AREA_LABELS).
     pub label: String,
     /// Smaller objects are left out.
     pub min: f64,
@@ -96,6 +96,11 @@ impl Params {
             ids.dedup();
         }
         Ok(params)
+    }
+
+    /// Place of the first area range of this name.
+    pub(crate) fn area(&self, label: &str) -> Option<usize> {
+        self.areas.iter().position(|area| area.label == label)
     }
 
     /// The largest number of detections that count in an image and category.

@@ -30,18 +30,19 @@ pub struct ClassResult {
     pub ar: f64,
     /// Average precision at each IoU threshold.
     pub ap_per_iou: Vec<f64>,
+    /// Average precision in each area range.
+    pub ap_per_area: Vec<f64>,
 }
 
 pub(super) fn of(evaluation: &Evaluation) -> Vec<ClassResult> {
     let params = &evaluation.params;
     let m = params.max_dets.len() - 1;
-    let area = |label: &str| params.areas.iter().position(|area| area.label == label);
+    let area = |label: &str| params.area(label);
     let result = |(k, category): (usize, &crate::types::Category)| {
-        let ap = |label: &str| {
-            area(label).map_or(-1.0, |a| {
-                mean_of_present(evaluation.precision.slice(s![.., .., k, a, m]).iter().copied())
-            })
-        };
+        let of_area =
+            |a: usize| mean_of_present(evaluation.precision.slice(s![.., .., k, a, m]).iter().copied());
+        let ap_per_area: Vec<f64> = (0..params.areas.len()).map(of_area).collect();
+        let ap = |label: &str| area(label).map_or(-1.0, |a| ap_per_area[a]);
         let ap_per_iou: Vec<f64> = (0..params.iou_thresholds.len())
             .map(|t| {
                 area("all").map_or(-1.0, |a| {
@@ -64,6 +65,7 @@ pub(super) fn of(evaluation: &Evaluation) -> Vec<ClassResult> {
             ar: area("all")
                 .map_or(-1.0, |a| mean_of_present(evaluation.recall.slice(s![.., k, a, m]).iter().copied())),
             ap_per_iou,
+            ap_per_area: ap_per_area.clone(),
         }
     };
     evaluation.categories.iter().enumerate().map(result).collect()

@@ -64,7 +64,7 @@ pub(crate) struct Shapes<'a> {
     /// Height and width of each image of the scope.
     sizes: Vec<(u32, u32)>,
     /// Overlaps below match nothing.
-    least: f64,
+    pub least: f64,
     different_sizes: AtomicUsize,
 }
 
@@ -127,23 +127,21 @@ impl<'a> Shapes<'a> {
         out.boxes.extend(truths.iter().map(|member| self.truth[member.index as usize].bbox));
         for ranked in detections {
             let (bbox, area) = self.box_and_area(ranked)?;
-            for (truth, member) in truths.iter().enumerate() {
+            // An overlap that is not a number (of boxes of infinite size) is below no threshold, and no later one is below it: as in
+            // pycocotools all that follow can match.
+            let mut all = false;
+            for (member, truth) in truths.iter().zip(0..) {
                 let crowd = self.truth[member.index as usize].iscrowd;
-                let iou = box_iou(bbox, out.boxes[truth], crowd);
-                self.keep(truth, iou, &mut out.candidates);
+                let iou = box_iou(bbox, out.boxes[truth as usize], crowd);
+                all |= iou.is_nan();
+                if all || iou >= self.least {
+                    out.candidates.push(Candidate { truth, iou });
+                }
             }
             out.areas.push(area);
             out.ends.push(out.candidates.len() as u32);
         }
         Ok(())
-    }
-
-    /// Overlaps that can match. Those that are not a number (boxes of infinite size) do, as in pycocotools.
-    #[inline]
-    fn keep(&self, truth: usize, iou: f64, candidates: &mut Vec<Candidate>) {
-        if iou >= self.least || iou.is_nan() {
-            candidates.push(Candidate { truth: truth as u32, iou });
-        }
     }
 
     fn box_and_area(&self, ranked: &Ranked) -> Result<([f64; 4], f64)> {
@@ -196,7 +194,9 @@ impl<'a> Shapes<'a> {
                     }
                     iou = runs_iou(&out.runs, &object.runs, crowd.then_some(extent.area));
                 }
-                self.keep(truth, iou, &mut out.candidates);
+                if iou >= self.least {
+                    out.candidates.push(Candidate { truth: truth as u32, iou });
+                }
             }
             let own_area = match (detection.bbox, &detection.segmentation) {
                 (Some(bbox), None) => bbox[2] * bbox[3],
@@ -206,6 +206,11 @@ impl<'a> Shapes<'a> {
             out.ends.push(out.candidates.len() as u32);
         }
         Ok(())
+    }
+
+    /// Whether the evaluation can look at this object.
+    pub(crate) fn can_draw(&self, member: &Member) -> bool {
+        self.iou_type == IouType::Bbox || self.truth_mask(member).is_ok()
     }
 
     fn truth_mask(&self, member: &Member) -> Result<Mask> {

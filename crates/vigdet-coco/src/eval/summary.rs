@@ -1,6 +1,6 @@
 //! The twelve numbers.
 
-use super::accumulate::Curves;
+use super::accumulate::Row;
 use super::{Evaluation, Params};
 use ndarray::{s, Axis};
 use std::fmt;
@@ -18,6 +18,9 @@ pub struct Summary {
 pub const STAT_NAMES: [&str; 12] =
     ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"];
 
+/// Names of the area ranges that the twelve numbers are of. Others have lines of their own: [`Evaluation::extra_lines`].
+pub const AREA_LABELS: [&str; 4] = ["all", "small", "medium", "large"];
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.lines.join("\n"))
@@ -25,11 +28,11 @@ impl fmt::Display for Summary {
 }
 
 /// One line of the summary: a mean over part of precision or recall.
-struct Line {
+struct Line<'a> {
     average_precision: bool,
     /// A single IoU threshold, or all.
     iou: Option<f64>,
-    area: &'static str,
+    area: &'a str,
     max_dets: usize,
 }
 
@@ -43,7 +46,25 @@ impl Summary {
     }
 }
 
-fn lines(params: &Params) -> [Line; 12] {
+impl Evaluation {
+    /// Lines in pycocotools' style for the area ranges that its twelve lines leave out: average precision, then average recall, of each
+    /// that is not named in [`AREA_LABELS`], with the largest number of detections.
+    pub fn extra_lines(&self) -> Vec<String> {
+        let params = &self.params;
+        let extra = params.areas.iter().filter(|area| !AREA_LABELS.contains(&area.label.as_str()));
+        let line = |average_precision, area| Line {
+            average_precision,
+            iou: None,
+            area,
+            max_dets: params.most_dets(),
+        };
+        let lines = extra
+            .flat_map(|area| [true, false].map(|average_precision| line(average_precision, &area.label)));
+        lines.map(|line| line.text(params, line.value(self))).collect()
+    }
+}
+
+fn lines(params: &Params) -> [Line<'static>; 12] {
     // pycocotools reads the first three numbers of detections, whatever they are; but the first line is for 100.
     let max = |i: usize| params.max_dets[i.min(params.max_dets.len() - 1)];
     let line = |average_precision, iou, area, max_dets| Line { average_precision, iou, area, max_dets };
@@ -63,34 +84,68 @@ fn lines(params: &Params) -> [Line; 12] {
     ]
 }
 
-/// The area ranges and numbers of detections that the summary is made of, by place.
-pub(crate) fn is_read(params: &Params, area: usize, max_dets: usize) -> bool {
-    lines(params).iter().any(|line| line.place(params) == Some((area, max_dets)))
+/// The twelve numbers, from the rows of one category after another: nothing is kept of them but sums.
+pub(crate) struct Means {
+    lines: [MeanOf; 12],
+    sums: [f64; 12],
+    counts: [usize; 12],
 }
 
-/// The twelve numbers of categories that have not been stacked into an [`Evaluation`].
-pub(crate) fn stats(curves: &[Curves], params: &Params) -> [f64; 12] {
-    let (t_count, r_count) = (params.iou_thresholds.len(), params.recall_thresholds.len());
-    lines(params).map(|line| {
-        let Some((a, m)) = line.place(params) else { return -1.0 };
-        let row = |t: usize| (a * params.max_dets.len() + m) * t_count + t;
-        let values = line.thresholds(params).into_iter().flat_map(|t| {
-            curves.iter().flat_map(move |curves| {
-                if line.average_precision {
-                    &curves.precision[row(t) * r_count..][..r_count]
-                } else {
-                    &curves.recall[row(t)..][..1]
-                }
-            })
+/// The rows that a line is the mean of.
+struct MeanOf {
+    average_precision: bool,
+    /// Area range and number of detections. `None` where the parameters lack them.
+    place: Option<(usize, usize)>,
+    /// For each IoU threshold.
+    thresholds: Vec<bool>,
+}
+
+impl Means {
+    pub(crate) fn new(params: &Params) -> Means {
+        let lines = lines(params).map(|line| {
+            let chosen = line.thresholds(params);
+            MeanOf {
+                average_precision: line.average_precision,
+                place: line.place(params),
+                thresholds: (0..params.iou_thresholds.len()).map(|t| chosen.contains(&t)).collect(),
+            }
         });
-        mean_of_present(values.copied())
-    })
+        Means { lines, sums: [0.0; 12], counts: [0; 12] }
+    }
+
+    /// Whether the summary reads the rows of this area range and number of detections.
+    pub(crate) fn reads(&self, area: usize, max_dets: usize) -> bool {
+        self.lines.iter().any(|line| line.place == Some((area, max_dets)))
+    }
+
+    pub(crate) fn add(&mut self, (area, max_dets, threshold): (usize, usize, usize), row: &Row<'_>) {
+        let mut precision = None;
+        for (i, line) in self.lines.iter().enumerate() {
+            if line.place != Some((area, max_dets)) || !line.thresholds[threshold] {
+                continue;
+            }
+            let (sum, count) = if line.average_precision {
+                *precision.get_or_insert_with(|| {
+                    row.precisions().fold((0.0, 0), |(sum, count), value| (sum + value, count + 1))
+                })
+            } else {
+                (row.recall, 1)
+            };
+            self.sums[i] += sum;
+            self.counts[i] += count;
+        }
+    }
+
+    /// −1 where there were no rows.
+    pub(crate) fn finish(&self) -> [f64; 12] {
+        std::array::from_fn(|i| if self.counts[i] == 0 { -1.0 } else { self.sums[i] / self.counts[i] as f64 })
+    }
 }
 
-impl Line {
+impl Line<'_> {
     /// Places of the area range and the number of detections, if the parameters have them.
     fn place(&self, params: &Params) -> Option<(usize, usize)> {
-        let area = params.areas.iter().position(|area| area.label == self.area)?;
+        let area = params.area(self.area)?;
         let max = params.max_dets.iter().position(|&max| max == self.max_dets)?;
         Some((area, max))
     }

@@ -38,6 +38,28 @@ pub enum Warning {
     NoResults,
     /// The first line of the summary is always for 100 detections, which is not among `max_dets`.
     NoHundred,
+    /// Area ranges of the summary that are not among the parameters: their lines are −1.
+    NoAreas {
+        /// Their names.
+        labels: Vec<String>,
+    },
+}
+
+impl Warning {
+    /// Whether it is about the results, rather than about the ground truth or the parameters.
+    pub fn is_of_results(&self) -> bool {
+        match self {
+            Warning::UnknownCategory { .. }
+            | Warning::AreaOfBox { .. }
+            | Warning::BoxesAsMasks { .. }
+            | Warning::SizesDiffer { .. }
+            | Warning::NoResults => true,
+            Warning::IgnoreOverwritten { .. }
+            | Warning::IdZero
+            | Warning::NoHundred
+            | Warning::NoAreas { .. } => false,
+        }
+    }
 }
 
 impl fmt::Display for Warning {
@@ -67,6 +89,9 @@ impl fmt::Display for Warning {
             Warning::NoResults => write!(f, "there are no results"),
             Warning::NoHundred => {
                 write!(f, "the first line is for 100 detections, which is not among the numbers of detections: -1")
+            }
+            Warning::NoAreas { labels } => {
+                write!(f, "no area range is named {}: their lines are -1", labels.join(" or "))
             }
         }
     }

@@ -7,11 +7,14 @@ use crate::types::{Detection, Segmentation};
 use rayon::prelude::*;
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A results file is read in blocks of about this many bytes, each on its own.
 const BLOCK: u64 = 4 << 20;
-/// Read beyond a block in search of the beginning of the next.
+/// Read beyond a block in search of the beginning of the next; twice as much each time that it is not found.
 const OVERLAP: u64 = 64 << 10;
+/// So many overlaps beyond a block without the beginning of another, and the file is hardly one of results.
+const MOST_OVERLAPS: u64 = BLOCK / OVERLAP;
 
 /// Puts a value where there was none: a key that comes twice is not plain.
 fn put<T>(place: &mut Option<T>, value: T) -> Option<()> {
@@ -32,15 +35,28 @@ pub(super) fn detections(file: &File) -> io::Result<Option<Vec<Detection>>> {
     in_blocks(file, BLOCK, OVERLAP)
 }
 
-/// As [`detections`], in blocks of `block` bytes that are read `overlap` bytes further at a time.
+/// As [`detections`], in blocks of `block` bytes that are read `overlap` bytes further at first.
 pub(super) fn in_blocks(file: &File, block: u64, overlap: u64) -> io::Result<Option<Vec<Detection>>> {
     let length = file.metadata()?.len();
-    if length == 0 {
+    let mut head = Vec::new();
+    read_on(file, 0, overlap.min(length), &mut head)?;
+    if length == 0 || !begins_a_list(&head) {
         return Ok(None);
     }
+    // Where one block is not plain, the others need not be read.
+    let failed = AtomicBool::new(false);
     let parts: Vec<_> = (0..length.div_ceil(block))
         .into_par_iter()
-        .map(|i| objects_of_block(file, i * block, ((i + 1) * block).min(length), length, overlap))
+        .map(|i| {
+            if failed.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            let part = objects_of_block(file, i * block, ((i + 1) * block).min(length), length, overlap);
+            if !matches!(part, Ok(Some(_))) {
+                failed.store(true, Ordering::Relaxed);
+            }
+            part
+        })
         .collect();
     let mut all = Vec::with_capacity(parts.iter().flatten().flatten().map(Vec::len).sum());
     for part in parts {
@@ -52,6 +68,15 @@ pub(super) fn in_blocks(file: &File, block: u64, overlap: u64) -> io::Result<Opt
     Ok(Some(all))
 }
 
+/// Whether a list of objects may begin so.
+fn begins_a_list(head: &[u8]) -> bool {
+    let mut scanner = Scanner::new(head);
+    match scanner.peek() {
+        Some(b'[') => scanner.take(b'[') && matches!(scanner.peek(), None | Some(b'{' | b']')),
+        other => other.is_none(),
+    }
+}
+
 /// The objects that begin in the block from `offset` to `end`.
 fn objects_of_block(
     file: &File,
@@ -61,16 +86,19 @@ fn objects_of_block(
     overlap: u64,
 ) -> io::Result<Option<Vec<Detection>>> {
     let mut bytes = Vec::new();
-    let mut reach = end;
+    let mut beyond = overlap;
     // The place, among `bytes`, where the next block takes over.
     let next = loop {
-        let wanted = (reach + overlap).min(length);
-        read_on(file, offset, wanted, &mut bytes)?;
-        reach = wanted;
+        let reach = (end + beyond).min(length);
+        read_on(file, offset, reach, &mut bytes)?;
         let found = if end == length { None } else { first_object(&bytes, (end - offset) as usize) };
         if found.is_some() || reach == length {
             break found;
         }
+        if beyond >= MOST_OVERLAPS * overlap {
+            return Ok(None);
+        }
+        beyond *= 2;
     };
     let start = if offset == 0 { Some(0) } else { first_object(&bytes, 0) };
     let Some(start) = start.filter(|&start| next.is_none_or(|next| start < next)) else {
@@ -380,6 +408,32 @@ mod tests {
             }
         }
         assert!(split > 100, "{split}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_one_of_results_is_given_up_early() {
+        let long = |length: usize| {
+            let note = "x".repeat(length);
+            format!(
+                r#"[{{"image_id": 1, "category_id": 2, "score": 1, "bbox": [1, 2, 3, 4], "note": "{note}"}},
+                    {{"image_id": 1, "category_id": 2, "score": 1, "bbox": [1, 2, 3, 4]}}]"#
+            )
+        };
+        let read = |text: &str| in_blocks(&file(text), 100, 16).unwrap().map(|detections| detections.len());
+        assert_eq!(read(&long(500)), Some(2));
+        // Nothing that looks like the beginning of an object as far as 64 overlaps beyond the first block, but within the file.
+        assert_eq!(read(&long(3000)), None);
+        for (head, list) in [
+            ("[", true),
+            (" [\n{", true),
+            ("[ ]", true),
+            (" ", true),
+            ("{", false),
+            ("[[", false),
+            ("x", false),
+        ] {
+            assert_eq!(begins_a_list(head.as_bytes()), list, "{head}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::fast;
 use super::raw::{Bbox, Flag, RawAnnotation, RawDataset, RawDetection};
-use crate::error::{Error, Result};
+use crate::error::{shortened, Error, Result};
 use crate::eval::Warning;
 use crate::types::{Annotation, Category, Dataset, Detection, Image, Segmentation};
 use std::collections::HashSet;
@@ -80,9 +80,9 @@ fn explain<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::E
         Err(found) if found.path().iter().len() > 0 => {
             // A place inside that has no name yet is a question mark.
             let path = found.path().to_string();
-            format!("{}: {}", path.trim_end_matches(".?"), found.inner())
+            format!("{}: {}", path.trim_end_matches(".?"), shortened(&found.inner().to_string()))
         }
-        _ => error.to_string(),
+        _ => shortened(&error.to_string()),
     }
 }
 

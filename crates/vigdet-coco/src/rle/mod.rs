@@ -80,12 +80,11 @@ pub enum MaskError {
         /// The coordinate.
         value: f64,
     },
-    /// A polygon with fewer than two points, or nothing at all.
-    #[error("polygon {polygon} has {numbers} numbers: a polygon needs at least 6 (three points)")]
+    /// No polygon at all, or a first one of at most two points: pycocotools refuses both (it takes four numbers for a box, and then
+    /// cannot read it).
+    #[error("the first polygon has {numbers} numbers: a segmentation must begin with one of three points (6 numbers) or more")]
     TooFewPoints {
-        /// Which polygon, from 0.
-        polygon: usize,
-        /// Its numbers, two a point.
+        /// Numbers of the first polygon, two a point.
         numbers: usize,
     },
     /// Masks of different sizes cannot be joined.
@@ -123,7 +122,9 @@ impl Rle {
         Ok(Rle::from_sound_runs(height, width, runs))
     }
 
-    /// The union of polygons, each [x₀, y₀, x₁, y₁, …] in pixels, drawn as pycocotools' `frPyObjects` and `merge` do.
+    /// The union of polygons, each [x₀, y₀, x₁, y₁, …] in pixels, drawn as pycocotools' `frPyObjects` and `merge` do: a last odd number is
+    /// left out, and after the first a polygon may have any number of points. Fails where `frPyObjects` does, at a first polygon of
+    /// fewer than five numbers.
     ///
     /// ```
     /// let mask = vigdet_coco::rle::Rle::from_polygons(4, 5, &[vec![1.0, 1.0, 4.0, 1.0, 4.0, 3.0, 1.0, 3.0]])?;
@@ -132,8 +133,9 @@ impl Rle {
     /// ```
     pub fn from_polygons(height: u32, width: u32, polygons: &[Vec<f64>]) -> Result<Rle, MaskError> {
         check_size(height, width)?;
-        if polygons.is_empty() {
-            return Err(MaskError::TooFewPoints { polygon: 0, numbers: 0 });
+        let numbers = polygons.first().map_or(0, Vec::len);
+        if numbers < 5 {
+            return Err(MaskError::TooFewPoints { numbers });
         }
         let mut runs = Vec::new();
         let mut union: Vec<u32> = Vec::new();

@@ -14,7 +14,8 @@ pub(super) fn of_box([x, y, w, h]: [f64; 4]) -> Vec<f64> {
     vec![x, y, x, bottom, right, bottom, right, y]
 }
 
-/// Replaces `runs` by those of one polygon [x₀, y₀, x₁, y₁, …]; a last odd number is left out. `index` is for the error.
+/// Replaces `runs` by those of one polygon [x₀, y₀, x₁, y₁, …]; a last odd number is left out. Without a point it is empty. `index` is for
+/// the error.
 pub(super) fn fill(
     runs: &mut Vec<u32>,
     polygon: &[f64],
@@ -22,9 +23,6 @@ pub(super) fn fill(
     height: u32,
     width: u32,
 ) -> Result<(), MaskError> {
-    if polygon.len() < 2 {
-        return Err(MaskError::TooFewPoints { polygon: index, numbers: polygon.len() });
-    }
     if let Some(&value) = polygon.iter().find(|value| value.is_nan() || value.abs() > LIMIT) {
         return Err(MaskError::Coordinate { polygon: index, value });
     }

@@ -14,8 +14,10 @@ from pycocotools.cocoeval import COCOeval
 SIDES = [1, 3, 7, 16, 31, 32, 33, 60, 95, 96, 97, 120]
 
 
-def evaluate(truth, results, iou_type, max_dets=None, ious=None, use_cats=True):
-    """The COCOeval object after summarize(), and its printed summary. Changes neither argument."""
+def evaluate(
+    truth, results, iou_type, max_dets=None, ious=None, use_cats=True, areas=None, image_ids=None, category_ids=None
+):
+    """The COCOeval object after summarize(), and its printed summary. Changes no argument."""
     with contextlib.redirect_stdout(io.StringIO()):
         gt = COCO()
         gt.dataset = copy.deepcopy(truth)
@@ -26,6 +28,13 @@ def evaluate(truth, results, iou_type, max_dets=None, ious=None, use_cats=True):
             ev.params.maxDets = list(max_dets)
         if ious:
             ev.params.iouThrs = np.array(ious)
+        if areas:
+            ev.params.areaRngLbl = [label for label, _, _ in areas]
+            ev.params.areaRng = [[low, high] for _, low, high in areas]
+        if image_ids is not None:
+            ev.params.imgIds = list(image_ids)
+        if category_ids is not None:
+            ev.params.catIds = list(category_ids)
         ev.params.useCats = int(use_cats)
         ev.evaluate()
         ev.accumulate()
@@ -35,10 +44,30 @@ def evaluate(truth, results, iou_type, max_dets=None, ious=None, use_cats=True):
     return ev, text.getvalue()
 
 
-def class_aps(ev):
-    """AP of each category, objects of all sizes, largest number of detections."""
-    p = ev.eval["precision"][:, :, :, 0, -1]
-    return [float(np.mean(k[k > -1])) if (k > -1).any() else -1.0 for k in np.moveaxis(p, 2, 0)]
+def mean(values):
+    """As summarize() takes it."""
+    return float(np.mean(values[values > -1])) if (values > -1).any() else -1.0
+
+
+def numbers(ev, text):
+    """What a case is compared by. All but the twelve numbers are for the largest number of detections."""
+    precision, recall = ev.eval["precision"][..., -1], ev.eval["recall"][..., -1]
+    labels = ev.params.areaRngLbl
+    # Without a range named all, its numbers are -1.
+    everything = labels.index("all") if "all" in labels else len(labels)
+    last = [(0, 0)] * 4
+    p = np.pad(precision, last[:3] + [(0, 1)], constant_values=-1)[..., everything]
+    r = np.pad(recall, last[:2] + [(0, 1)], constant_values=-1)[..., everything]
+    classes = range(p.shape[2]) if ev.params.useCats else []
+    return {
+        "stats": [float(v) for v in ev.stats],
+        "text": text.rstrip("\n"),
+        "class_ap": [mean(p[:, :, k]) for k in classes],
+        "class_ar": [mean(r[:, k]) for k in classes],
+        "per_iou": [mean(t) for t in p],
+        "area_ap": [mean(precision[..., a]) for a in range(len(labels))],
+        "area_ar": [mean(recall[..., a]) for a in range(len(labels))],
+    }
 
 
 def box(rng, width, height, grid):
@@ -99,8 +128,16 @@ def jittered(rng, b):
     ]
 
 
+def area_ranges(rng):
+    """COCO's ranges with other borders, some of them, or ranges with names of their own."""
+    low, high = sorted(float(side**2) for side in rng.sample(SIDES, 2))
+    coco = [["all", 0.0, 1e10], ["small", 0.0, low], ["medium", low, high], ["large", high, 1e10]]
+    own = [["tiny", 0.0, 256.0], ["between", low, high], ["all", 0.0, 1e5]]
+    return rng.choice([coco, coco, rng.sample(coco, 2), own, own[:1] + coco[:2], own[:2]])
+
+
 def make(seed):
-    """One case: {"type", "truth", "results", "max_dets", "ious", "use_cats"}."""
+    """One case: {"type", "truth", "results", "max_dets", "ious", "use_cats", "areas", "image_ids", "category_ids"}."""
     rng = random.Random(seed)
     iou_type = rng.choice(["bbox", "bbox", "segm"])
     grid = rng.random() < 0.5
@@ -157,7 +194,9 @@ def make(seed):
                             s = {"size": s["size"], "counts": s["counts"].decode()}
                         r["segmentation"] = s
                     else:
-                        r["segmentation"] = segmentation(rng, b, image, "compressed")
+                        # With a box beside it pycocotools reads masks of every kind: it needs no area of them.
+                        kinds = ["compressed", "polygon", "uncompressed"] if results_kind == "both" else ["compressed"]
+                        r["segmentation"] = segmentation(rng, b, image, rng.choice(kinds))
                     if rng.random() < 0.03:
                         # A mask of another size than its image matches nothing.
                         r["segmentation"] = segmentation(rng, b, {"height": 70, "width": 50}, "compressed")
@@ -170,6 +209,11 @@ def make(seed):
         if results_kind != "box":
             extra["segmentation"] = segmentation(rng, b, images[0], "compressed")
         results.insert(rng.randint(0, len(results)), extra)
+    if iou_type == "bbox" and results_kind == "box" and annotations and rng.random() < 0.06:
+        # Overlaps that are not numbers.
+        for some in (annotations, results):
+            for one in rng.sample(some, len(some) // 3):
+                one["bbox"] = [0.0, 0.0, 1e200, 1e200]
     rng.shuffle(results)
     rng.shuffle(annotations)
     return {
@@ -180,15 +224,16 @@ def make(seed):
         "max_dets": rng.choice([[1, 10, 100]] * 4 + [[1, 2, 3], [100, 5, 1], [1, 3, 100]]),
         "ious": rng.choice([None] * 5 + [[0.3, 0.5, 0.75], [0.5], [0.75, 0.99, 1.0]]),
         "use_cats": rng.random() < 0.85,
+        "areas": area_ranges(rng) if rng.random() < 0.3 else None,
+        "image_ids": rng.sample(image_ids + [5], rng.randint(1, len(image_ids))) if rng.random() < 0.2 else None,
+        "category_ids": rng.sample([c["id"] for c in categories] + [555], 1) if rng.random() < 0.1 else None,
     }
 
 
 def expected(case):
     """Adds pycocotools' numbers to a case."""
-    ev, text = evaluate(
-        case["truth"], case["results"], case["type"], case["max_dets"], case["ious"], case["use_cats"]
-    )
-    case["stats"] = [float(v) for v in ev.stats]
-    case["text"] = text.rstrip("\n")
-    case["class_ap"] = class_aps(ev) if case["use_cats"] else []
-    return case
+    names = ["max_dets", "ious", "use_cats", "areas", "image_ids", "category_ids"]
+    parameters = {name: case[name] for name in names if name in case}
+    ev, text = evaluate(case["truth"], case["results"], case["type"], **parameters)
+    case |= numbers(ev, text)
+    return case, ev

@@ -3,7 +3,9 @@
 
     python compare.py --bin ../../../../target/debug/coco_eval [--data ../shared/datasets] [--cases 2000]
 
-Needs pycocotools 2.0.11. Every one of the twelve numbers must agree to 1e-12, the printed lines and the classes' APs too.
+Needs pycocotools 2.0.11 and the example `arrays` beside the program (cargo build --bins --examples). Every one of the twelve numbers must
+agree to 1e-12, with them those per IoU, per area and per class, and the whole arrays of precision, recall and scores that the library gives;
+the printed lines must be the same.
 """
 
 import argparse
@@ -14,15 +16,23 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
+
 import cases
 
 TOLERANCE = 1e-12
 
 
-def run(binary, folder, case):
+def call(case, command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{case.get('name', case.get('seed'))}: {done.stderr}")
+    return done.stdout
+
+
+def of_program(binary, folder, case):
+    """The file of numbers and the printed lines of coco_eval."""
     gt, dt, out = folder / "gt.json", folder / "dt.json", folder / "out.json"
-    gt.write_text(json.dumps(case["truth"]))
-    dt.write_text(json.dumps(case["results"]))
     command = [binary, "--gt", gt, "--dt", dt, "--type", case["type"], "--json", out]
     if case.get("max_dets"):
         command += ["--max-dets", ",".join(map(str, case["max_dets"]))]
@@ -30,23 +40,55 @@ def run(binary, folder, case):
         command += ["--iou", ",".join(map(repr, case["ious"]))]
     if not case.get("use_cats", True):
         command += ["--class-agnostic"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{case.get('name', case.get('seed'))}: {done.stderr}")
-    return json.loads(out.read_text()), done.stdout.rstrip("\n")
+    for label, low, high in case.get("areas") or []:
+        command += ["--area", f"{label}:{low!r}:{high!r}"]
+    # Ranges with names of their own have lines of their own, after the twelve.
+    lines = "\n".join(call(case, command).splitlines()[:12])
+    return json.loads(out.read_text()), lines
+
+
+def of_library(binary, folder, case):
+    """The arrays of the library."""
+    names = ["type", "ious", "areas", "max_dets", "use_cats", "image_ids", "category_ids"]
+    options = json.dumps({name: case[name] for name in names if name in case})
+    arrays = binary.parent / "examples" / "arrays"
+    return json.loads(call(case, [arrays, folder / "gt.json", folder / "dt.json", options]))
+
+
+def difference(ours, theirs):
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max(initial=0))
 
 
 def check(binary, folder, case):
-    """Largest difference; stops at a case that differs."""
-    ours, text = run(binary, folder, case)
-    pairs = list(zip(ours["stats"], case["stats"]))
-    aps = {c["category_id"]: c["ap"] for c in ours["per_class"]}
-    pairs += list(zip((aps[k] for k in sorted(aps)), case["class_ap"]))
-    worst = max(abs(a - b) for a, b in pairs)
+    """Adds pycocotools' numbers to a case. Largest difference, and how many numbers were compared; stops at a case that differs."""
+    case, ev = cases.expected(case)
+    (folder / "gt.json").write_text(json.dumps(case["truth"]))
+    (folder / "dt.json").write_text(json.dumps(case["results"]))
+    arrays = of_library(binary, folder, case)
+    pairs = {name: (arrays[name], ev.eval[name].flatten()) for name in ["precision", "recall", "scores"]}
+    pairs["shape"] = (arrays["shape"], ev.eval["precision"].shape)
+    text = case["text"]
+    # The program has no list of images or categories.
+    if case.get("image_ids") is None and case.get("category_ids") is None:
+        ours, text = of_program(binary, folder, case)
+        classes = sorted(ours["per_class"], key=lambda c: c["category_id"])
+        pairs |= {
+            "stats": (ours["stats"], case["stats"]),
+            "class_ap": ([c["ap"] for c in classes], case["class_ap"]),
+            "class_ar": ([c["ar"] for c in classes], case["class_ar"]),
+            "per_iou": ([i["ap"] for i in ours["per_iou"]], case["per_iou"]),
+            "area_ap": ([a["ap"] for a in ours["per_area"]], case["area_ap"]),
+            "area_ar": ([a["ar"] for a in ours["per_area"]], case["area_ar"]),
+        }
+    differences = {name: difference(*pair) for name, pair in pairs.items()}
+    worst = max(differences.values())
     name = case.get("name", f"case {case.get('seed')}")
-    if worst > TOLERANCE or text != case["text"] or len(aps) != len(case["class_ap"]):
-        sys.exit(f"{name} ({case['type']}) differs by {worst}\nours:\n{text}\npycocotools:\n{case['text']}")
-    return worst
+    if not worst <= TOLERANCE or text != case["text"]:
+        sys.exit(f"{name} ({case['type']}) differs: {differences}\nours:\n{text}\npycocotools:\n{case['text']}")
+    return worst, sum(len(theirs) for _, theirs in pairs.values())
 
 
 def perturbed(truth, rng, masks):
@@ -123,29 +165,27 @@ def real(data):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", required=True)
+    parser.add_argument("--bin", type=pathlib.Path, required=True)
     parser.add_argument("--data", type=pathlib.Path)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    worst = 0.0
+    worst, compared = 0.0, 0
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         for case in real(arguments.data) if arguments.data else []:
-            ev, text = cases.evaluate(case["truth"], case["results"], case["type"])
-            case |= {"stats": list(ev.stats), "text": text.rstrip("\n"), "class_ap": cases.class_aps(ev)}
-            difference = check(arguments.bin, folder, case)
-            worst = max(worst, difference)
-            print(f"{case['name']}: AP {case['stats'][0]:.6f}, largest difference {difference:.1e}")
+            differs, count = check(arguments.bin, folder, case)
+            worst, compared = max(worst, differs), compared + count
+            print(f"{case['name']}: AP {case['stats'][0]:.6f}, largest difference {differs:.1e}")
         done = 0
         for seed in range(arguments.seed, arguments.seed + arguments.cases):
             case = cases.make(seed)
             if not case["results"]:
                 continue
-            worst = max(worst, check(arguments.bin, folder, cases.expected(case)))
-            done += 1
+            differs, count = check(arguments.bin, folder, case)
+            worst, compared, done = max(worst, differs), compared + count, done + 1
         print(f"{done} generated cases agree")
-    print(f"largest difference {worst:.1e}")
+    print(f"{compared} numbers compared, largest difference {worst:.1e}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,12 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 
+# Polygons that frPyObjects raises at: it takes a first one of four numbers for a box, and then wants an array.
+LONG = [1, 1, 9, 1, 9, 9]
+REFUSED = [[], [[]], [[2.0]], [[2.0, 3.0]], [[2.0, 3.0]] * 4, [[2.0, 3.0]] * 5, [[2.0, 3.0, 10.0]], [[2.0, 3.0, 10.0, 8.0]]]
+REFUSED += [[short, LONG] for short in ([], [2.0, 3.0], [2.0, 3.0, 10.0], [2.0, 3.0, 10.0, 8.0])]
+
+
 def coordinate(rng, size, style):
     if style == "whole":
         return float(rng.randint(-3, size + 3))
@@ -81,6 +87,9 @@ def make(seed):
         kind = rng.choice(["polygon", "polygon", "polygon", "compressed", "runs"])
         if kind == "polygon":
             polygons = [polygon(rng, h, w) for _ in range(rng.choice([1, 1, 2, 3]))]
+            if seed % 3 == 0:  # only the first has to be long
+                more = random.Random(seed)
+                polygons += [[coordinate(more, min(h, w), "inside") for _ in range(n)] for n in more.choices(range(6), k=2)]
             rles.append(mask_utils.merge(mask_utils.frPyObjects(polygons, h, w)))
             given.append(polygons)
             continue
@@ -143,6 +152,15 @@ def main():
             if ours[key] != value:
                 shown = [str(v)[:2000] for v in (json.dumps(given), ours[key], value)]
                 sys.exit("case {}: {}\n{}\nours        {}\npycocotools {}".format(seed, key, *shown))
+    for segmentation in REFUSED:
+        try:
+            mask_utils.frPyObjects(segmentation, 20, 30)
+            sys.exit(f"pycocotools accepts {segmentation}")
+        except Exception:  # of several kinds
+            pass
+        line = json.dumps({"size": [20, 30], "masks": [segmentation]})
+        if not subprocess.run([a.bin], input=line, capture_output=True, text=True).returncode:
+            sys.exit(f"{segmentation} is not refused")
     print(f"{len(made)} cases agree bit for bit ({sum(len(g['masks']) for g, _ in made)} masks)")
 
 
