@@ -159,7 +159,7 @@ pub struct MaskHeadConfig {
     pub weight: f64,
     /// How masks are put into their image.
     pub paste: PasteKind,
-    /// Probability from which on a pixel is of the object.
+    /// Probability above which a pixel is of the object.
     pub threshold: f64,
 }
 

@@ -142,7 +142,8 @@ impl Mask {
     /// The mask on a grid of `side × side` bins over a region, rows from the top: 1 where the object is, else 0.
     ///
     /// Polygons are drawn on the grid as pycocotools draws them, as in detectron2 and mmdetection; of runs, a bin is object where the mask's mean
-    /// over it is at least one half.
+    /// over it is at least one half, the mean of one point per begun pixel of the annotated image along each side of the bin, each point linear
+    /// between the centres of the four pixels around it (detectron2's `BitMasks.crop_and_resize`).
     pub fn raster(&self, region: &Corners, side: usize) -> Vec<f32> {
         let [x1, y1, x2, y2] = region.map(f64::from);
         let n = side as f64;
@@ -154,14 +155,12 @@ impl Mask {
                 draw(polygons, &to_grid, side)
             }
             Segmentation::Rle(rle) => {
-                let back = self.geometry.inverse();
-                // As many points along a bin as it has pixels of the annotated image.
-                let scale = back.across.iter().chain(&back.down).enumerate().filter(|(i, _)| i % 3 != 2);
-                let scale = scale.map(|(_, v)| v.abs()).fold(0.0, f64::max);
-                let points = |bin: f64| ((bin * scale).ceil() as usize).clamp(1, 64);
-                let means =
-                    Sampled::new(rle, &back).means(region, side, points(1.0 / across), points(1.0 / down));
-                means.into_iter().map(|mean| if mean >= 0.5 { 1.0 } else { 0.0 }).collect()
+                let means = Runs::new(rle).means(&self.geometry, side, |axis| {
+                    let (start, end) = if axis.across { (x1, x2) } else { (y1, y2) };
+                    axis.bins(start, end, side)
+                });
+                // Sums round: a bin that is object by exactly one half stays object.
+                means.into_iter().map(|mean| if mean >= 0.5 - 1e-9 { 1.0 } else { 0.0 }).collect()
             }
         };
         if let Some(window) = &self.window {
@@ -177,46 +176,41 @@ impl Mask {
         values
     }
 
-    /// torchvision's targets: the mask as pixels of the present image, each the nearest of the annotated one, pooled by RoIAlign to
-    /// `side × side` bins over a region: shares of object. Only the pixels that the region needs are looked up.
+    /// Ready for [`Drawn::pooled`]: polygons become pixels of the annotated image, once for any number of regions.
+    pub fn draw(&self) -> Drawn {
+        let runs = self.annotated().map(|rle| Runs::new(&rle));
+        Drawn { runs: runs.unwrap_or_default(), geometry: self.geometry }
+    }
+}
+
+/// A mask as runs of pixels.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    runs: Runs,
+    geometry: Geometry,
+}
+
+impl Drawn {
+    /// torchvision's targets: the mask as pixels of the present image of `image` (height, width), each the nearest of the annotated one, pooled by
+    /// RoIAlign to `side × side` bins over a region: shares of object.
     pub fn pooled(&self, region: &Corners, side: usize, image: (i64, i64)) -> Vec<f32> {
-        let (height, width) = self.size;
-        let Ok(rle) = self.source.to_rle(height, width) else { return vec![0.0; side * side] };
-        let (rows, columns) = (image.0.max(1) as usize, image.1.max(1) as usize);
-        let (left, top) = (region[0].max(0.0) as usize, region[1].max(0.0) as usize);
-        // One pixel more than the last point's right neighbour.
-        let right = (region[2].max(region[0] + 1.0).max(0.0) as usize + 3).min(columns);
-        let bottom = (region[3].max(region[1] + 1.0).max(0.0) as usize + 3).min(rows);
-        let (left, top) = (left.saturating_sub(1).min(right), top.saturating_sub(1).min(bottom));
-        let back = self.geometry.inverse();
-        let source = Sampled::new(&rle, &back);
-        let mut pixels = vec![0u8; (right - left) * (bottom - top)];
-        for y in top..bottom {
-            for x in left..right {
-                pixels[(y - top) * (right - left) + x - left] = source.nearest(x, y);
-            }
-        }
-        let at = |x: usize, y: usize| f32::from(pixels[(y - top) * (right - left) + x - left]);
-        let horizontal = points(region[0], region[2], side, columns);
-        let vertical = points(region[1], region[3], side, rows);
-        let mut out = Vec::with_capacity(side * side);
-        for row in &vertical {
-            for column in &horizontal {
-                let mut sum = 0.0;
-                for &(y, next_y, wy) in row {
-                    for &(x, next_x, wx) in column {
-                        if wx < 0.0 || wy < 0.0 {
-                            continue;
-                        }
-                        let upper = at(x, y) * (1.0 - wx) + at(next_x, y) * wx;
-                        let lower = at(x, next_y) * (1.0 - wx) + at(next_x, next_y) * wx;
-                        sum += upper * (1.0 - wy) + lower * wy;
-                    }
-                }
-                out.push(sum / (row.len() * column.len()).max(1) as f32);
-            }
-        }
-        out
+        let means = self.runs.means(&self.geometry, side, |axis| {
+            let [x1, y1, x2, y2] = *region;
+            let (start, end, pixels) = if axis.across { (x1, x2, image.1) } else { (y1, y2, image.0) };
+            points(start, end, side, pixels.max(1) as usize)
+                .into_iter()
+                .map(|bin| {
+                    let share = 1.0 / bin.len() as f64;
+                    // A weight below 0: outside of the image, where nothing is.
+                    let taps = bin.into_iter().filter(|p| p.2 >= 0.0).flat_map(|(low, next, weight)| {
+                        let weight = f64::from(weight);
+                        [(axis.nearest(low), (1.0 - weight) * share), (axis.nearest(next), weight * share)]
+                    });
+                    Bin::new(taps, axis.pixels)
+                })
+                .collect()
+        });
+        means.into_iter().map(|mean| mean as f32).collect()
     }
 }
 
@@ -262,72 +256,157 @@ fn draw(polygons: &[Vec<f64>], to_grid: &Geometry, side: usize) -> Vec<f32> {
     rle.to_rows().into_iter().map(|object| if object { 1.0 } else { 0.0 }).collect()
 }
 
-/// A run-length-coded mask that is asked for points of another grid.
-struct Sampled<'a> {
-    rle: &'a Rle,
-    back: &'a Geometry,
-    /// Where runs end, counted along columns.
-    ends: Vec<u64>,
+/// An axis of the annotated image, and the axis of the present image that runs along it.
+struct Axis {
+    /// Whether that is the present image's x; otherwise its y.
+    across: bool,
+    /// From a place on the present axis to the one on the annotated axis: a factor, and what is added.
+    factor: f64,
+    offset: f64,
+    /// Length of the annotated axis.
+    pixels: usize,
 }
 
-impl<'a> Sampled<'a> {
-    fn new(rle: &'a Rle, back: &'a Geometry) -> Self {
-        let ends = rle
-            .runs()
-            .scan(0u64, |end, run| {
-                *end += u64::from(run);
-                Some(*end)
-            })
-            .collect();
-        Self { rle, back, ends }
-    }
-
-    fn pixel(&self, x: i64, y: i64) -> u8 {
-        let (height, width) = (i64::from(self.rle.height()), i64::from(self.rle.width()));
-        if x < 0 || y < 0 || x >= width || y >= height {
-            return 0;
-        }
-        let at = (x * height + y) as u64;
-        (self.ends.partition_point(|end| *end <= at) % 2) as u8
+impl Axis {
+    /// `row` gives one coordinate of the annotated image from x and y of the present one; one of its factors is 0.
+    fn new(row: [f64; 3], pixels: u32) -> Self {
+        let across = row[0].abs() >= row[1].abs();
+        let factor = if across { row[0] } else { row[1] };
+        Self { across, factor, offset: row[2], pixels: pixels as usize }
     }
 
     /// The annotated pixel that a pixel of the present image comes from: the one its upper left corner lies in, as in PyTorch's `nearest`.
-    fn nearest(&self, x: usize, y: usize) -> u8 {
+    fn nearest(&self, pixel: usize) -> i64 {
         // Just inside the corner, so that mirrored pixels find their own one.
         const INSIDE: f64 = 1e-3;
-        let (u, v) = self.back.apply((x as f64 + INSIDE, y as f64 + INSIDE));
-        self.pixel(u.floor() as i64, v.floor() as i64)
+        (self.factor * (pixel as f64 + INSIDE) + self.offset).floor() as i64
     }
 
-    /// Between the centres of annotated pixels, linear both ways.
-    fn value(&self, (x, y): (f64, f64)) -> f64 {
-        let (u, v) = self.back.apply((x, y));
-        let (u, v) = (u - 0.5, v - 0.5);
-        let (x, y) = (u.floor(), v.floor());
-        let (wx, wy) = (u - x, v - y);
-        let at = |dx: i64, dy: i64| f64::from(self.pixel(x as i64 + dx, y as i64 + dy));
-        (at(0, 0) * (1.0 - wx) + at(1, 0) * wx) * (1.0 - wy) + (at(0, 1) * (1.0 - wx) + at(1, 1) * wx) * wy
+    /// Bins of points between pixels' centres, from `start` to `end` on the present axis. As in RoIAlign, the outermost pixels go on for a pixel
+    /// beyond the image, and further out there is nothing.
+    fn bins(&self, start: f64, end: f64, count: usize) -> Vec<Bin> {
+        // More points than this are of regions far larger than any image.
+        const MOST: usize = 4096;
+        let length = (end - start) / count as f64;
+        let points = ((length * self.factor).abs().ceil() as usize).clamp(1, MOST);
+        let (pixels, share) = (self.pixels as f64, 1.0 / points as f64);
+        (0..count)
+            .map(|bin| {
+                let places = (0..points).map(|i| {
+                    let at = start + length * (bin as f64 + (i as f64 + 0.5) / points as f64);
+                    self.factor * at + self.offset - 0.5
+                });
+                let taps = places.filter(|at| (-1.0..=pixels).contains(at)).flat_map(|at| {
+                    let at = at.clamp(0.0, pixels - 1.0);
+                    let (low, weight) = (at.floor(), at - at.floor());
+                    [(low as i64, (1.0 - weight) * share), (low as i64 + 1, weight * share)]
+                });
+                Bin::new(taps, self.pixels)
+            })
+            .collect()
+    }
+}
+
+/// The pixels of one axis that a bin is a weighted mean of. What lies outside of the image counts, as nothing.
+struct Bin {
+    first: usize,
+    /// Weight of all pixels before each of the pixels from `first` on, then of all.
+    sums: Vec<f64>,
+}
+
+impl Bin {
+    fn new(taps: impl Iterator<Item = (i64, f64)>, pixels: usize) -> Self {
+        let inside = |(pixel, weight): (i64, f64)| Some((usize::try_from(pixel).ok()?, weight));
+        let taps: Vec<(usize, f64)> = taps.filter_map(inside).filter(|tap| tap.0 < pixels).collect();
+        let first = taps.iter().map(|tap| tap.0).min().unwrap_or(0);
+        let last = taps.iter().map(|tap| tap.0 + 1).max().unwrap_or(0);
+        let mut sums = vec![0.0; last - first + 1];
+        for (pixel, weight) in taps {
+            sums[pixel - first + 1] += weight;
+        }
+        for i in 1..sums.len() {
+            sums[i] += sums[i - 1];
+        }
+        Self { first, sums }
     }
 
-    /// Means over bins, each of `across × down` points.
-    fn means(&self, region: &Corners, side: usize, across: usize, down: usize) -> Vec<f64> {
-        let [x1, y1, x2, y2] = region.map(f64::from);
-        let (width, height) = ((x2 - x1) / side as f64, (y2 - y1) / side as f64);
-        let mut out = Vec::with_capacity(side * side);
-        for row in 0..side {
-            for column in 0..side {
-                let mut sum = 0.0;
-                for j in 0..down {
-                    for i in 0..across {
-                        let x = x1 + width * (column as f64 + (i as f64 + 0.5) / across as f64);
-                        let y = y1 + height * (row as f64 + (j as f64 + 0.5) / down as f64);
-                        sum += self.value((x, y));
-                    }
+    /// Weight of the pixels from `from` up to `to`.
+    fn weight(&self, from: usize, to: usize) -> f64 {
+        let before = |pixel: usize| self.sums[pixel.saturating_sub(self.first).min(self.sums.len() - 1)];
+        before(to) - before(from)
+    }
+
+    fn end(&self) -> usize {
+        self.first + self.sums.len() - 1
+    }
+}
+
+/// A run-length-coded mask: background and object in turns, down the columns.
+#[derive(Clone, Debug, Default)]
+struct Runs {
+    /// (height, width).
+    size: (u32, u32),
+    /// Where runs end.
+    ends: Vec<u64>,
+}
+
+impl Runs {
+    fn new(rle: &Rle) -> Self {
+        let ends = rle.runs().scan(0u64, |end, run| {
+            *end += u64::from(run);
+            Some(*end)
+        });
+        Self { size: rle.size(), ends: ends.collect() }
+    }
+
+    /// The mask's means over `side × side` bins, rows from the top; `bins` gives those of an axis.
+    ///
+    /// A bin's weights are a product of one factor for the column and one for the row, so a run adds a difference of two of the row bins' sums, and
+    /// each column is added up once: the time is for the columns that the bins reach and the runs in them, not for pixels or points.
+    fn means(&self, geometry: &Geometry, side: usize, bins: impl Fn(&Axis) -> Vec<Bin>) -> Vec<f64> {
+        let back = geometry.inverse();
+        let axis = Axis::new(back.across, self.size.1);
+        let (columns, rows) = (bins(&axis), bins(&Axis::new(back.down, self.size.0)));
+        let reached = columns.iter().filter(|bin| bin.end() > bin.first);
+        let left = reached.clone().map(|bin| bin.first).min().unwrap_or(0);
+        let right = reached.map(Bin::end).max().unwrap_or(0);
+        let mut means = vec![0.0; side * side];
+        let mut column = vec![0.0; side];
+        for x in left..right {
+            self.column(x, &rows, &mut column);
+            for (i, bin) in columns.iter().enumerate() {
+                let weight = bin.weight(x, x + 1);
+                if weight == 0.0 {
+                    continue;
                 }
-                out.push(sum / (across * down) as f64);
+                for (j, share) in column.iter().enumerate() {
+                    means[if axis.across { j * side + i } else { i * side + j }] += weight * share;
+                }
             }
         }
-        out
+        means
+    }
+
+    /// Shares of object in a column's bins.
+    fn column(&self, x: usize, rows: &[Bin], shares: &mut [f64]) {
+        shares.fill(0.0);
+        let height = u64::from(self.size.0);
+        let (top, bottom) = (x as u64 * height, (x as u64 + 1) * height);
+        let first = self.ends.partition_point(|end| *end <= top);
+        let mut from = top;
+        for (run, end) in self.ends.iter().enumerate().skip(first) {
+            let to = bottom.min(*end);
+            // Every second run is object.
+            if run % 2 == 1 {
+                for (share, bin) in shares.iter_mut().zip(rows) {
+                    *share += bin.weight((from - top) as usize, (to - top) as usize);
+                }
+            }
+            from = to;
+            if to == bottom {
+                break;
+            }
+        }
     }
 }
 
@@ -419,7 +498,7 @@ mod tests {
         assert_eq!(area(&mask.raster(&[3.0, 2.0, 4.0, 3.0], 28)), 28.0 * 28.0);
         assert_eq!(mask.raster(&[3.0, 2.0, 3.0, 2.0], 28).len(), 28 * 28);
         assert_eq!(area(&mask.raster(&[1e7, 1e7, 1e7, 1e7], 28)), 0.0);
-        assert_eq!(mask.pooled(&[11.0, 7.0, 12.0, 8.0], 28, (8, 12)).len(), 28 * 28);
+        assert_eq!(mask.draw().pooled(&[11.0, 7.0, 12.0, 8.0], 28, (8, 12)).len(), 28 * 28);
         mask.see_through([0.0, 0.0, 12.0, 4.0]);
         assert_eq!(area(&mask.raster(&[0.0, 0.0, 8.0, 8.0], 8)), 9.0);
         assert!(Mask::new(&polygons(&[&[1.0, 1.0, 2.0, 2.0]]), 8, 12).is_none());

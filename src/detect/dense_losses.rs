@@ -66,25 +66,17 @@ impl DenseLoss {
     }
 
     fn assign(&self, anchors: &[Box4], targets: &[Target]) -> Assignment {
-        let matches: Vec<Vec<Match>> = targets
-            .iter()
-            .map(|t| {
-                let of = |crowd: bool| -> Vec<Box4> {
-                    t.boxes.iter().zip(&t.crowd).filter(|(_, c)| **c == crowd).map(|(b, _)| *b).collect()
-                };
-                self.matcher.assign(anchors, &of(false), &of(true))
-            })
-            .collect();
+        let matches: Vec<(Vec<Match>, Vec<usize>)> =
+            targets.iter().map(|target| self.matcher.assign_target(anchors, target)).collect();
         let positives: Vec<usize> =
-            matches.iter().map(|m| m.iter().filter(|m| matches!(m, Match::Object(_))).count()).collect();
+            matches.iter().map(|(m, _)| m.iter().filter(|m| matches!(m, Match::Object(_))).count()).collect();
         let weight_of = |image: usize| match self.config.normalizer {
             LossNormalizer::Batch => 1.0 / positives.iter().sum::<usize>().max(1) as f32,
             LossNormalizer::Image => 1.0 / (positives[image].max(1) * targets.len()) as f32,
         };
 
         let mut wanted = Assignment::default();
-        for (image, (matches, target)) in matches.iter().zip(targets).enumerate() {
-            let objects: Vec<usize> = (0..target.boxes.len()).filter(|&i| !target.crowd[i]).collect();
+        for (image, ((matches, objects), target)) in matches.iter().zip(targets).enumerate() {
             let weight = weight_of(image);
             for (i, (found, anchor)) in matches.iter().zip(anchors).enumerate() {
                 wanted.weights.push(weight);

@@ -8,7 +8,7 @@ use super::boxes::Box4;
 use super::roi_align::{Roi, RoiAlign, RoiPooler};
 use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{MaskHeadConfig, MaskTargets, RoiConfig};
-use crate::data::Mask;
+use crate::data::mask::{Drawn, Mask};
 use crate::describe::Layer;
 
 /// A positive region in training: where, of which class (from 0), and the mask that it should have.
@@ -107,15 +107,8 @@ impl MaskHead {
         if samples.is_empty() {
             return Tensor::zeros([], (Kind::Float, device));
         }
-        let (side, targets) = (self.side(), self.config.targets);
-        let wanted: Vec<Vec<f32>> = samples
-            .par_iter()
-            .map(|s| match targets {
-                MaskTargets::Raster => s.mask.raster(&s.roi.1, side),
-                MaskTargets::RoiAlign => s.mask.pooled(&s.roi.1, side, s.image),
-            })
-            .collect();
-        let wanted = Tensor::from_slice(&wanted.concat()).view([samples.len() as i64, -1]).to_device(device);
+        let wanted = wanted(samples, self.config.targets, self.side()).concat();
+        let wanted = Tensor::from_slice(&wanted).view([samples.len() as i64, -1]).to_device(device);
         let rois: Vec<Roi> = samples.iter().map(|s| s.roi).collect();
         let labels: Vec<i64> = samples.iter().map(|s| s.label).collect();
         let logits = self.forward(levels, &rois, &labels);
@@ -149,6 +142,27 @@ impl MaskHead {
         layer(&self.deconv.ws, pooled);
         layer(&self.logits.ws, 4 * pooled);
     }
+}
+
+/// What the masks of regions should be, `side²` numbers each.
+fn wanted(samples: &[MaskSample], targets: MaskTargets, side: usize) -> Vec<Vec<f32>> {
+    if targets == MaskTargets::Raster {
+        return samples.par_iter().map(|s| s.mask.raster(&s.roi.1, side)).collect();
+    }
+    // Many regions have the same object: it is drawn once.
+    let mut objects: Vec<&Mask> = Vec::new();
+    let of: Vec<usize> = samples
+        .iter()
+        .map(|s| {
+            let known = objects.iter().rposition(|mask| std::ptr::eq(*mask, s.mask));
+            known.unwrap_or_else(|| {
+                objects.push(s.mask);
+                objects.len() - 1
+            })
+        })
+        .collect();
+    let drawn: Vec<Drawn> = objects.par_iter().map(|mask| mask.draw()).collect();
+    samples.par_iter().zip(&of).map(|(s, &object)| drawn[object].pooled(&s.roi.1, side, s.image)).collect()
 }
 
 /// The pooler of a head with `size` bins a side.

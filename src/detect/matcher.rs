@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::boxes::{area, intersection, Box4};
+use crate::data::Target;
 
 /// What an anchor stands for in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,13 @@ impl Matcher {
             }
         }
         matches
+    }
+
+    /// The match of each of `boxes` among a target's objects, beside its crowds; and which of the target's entries the objects are.
+    pub fn assign_target(&self, boxes: &[Box4], target: &Target) -> (Vec<Match>, Vec<usize>) {
+        let (objects, crowds) = target.split_crowds();
+        let of = |which: &[usize]| -> Vec<Box4> { which.iter().map(|&i| target.boxes[i]).collect() };
+        (self.assign(boxes, &of(&objects), &of(&crowds)), objects)
     }
 
     fn keep_best(

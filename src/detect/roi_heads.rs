@@ -126,13 +126,10 @@ impl RoiHeads {
         let outputs = self.classes as i64 + 1;
         let mut chosen = Chosen::default();
         for (image, (mut boxes, target)) in proposals.into_iter().zip(targets).enumerate() {
-            let (objects, crowds) = target.split_crowds();
-            let of = |which: &[usize]| -> Vec<Box4> { which.iter().map(|&i| target.boxes[i]).collect() };
-            let objects_boxes = of(&objects);
             if self.config.add_objects {
-                boxes.extend(&objects_boxes);
+                boxes.extend(target.split_crowds().0.into_iter().map(|i| target.boxes[i]));
             }
-            let matches = self.matcher.assign(&boxes, &objects_boxes, &of(&crowds));
+            let (matches, objects) = self.matcher.assign_target(&boxes, target);
             let (positives, background) = self.sampler.sample(&matches, rng);
             let mut taken = [positives, background].concat();
             taken.sort_unstable();

@@ -129,9 +129,7 @@ impl Rpn {
         let (mut places, mut wanted) = (Vec::new(), Vec::new());
         let (mut box_places, mut deltas, mut box_anchors) = (Vec::new(), Vec::new(), Vec::new());
         for (image, target) in targets.iter().enumerate() {
-            let (objects, crowds) = target.split_crowds();
-            let boxes = |which: &[usize]| -> Vec<Box4> { which.iter().map(|&i| target.boxes[i]).collect() };
-            let matches = self.matcher.assign(&anchors, &boxes(&objects), &boxes(&crowds));
+            let (matches, objects) = self.matcher.assign_target(&anchors, target);
             let (positives, background) = self.sampler.sample(&matches, rng);
             let place = |i: &usize| (image * anchors.len() + i) as i64;
             places.extend(positives.iter().chain(&background).map(place));

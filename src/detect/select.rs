@@ -19,6 +19,23 @@ pub struct LevelValues<'a> {
     pub anchors: &'a [Box4],
 }
 
+/// Whether a score counts: as float32, in which torchvision compares, too. What is not a number does not.
+fn above(score: f32, test: &TestConfig) -> bool {
+    score > test.score as f32
+}
+
+/// The best candidates after suppression class by class, best first.
+fn best(all: &Detections, test: &TestConfig) -> Detections {
+    let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, test.nms);
+    kept.truncate(test.max_detections as usize);
+    Detections {
+        boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
+        scores: kept.iter().map(|&i| all.scores[i]).collect(),
+        labels: kept.iter().map(|&i| all.labels[i]).collect(),
+        masks: Vec::new(),
+    }
+}
+
 /// Chooses detections: per level the `top_k` best above `score`, decoded and cut to the image; then suppression per class over all levels;
 /// then the `max_detections` best.
 #[derive(Clone, Debug)]
@@ -42,7 +59,7 @@ impl Selector {
                 .iter()
                 .enumerate()
                 .map(|(i, x)| (1.0 / (1.0 + (-x).exp()), i))
-                .filter(|(score, _)| *score > self.test.score as f32)
+                .filter(|(score, _)| above(*score, &self.test))
                 .collect();
             found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             found.truncate(self.test.top_k as usize);
@@ -54,14 +71,7 @@ impl Selector {
                 all.labels.push((i % self.classes) as i64);
             }
         }
-        let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.test.nms);
-        kept.truncate(self.test.max_detections as usize);
-        Detections {
-            boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
-            scores: kept.iter().map(|&i| all.scores[i]).collect(),
-            labels: kept.iter().map(|&i| all.labels[i]).collect(),
-            masks: Vec::new(),
-        }
+        best(&all, &self.test)
     }
 }
 
@@ -86,7 +96,7 @@ impl RoiSelector {
         for (i, proposal) in proposals.iter().enumerate() {
             for class in 1..outputs {
                 let at = i * outputs + class;
-                if f64::from(scores[at]) <= self.test.score || scores[at].is_nan() {
+                if !above(scores[at], &self.test) {
                     continue;
                 }
                 let delta = [0, 1, 2, 3].map(|d| deltas[4 * at + d]);
@@ -98,14 +108,7 @@ impl RoiSelector {
                 }
             }
         }
-        let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.test.nms);
-        kept.truncate(self.test.max_detections as usize);
-        Detections {
-            boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
-            scores: kept.iter().map(|&i| all.scores[i]).collect(),
-            labels: kept.iter().map(|&i| all.labels[i]).collect(),
-            masks: Vec::new(),
-        }
+        best(&all, &self.test)
     }
 }
 
@@ -127,5 +130,20 @@ mod tests {
         assert!((found.scores[0] - 0.952_574_1).abs() < 1e-6);
         selector.test.top_k = 1;
         assert_eq!(selector.select(&[level], (30, 50)).labels, [0]);
+    }
+
+    /// As float32, 0.05 is a little more than 0.05, and 0.7 a little less than 0.7.
+    #[test]
+    fn a_score_of_just_the_threshold_is_not_above_it() {
+        let proposal = [0.0, 0.0, 10.0, 10.0];
+        for score in [0.05, 0.7] {
+            let test = TestConfig { score, ..TestConfig::default() };
+            let next = (score as f32).next_up();
+            for (own, detections) in [(score as f32, 0), (next, 1), (f32::NAN, 0)] {
+                let selector = RoiSelector { test: test.clone(), coder: BoxCoder::default(), classes: 1 };
+                let found = selector.select(&[proposal], &[1.0 - own, own], &[0.0; 8], (20, 20));
+                assert_eq!(found.len(), detections, "{own} against {score}");
+            }
+        }
     }
 }

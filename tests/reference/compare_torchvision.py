@@ -1,16 +1,18 @@
 """Compares vigdet's detections with torchvision's: ResNet-50 RetinaNet and Mask R-CNN with the same random weights on real images.
 
     cargo build --bin detect
-    python tests/reference/compare_torchvision.py IMAGES [--count 4] [--size 480,800] [--model retinanet|mask_rcnn]
+    python tests/reference/compare_torchvision.py IMAGES [--count 4] [--size 480,800] [--model retinanet|mask_rcnn] [--names today|older]
 
 (torch 2.13, torchvision 0.28, pycocotools, numpy, pillow). IMAGES is a folder of photographs. Each is resized to the size that the detectors would
 choose and saved as PNG, so that resizing is left out of the comparison. The weights are random, with batch norms calibrated on the images and
-the last layers scaled so that detections are many and confident. A detection is the same if class, box (0.1 pixel) and score (1e-3) agree. Fails below
+the last layers scaled so that detections are many and confident. They are saved twice: as torchvision saves them today, and as its published files
+are, with the older names of heads and pyramid and in the file format of before PyTorch 1.6. A detection is the same if class, box (0.1 pixel) and score (1e-3) agree. Fails below
 99%, or with masks whose mean IoU is below 0.995.
 """
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -84,26 +86,54 @@ def random_model(name, batch, short, most):
     return model
 
 
+def older_names(state):
+    """The state dict under the names of torchvision's published files; torchvision knows them as long as they come without versions."""
+    def rename(name):
+        name = re.sub(r'(rpn\.head\.conv)\.0\.0\.', r'\1.', name)
+        name = re.sub(r'(fpn\.(?:inner|layer)_blocks\.\d+)\.0\.', r'\1.', name)
+        name = re.sub(r'((?:classification|regression)_head\.conv)\.(\d+)\.0\.', lambda m: f'{m[1]}.{2 * int(m[2])}.', name)
+        return re.sub(r'mask_head\.(\d+)\.0\.', lambda m: f'mask_head.mask_fcn{int(m[1]) + 1}.', name)
+    # As its published files, which have no step counters either.
+    return {rename(name): value for name, value in state.items() if not name.endswith('num_batches_tracked')}
+
+
 def iou(a, b):
     both = numpy.logical_and(a, b).sum()
     either = numpy.logical_or(a, b).sum()
     return both / either if either else 1.0
 
 
-def compare(name, paths, short, most, folder):
+def save(model, names, path):
+    if names == 'today':
+        torch.save(model.state_dict(), path)
+        return
+    older = older_names(model.state_dict())
+    assert older.keys() != model.state_dict().keys()
+    # torchvision itself takes them for what they are.
+    model.load_state_dict(older)
+    torch.save(older, path, _use_new_zipfile_serialization=False)
+
+
+def compare(name, styles, paths, short, most, folder):
     batch = [to_tensor(Image.open(p)) for p in paths]
     model = random_model(name, batch, short, most)
-    weights = folder / 'model.pth'
-    torch.save(model.state_dict(), weights)
     with torch.no_grad():
         wanted = [model([image])[0] for image in batch]
-    result = folder / 'found.json'
-    config = {'mask_rcnn': 'mask_rcnn_resnet50_fpn_torchvision', 'retinanet': 'retinanet_resnet50_fpn_torchvision'}[name]
-    subprocess.run([ROOT / 'target/debug/detect', name, '--config', ROOT / f'configs/{config}.json', '--weights', weights, '--size',
-                    f'{short},{most}', '--device', 'cpu', '--json', result, *paths], check=True, stdout=subprocess.DEVNULL)
+    good = True
+    for names in styles:
+        weights, result = folder / 'model.pth', folder / 'found.json'
+        save(model, names, weights)
+        config = ROOT / f'configs/{name}_resnet50_fpn_torchvision.json'
+        subprocess.run([ROOT / 'target/debug/detect', name, '--config', config, '--weights', weights, '--size', f'{short},{most}',
+                        '--device', 'cpu', '--json', result, *paths], check=True, stdout=subprocess.DEVNULL)
+        good = same_detections(f'{name}, {names} names', wanted, json.loads(result.read_text())) and good
+    return good
+
+
+def same_detections(what, wanted, entries):
     total = same = extra = 0
     ious = []
-    for expected, entry in zip(wanted, json.loads(result.read_text())):
+    for expected, entry in zip(wanted, entries, strict=True):
         found = entry['detections']
         boxes = numpy.array([d['bbox'] for d in found], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -120,10 +150,10 @@ def compare(name, paths, short, most, folder):
             if 'masks' in expected:
                 ious.append(iou(expected['masks'][i, 0].numpy() > 0.5, coco.decode(found[fits[0]]['segmentation']) > 0))
     scores = torch.cat([w['scores'] for w in wanted])
-    print(f'{name}: {same} of {total} detections are the same, {extra} more were found; scores {scores.min():.3f} to {scores.max():.3f}')
+    print(f'{what}: {same} of {total} detections are the same, {extra} more were found; scores {scores.min():.3f} to {scores.max():.3f}')
     good = total > 0 and same >= 0.99 * total and extra <= 0.01 * total
     if ious:
-        print(f'{name}: masks have a mean IoU of {numpy.mean(ious):.5f}, the least {numpy.min(ious):.4f}')
+        print(f'{what}: masks have a mean IoU of {numpy.mean(ious):.5f}, the least {numpy.min(ious):.4f}')
         good = good and numpy.mean(ious) >= 0.995
     return good
 
@@ -134,13 +164,16 @@ def main():
     parser.add_argument('--count', type=int, default=4)
     parser.add_argument('--size', default='480,800')
     parser.add_argument('--model', choices=['retinanet', 'mask_rcnn'])
+    parser.add_argument('--names', choices=['today', 'older'])
     args = parser.parse_args()
     short, most = (int(side) for side in args.size.split(','))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / 'images').mkdir()
         paths = images(args.images, args.count, short, most, folder / 'images')
-        good = [compare(name, paths, short, most, folder) for name in ([args.model] if args.model else ['retinanet', 'mask_rcnn'])]
+        models = [args.model] if args.model else ['retinanet', 'mask_rcnn']
+        styles = [args.names] if args.names else ['today', 'older']
+        good = [compare(name, styles, paths, short, most, folder) for name in models]
     sys.exit(0 if all(good) else 1)
 
 
