@@ -12,7 +12,7 @@ use vigdet::config::{
 };
 use vigdet::data::classify::crop::{center, crop_resize, random_window, Filter, Window};
 use vigdet::data::classify::mix::{add_target, Mix};
-use vigdet::data::classify::order::repeated;
+use vigdet::data::classify::order::{micro_batches, repeated};
 use vigdet::data::classify::rand_augment::{draw, Kind as OpKind, Op, KINDS};
 use vigdet::data::classify::{erase, ClassBatch, ClassLoader, ClassLoaderOptions};
 use vigdet::data::ImageFolder;
@@ -310,16 +310,9 @@ fn repeated_augmentation_selects_what_deits_eight_processes_do() {
     let fixtures = Fixtures::read();
     let order = fixtures.integers("sampler.order");
     // 600 images: ⌊600 / 256⌋·256 of them in an epoch, 8 × 16 a step.
-    let selected = repeated(&order, 3, 512);
-    let steps: Vec<usize> = selected
-        .chunks(128)
-        .flat_map(|step| {
-            let mut step = step.to_vec();
-            step.sort_unstable();
-            step
-        })
-        .collect();
-    assert_eq!(steps, fixtures.integers("sampler.steps"));
+    let dealt = micro_batches(&repeated(&order, 3, 512), 128, 16);
+    assert_eq!(dealt.len(), 4 * 8);
+    assert_eq!(dealt.concat(), fixtures.integers("sampler.ranks"));
 }
 
 #[test]
