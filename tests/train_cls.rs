@@ -401,6 +401,13 @@ fn bad_folders_images_arguments_and_weights_give_one_clear_line() {
     assert!(train(&["--set", "data.mixupp=1"]).contains("data.mixup"));
     assert!(train(&["--set", "data.train.folder=nowhere"]).contains("no folder"));
     assert!(train(&["--batch-size", "25"]).contains("drop_last"));
+    let single = ["--batch-size", "23", "--set", "data.repeats=1", "--set", "data.drop_last=false"];
+    let message = train(&single);
+    assert!(
+        ["train.batch_size, 23", "train.micro_batch, 4", "drop_last"].iter().all(|w| message.contains(w)),
+        "{message}"
+    );
+    assert!(!scene.path("bad").exists());
     let message = fail("train_cls", &["pvig_ti", "--config", "nothing.json", "--data", "nowhere"]);
     assert!(message.contains("pvig_ti_300e_imagenet"), "{message}");
     let mut other = scene.train("bad", &[]);

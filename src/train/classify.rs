@@ -104,6 +104,7 @@ impl ClassTrainer {
             label_smoothing: t.label_smoothing,
         };
         let loader = ClassLoader::new(train, &config.data, loader_options)?;
+        check_micro_batches(&loader, &config)?;
         let steps_per_epoch = loader.steps_per_epoch();
         let total = (t.epochs * steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
@@ -410,6 +411,23 @@ impl ClassTrainer {
             ema.swap();
         }
     }
+}
+
+/// Refuses a single image as a micro batch where a batch norm would see one value per channel: an epoch may have one at its end only, after hours.
+fn check_micro_batches(loader: &ClassLoader, config: &ClassifyConfig) -> Result<()> {
+    let (t, backbone) = (&config.train, &config.model.backbone);
+    // ViG's classifier has a norm after the mean over the image; ResNet's last map has one place for images of up to 32 pixels.
+    let one_value =
+        !backbone.name.starts_with("resnet") || (!backbone.freeze_norms && config.data.size <= 32);
+    ensure!(
+        !one_value || loader.smallest_batch() > 1,
+        "the last micro batch of a step of an epoch has one image, which {} cannot train on (its batch norm would see one value per channel): \
+         change train.batch_size, {}, or train.micro_batch, {}, or set data.drop_last=true, which leaves out a smaller last step",
+        backbone.name,
+        t.batch_size,
+        t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size)
+    );
+    Ok(())
 }
 
 /// What the micro batches of a step have added up to.

@@ -142,6 +142,11 @@ impl ClassLoader {
         self.order.steps(self.shared.dataset.len())
     }
 
+    /// Images of the smallest micro batch of an epoch.
+    pub fn smallest_batch(&self) -> usize {
+        self.order.smallest(self.shared.dataset.len())
+    }
+
     /// How many batches at most are being made or waiting at any time.
     pub fn ahead(&self) -> usize {
         self.ahead
