@@ -212,6 +212,12 @@ fn a_run_learns_explains_itself_and_its_best_weights_test_the_same() {
         "ema_warmup=true",
     ];
     let printed = succeed("train_cls", &strs(&scene.train("run", &easy)));
+    let next = printed.lines().find(|line| line.contains("--bin train_det")).unwrap();
+    for flag in
+        ["--backbone pvig_ti", "channels=[8,8,16,16]", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
+    {
+        assert!(next.contains(flag), "{next}");
+    }
     assert!(printed.contains("train: 24 images, 3 classes of 8 images each"), "{printed}");
     let run_dir = scene.path("run");
     let metrics = read_json(run_dir.join("metrics.json"));
