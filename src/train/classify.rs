@@ -10,6 +10,7 @@ use tch::nn;
 use super::autocast::autocast;
 use super::checkpoint::{load_state, number, save_state, Best, Progress};
 use super::classify_evaluate::{cross_entropy, ClassEvaluator};
+use super::classify_unread::Unread;
 use super::ema::Ema;
 use super::epoch_cosine::EpochCosine;
 use super::log::{Logger, Step};
@@ -44,6 +45,8 @@ pub struct ClassTrainer {
     /// Steps of the whole run.
     total: u64,
     best_lines: Option<String>,
+    /// What was said of unreadable images of the training and of the validation split.
+    unread: (Unread, Unread),
 }
 
 impl ClassTrainer {
@@ -160,6 +163,7 @@ impl ClassTrainer {
             progress,
             log,
             best_lines: None,
+            unread: Default::default(),
         })
     }
 
@@ -271,8 +275,8 @@ impl ClassTrainer {
                 number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
             }
         }
-        for (file, reason) in loader.skipped().iter().take(5) {
-            self.log.say(&format!("skipped {file}: {reason}"));
+        for line in self.unread.0.news(&loader.skipped(), "skipped") {
+            self.log.say(&line);
         }
         Ok(Flow::Done)
     }
@@ -384,8 +388,8 @@ impl ClassTrainer {
         let scalars = [("val/top1", top1), ("val/top5", top5), ("val/loss", accuracy.loss)];
         let scalars = scalars.map(|(tag, value)| (tag.to_string(), value));
         self.log.evaluation(iter, epoch, accuracy.summary_json(), &scalars, seconds)?;
-        for (file, reason) in unread.iter().take(5) {
-            self.log.say(&format!("not evaluated, {file}: {reason}"));
+        for line in self.unread.1.news(&unread, "not evaluated") {
+            self.log.say(&line);
         }
         self.log.say(&format!(
             "epoch {epoch}/{}: top-1 {top1:.4}, top-5 {top5:.4}, loss {:.3}{}; {:.0} s of training, {seconds:.0} s of evaluation",
