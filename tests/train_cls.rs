@@ -185,9 +185,11 @@ fn a_killed_and_resumed_run_with_mixing_average_and_repeats_is_the_uninterrupted
         let same = std::fs::read(run_dir.join(file)).unwrap() == std::fs::read(whole.join(file)).unwrap();
         assert!(same, "{file} differs");
     }
-    let mut other = resume.clone();
-    other.extend(["--set".into(), "data.mixup=0.3".into()]);
-    assert!(fail("train_cls", &strs(&other)).contains("data.mixup"));
+    for (key, value) in [("data.mixup", "0.3"), ("train.epochs", "13")] {
+        let mut other = resume.clone();
+        other.extend(["--set".into(), format!("{key}={value}")]);
+        assert!(fail("train_cls", &strs(&other)).contains(&format!("{key} is {value} but the run")));
+    }
 }
 
 #[test]
