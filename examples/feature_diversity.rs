@@ -20,7 +20,7 @@ use vigdet::data::resize::{resize_into, Normalise, Slot};
 use vigdet::data::shapes::Scene;
 use vigdet::explore::diversity::diversity;
 use vigdet::graph::GraphTrace;
-use vigdet::weights::load_classifier;
+use vigdet::weights::{load_classifier, read_metadata};
 use vigdet_coco::plot::style::{self, Axes};
 
 /// Feature diversity over the layers of ViG and of ResGCN
@@ -76,13 +76,7 @@ fn run(args: &Args) -> Result<()> {
 
 /// Mean feature diversity of what goes into the first block and comes out of each.
 fn of_layers(model: &str, vig: bool, weights: Option<&Path>, images: &[RgbImage]) -> Result<Vec<f64>> {
-    let set = |key: &str, value: String| format!("model.backbone.{key}={value}");
-    let changes = [
-        set("name", format!("\"{model}\"")),
-        set("grapher_fc", vig.to_string()),
-        set("ffn", vig.to_string()),
-    ];
-    let config = Config::from_json_with("{\"model\": {\"backbone\": {\"drop_path\": 0.0}}}", &changes)?;
+    let config = config(model, vig, weights)?;
     tch::manual_seed(0);
     let loaded = load_classifier(&config.model.backbone, weights, Device::Cpu)?;
     let batch = batch(images, &config)?;
@@ -93,6 +87,17 @@ fn of_layers(model: &str, vig: bool, weights: Option<&Path>, images: &[RgbImage]
     ensure!(!trace.features.is_empty(), "{model} has no graph");
     let mean = |features: &Tensor| Ok(diversity(features)?.iter().sum::<f64>() / images.len() as f64);
     trace.features.iter().map(mean).collect()
+}
+
+/// The config in the weights' file, else what the published weights are used with; of ResGCN without the layers that it lacks.
+fn config(model: &str, vig: bool, weights: Option<&Path>) -> Result<Config> {
+    let changes = [format!("model.backbone.grapher_fc={vig}"), format!("model.backbone.ffn={vig}")];
+    let metadata = weights.map(read_metadata).transpose()?.unwrap_or_default();
+    let Some(text) = metadata.get("config") else { return Config::of_published(model, &changes) };
+    let config = Config::of_weights(text, &changes).context("the config in the weights' metadata")?;
+    let own = &config.model.backbone.name;
+    ensure!(own == model, "the weights are of {own}, not of {model}: --model {own} takes them");
+    Ok(config)
 }
 
 /// Images at the model's native size, normalised, `[B, 3, side, side]`.

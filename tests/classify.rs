@@ -12,7 +12,7 @@ use vigdet::config::{
 };
 use vigdet::data::classify::crop::{center, crop_resize, random_window, Filter, Window};
 use vigdet::data::classify::mix::{add_target, Mix};
-use vigdet::data::classify::order::repeated;
+use vigdet::data::classify::order::{micro_batches, repeated};
 use vigdet::data::classify::rand_augment::{draw, Kind as OpKind, Op, KINDS};
 use vigdet::data::classify::{erase, ClassBatch, ClassLoader, ClassLoaderOptions};
 use vigdet::data::ImageFolder;
@@ -234,6 +234,24 @@ fn erased_rectangles_are_distributed_as_torchvisions_and_filled_with_noise() {
         &fixtures.doubles("erase.ratio"),
         "ratio",
     );
+    // Any place where the rectangle fits, as likely as any other: of m + 1 places the middles of (m + 1) equal parts of 0 to 1 have mean 1/2
+    // and variance (1 − 1 / (m + 1)²) / 12.
+    let edges: [fn(&Window) -> (u32, u32); 2] = [|w| (w.x, 64 - w.width), |w| (w.y, 64 - w.height)];
+    for edge in edges {
+        let places: Vec<(f64, f64)> =
+            drawn.iter().map(|w| edge(w)).map(|(at, m)| (f64::from(at), f64::from(m + 1))).collect();
+        let mean = |f: &dyn Fn(f64, f64) -> f64| {
+            places.iter().map(|&(at, count)| f(at, count)).sum::<f64>() / places.len() as f64
+        };
+        let apart = |at: f64, count: f64| (at + 0.5) / count - 0.5;
+        // Four standard deviations of the means of 20,000 numbers even over 0 to 1, and of their squared distance from the middle.
+        assert!(mean(&apart).abs() < 4.0 * (1f64 / 12.0 / 20000.0).sqrt());
+        let excess = mean(&|at, count| apart(at, count).powi(2) - (1.0 - count.powi(-2)) / 12.0);
+        assert!(excess.abs() < 4.0 * (1f64 / 180.0 / 20000.0).sqrt(), "{excess}");
+        assert!(drawn.iter().map(|w| edge(w)).any(|(at, m)| at == 0 && m > 0));
+        assert!(drawn.iter().map(|w| edge(w)).all(|(at, m)| at <= m));
+        assert!(drawn.iter().map(|w| edge(w)).any(|(at, m)| at == m && m > 0));
+    }
     let quarter =
         (0..20000).filter(|_| erase::window(64, &EraseConfig::default(), &mut rng).is_some()).count();
     assert!((quarter as f64 / 20000.0 - 0.25).abs() < 0.01, "{quarter}");
@@ -310,16 +328,9 @@ fn repeated_augmentation_selects_what_deits_eight_processes_do() {
     let fixtures = Fixtures::read();
     let order = fixtures.integers("sampler.order");
     // 600 images: ⌊600 / 256⌋·256 of them in an epoch, 8 × 16 a step.
-    let selected = repeated(&order, 3, 512);
-    let steps: Vec<usize> = selected
-        .chunks(128)
-        .flat_map(|step| {
-            let mut step = step.to_vec();
-            step.sort_unstable();
-            step
-        })
-        .collect();
-    assert_eq!(steps, fixtures.integers("sampler.steps"));
+    let dealt = micro_batches(&repeated(&order, 3, 512), 128, 16);
+    assert_eq!(dealt.len(), 4 * 8);
+    assert_eq!(dealt.concat(), fixtures.integers("sampler.ranks"));
 }
 
 #[test]
@@ -494,31 +505,55 @@ fn evaluation_sees_the_central_crop_normalised() {
     }
 }
 
+/// An epoch without crops that change anything, flips and the rest: what differs with `changes` is those alone.
+fn still(root: &Path, epoch: usize, changes: impl Fn(&mut ClassifyDataConfig)) -> tch::Tensor {
+    let mut config = ClassifyDataConfig {
+        scale: [1.0, 1.0],
+        ratio: [1e-9, 1e9],
+        flip: 0.0,
+        repeats: 1,
+        mixup: 0.0,
+        cutmix: 0.0,
+        interpolation: Interpolation::Bilinear,
+        rand_augment: Some(RandAugmentConfig { ops: 0, ..Default::default() }),
+        ..config()
+    };
+    config.erase.probability = 0.0;
+    changes(&mut config);
+    let batches = all(&loader(root, &config, TRAIN), epoch, 0);
+    tch::Tensor::cat(&batches.iter().map(|b| &b.images).collect::<Vec<_>>(), 0)
+}
+
 #[test]
 fn colour_jitter_gives_way_to_rand_augment() {
     let root = folder();
-    // Without crops that change anything, flips and the rest, what differs is the jitter alone.
-    let still = |changes: fn(&mut ClassifyDataConfig)| {
-        let mut config = ClassifyDataConfig {
-            scale: [1.0, 1.0],
-            ratio: [1e-9, 1e9],
-            flip: 0.0,
-            repeats: 1,
-            mixup: 0.0,
-            cutmix: 0.0,
-            interpolation: Interpolation::Bilinear,
-            rand_augment: Some(RandAugmentConfig { ops: 0, ..Default::default() }),
-            ..config()
-        };
-        config.erase.probability = 0.0;
-        changes(&mut config);
-        let batches = all(&loader(root.path(), &config, TRAIN), 0, 0);
-        tch::Tensor::cat(&batches.iter().map(|b| &b.images).collect::<Vec<_>>(), 0)
-    };
-    let none = still(|c| c.color_jitter = 0.0);
-    assert_eq!(still(|_| ()), none);
-    assert_ne!(still(|c| c.force_color_jitter = true), none);
-    assert_ne!(still(|c| c.rand_augment = None), none);
+    let none = still(root.path(), 0, |c| c.color_jitter = 0.0);
+    assert_eq!(still(root.path(), 0, |_| ()), none);
+    assert_ne!(still(root.path(), 0, |c| c.force_color_jitter = true), none);
+    assert_ne!(still(root.path(), 0, |c| c.rand_augment = None), none);
+}
+
+#[test]
+fn images_are_flipped_left_to_right_as_often_as_the_config_says() {
+    let root = folder();
+    let (mut flipped, mut images) = (0, 0);
+    for epoch in 0..60 {
+        // What a flip changes, it leaves in the same place of the epoch.
+        let plain = still(root.path(), epoch, |_| ());
+        assert!(epoch > 0 || still(root.path(), epoch, |c| c.flip = 1.0) == plain.flip([3]));
+        let some = still(root.path(), epoch, |c| c.flip = 0.25);
+        for i in 0..plain.size()[0] {
+            images += 1;
+            match (some.get(i) == plain.get(i), some.get(i) == plain.get(i).flip([2])) {
+                (true, false) => {}
+                (false, true) => flipped += 1,
+                other => panic!("image {i}: {other:?}"),
+            }
+        }
+    }
+    // Four standard deviations of the binomial.
+    let (n, p) = (f64::from(images), 0.25);
+    assert!((f64::from(flipped) - n * p).abs() < 4.0 * (n * p * (1.0 - p)).sqrt(), "{flipped} of {images}");
 }
 
 #[test]

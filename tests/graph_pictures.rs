@@ -9,13 +9,14 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use tch::{nn, Device, Tensor};
-use vigdet::config::{Config, ShapesConfig};
+use vigdet::backbone::Classifier;
+use vigdet::config::{ClassifyConfig, Config, ShapesConfig};
 use vigdet::data::decode;
 use vigdet::data::shapes::{self, Scene};
 use vigdet::detect;
 use vigdet::explore::{Center, GraphViewer, ViewerOptions};
 use vigdet::plot::graph::{Centers, GraphPicture, PictureOptions};
-use vigdet::weights::{metadata_of, save};
+use vigdet::weights::{metadata_of, metadata_of_classifier, save};
 
 #[allow(dead_code)]
 #[path = "../examples/plot_graph.rs"]
@@ -121,9 +122,12 @@ fn the_picture_and_the_page_show_the_edges_that_extract_features_writes() {
     ]);
     args.extend(["--json", text(&json), "--html", text(&html)]);
     args.extend(SMALL);
-    works(PLOT_GRAPH, &args);
+    args.push("--time");
+    let said = works(PLOT_GRAPH, &args);
+    assert!(said.contains("; forward ") && said.contains(" s, picture "), "{said}");
     let edges = edges(&features);
     let data: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert!(data["seconds"]["forward"].is_number(), "{}", data["seconds"]);
     check_links(&data, &edges, (150, 118));
     // 38 columns of 4 pixels: the last patch of 30 rows, row 8 column 17, row 9 column 2.
     let nodes: Vec<&Value> =
@@ -199,6 +203,41 @@ fn a_detectors_checkpoint_shows_the_graph_of_its_backbone_as_it_sees_the_image()
     // Resized as its config would, and padded to a multiple of 32.
     let data = plot("retinanet", &["--size", "50,60"]);
     assert_eq!((&data["seen"], &data["input"]), (&serde_json::json!([40, 60]), &serde_json::json!([64, 64])));
+}
+
+#[test]
+fn a_classifier_that_train_cls_saved_is_drawn_with_its_own_mean_and_deviation() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = draw_image(folder.path(), 96, 64);
+    let at = |name: &str| folder.path().join(name);
+    let (features, weights, named) = (at("f.safetensors"), at("c.safetensors"), at("named.json"));
+    let mut changes: Vec<String> = SMALL.iter().filter(|a| **a != "--set").map(|a| a.to_string()).collect();
+    changes.extend(["data.mean=[0.1,0.4,0.7]".into(), "data.std=[0.2,0.3,0.9]".into()]);
+    let config = ClassifyConfig::of_model("pvig_ti", &changes).unwrap();
+    let store = nn::VarStore::new(Device::Cpu);
+    let _classifier = Classifier::new(&store.root(), &config.model.backbone, 2).unwrap();
+    let classes = ["cat", "dog"].map(String::from);
+    save(&store, &weights, &metadata_of_classifier(&config, &classes).unwrap()).unwrap();
+    std::fs::write(&named, config.to_json().unwrap()).unwrap();
+
+    let input = ["--input", text(&image), "--out", text(&features), "--edges"];
+    works(EXTRACT_FEATURES, &[&["pvig_ti", "--weights", text(&weights)][..], &input].concat());
+    let plot = |more: &[&str]| {
+        let json = at("g.json");
+        let args = ["pvig_ti", "--weights", text(&weights), "--image", text(&image), "--blocks", "all"];
+        works(
+            PLOT_GRAPH,
+            &[&args[..], &["--out", text(folder.path()), "--json", text(&json)], more].concat(),
+        );
+        serde_json::from_slice::<Value>(&std::fs::read(&json).unwrap()).unwrap()["blocks"].clone()
+    };
+    let own = plot(&[]);
+    check_links(&serde_json::json!({ "blocks": own, "centers": [0, 0, 0] }), &edges(&features), (96, 64));
+    assert_eq!(plot(&["--config", text(&named)]), own);
+    assert_ne!(plot(&["--set", "data.mean=[0.5,0.5,0.5]"]), own);
+    // Without a config of its own, a ViG is prepared as the published ones.
+    let viewer = GraphViewer::open("pvig_ti", &ViewerOptions::default()).unwrap();
+    assert_eq!((viewer.config().data.mean, viewer.config().data.std), ([0.5; 3], [0.5; 3]));
 }
 
 /// The values of attributes of all elements of a kind in an SVG.
@@ -308,6 +347,9 @@ fn what_cannot_be_drawn_is_one_clear_line() {
     check("pvig_ti", &missing, &[], &["missing.png"]);
     check("pvig_ti", &image, &["--weights", text(&broken)], &["broken.jpg"]);
     check("pvig_ti", &image, &["--size", "9"], &["--size"]);
+    for size in ["70000,70000", "4294967295,4294967295"] {
+        check("pvig_ti", &image, &["--size", size], &["shapes.png would have", "smaller --size"]);
+    }
     check("resnet50", &image, &[], &["resnet50 has no graph", "pvig_s"]);
     check("pvig_xl", &image, &[], &["no model `pvig_xl`", "pvig_ti"]);
 }

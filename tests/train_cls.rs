@@ -185,9 +185,11 @@ fn a_killed_and_resumed_run_with_mixing_average_and_repeats_is_the_uninterrupted
         let same = std::fs::read(run_dir.join(file)).unwrap() == std::fs::read(whole.join(file)).unwrap();
         assert!(same, "{file} differs");
     }
-    let mut other = resume.clone();
-    other.extend(["--set".into(), "data.mixup=0.3".into()]);
-    assert!(fail("train_cls", &strs(&other)).contains("data.mixup"));
+    for (key, value) in [("data.mixup", "0.3"), ("train.epochs", "13")] {
+        let mut other = resume.clone();
+        other.extend(["--set".into(), format!("{key}={value}")]);
+        assert!(fail("train_cls", &strs(&other)).contains(&format!("{key} is {value} but the run")));
+    }
 }
 
 #[test]
@@ -212,6 +214,12 @@ fn a_run_learns_explains_itself_and_its_best_weights_test_the_same() {
         "ema_warmup=true",
     ];
     let printed = succeed("train_cls", &strs(&scene.train("run", &easy)));
+    let next = printed.lines().find(|line| line.contains("--bin train_det")).unwrap();
+    for flag in
+        ["--backbone pvig_ti", "channels=[8,8,16,16]", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
+    {
+        assert!(next.contains(flag), "{next}");
+    }
     assert!(printed.contains("train: 24 images, 3 classes of 8 images each"), "{printed}");
     let run_dir = scene.path("run");
     let metrics = read_json(run_dir.join("metrics.json"));
@@ -401,6 +409,13 @@ fn bad_folders_images_arguments_and_weights_give_one_clear_line() {
     assert!(train(&["--set", "data.mixupp=1"]).contains("data.mixup"));
     assert!(train(&["--set", "data.train.folder=nowhere"]).contains("no folder"));
     assert!(train(&["--batch-size", "25"]).contains("drop_last"));
+    let single = ["--batch-size", "23", "--set", "data.repeats=1", "--set", "data.drop_last=false"];
+    let message = train(&single);
+    assert!(
+        ["train.batch_size, 23", "train.micro_batch, 4", "drop_last"].iter().all(|w| message.contains(w)),
+        "{message}"
+    );
+    assert!(!scene.path("bad").exists());
     let message = fail("train_cls", &["pvig_ti", "--config", "nothing.json", "--data", "nowhere"]);
     assert!(message.contains("pvig_ti_300e_imagenet"), "{message}");
     let mut other = scene.train("bad", &[]);
@@ -422,7 +437,7 @@ fn bad_folders_images_arguments_and_weights_give_one_clear_line() {
         std::fs::write(entry.unwrap().path(), "no image").unwrap();
     }
     let printed = succeed("train_cls", &strs(&scene.train("skips", &["--max-iters", "1"])));
-    assert!(printed.contains("not evaluated, dark/0.png"), "{printed}");
+    assert!(printed.contains("not evaluated: dark/0.png"), "{printed}");
     let stops = ["--max-iters", "1", "--set", "on_error=stop"];
     let stops = fail("train_cls", &strs(&scene.train("stops", &stops)));
     assert!(stops.contains("dark/0.png") && stops.contains("on_error"), "{stops}");

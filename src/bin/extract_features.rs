@@ -120,27 +120,21 @@ fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The file's own config where it has one, else the defaults, with the model's name and `--set`.
+/// The file's own config where it has one, else what the published weights are used with; then `--set`.
 fn config(args: &Args) -> Result<Config> {
     let metadata = args.weights.as_deref().map(read_metadata).transpose()?.unwrap_or_default();
-    let (text, mut changes) = match metadata.get("config") {
-        Some(text) => (text.as_str(), vec![]),
-        // The published classifiers were trained without stochastic depth.
-        None => ("{}", vec![cli::change("model.backbone.drop_path", 0.0)]),
+    let Some(text) = metadata.get("config") else {
+        return Config::of_published(&args.model, &args.set);
     };
-    if metadata.contains_key("config") {
-        let own = Config::of_weights(text, &[]).context("the config in the weights' metadata")?;
-        ensure!(
-            own.model.backbone.name == args.model,
-            "{} holds weights of {}, not of {}",
-            args.weights.as_deref().unwrap_or(Path::new("")).display(),
-            own.model.backbone.name,
-            args.model
-        );
-    }
-    changes.push(cli::change("model.backbone.name", args.model.as_str()));
-    changes.extend(args.set.iter().cloned());
-    Config::of_weights(text, &changes)
+    let own = Config::of_weights(text, &args.set).context("the config in the weights' metadata")?;
+    ensure!(
+        own.model.backbone.name == args.model,
+        "{} holds weights of {}, not of {}",
+        args.weights.as_deref().unwrap_or(Path::new("")).display(),
+        own.model.backbone.name,
+        args.model
+    );
+    Ok(own)
 }
 
 fn images(args: &Args, config: &Config) -> Result<Tensor> {

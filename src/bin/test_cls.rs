@@ -13,6 +13,7 @@ use vigdet::config::ClassifyConfig;
 use vigdet::data::ImageFolder;
 use vigdet::threads::set_threads;
 use vigdet::train::classify_evaluate::ClassEvaluator;
+use vigdet::train::classify_unread::Unread;
 use vigdet::train::run_dir::write_text;
 use vigdet::weights::{load_classifier, read_metadata};
 
@@ -102,8 +103,8 @@ fn run(args: &Arguments) -> Result<()> {
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     let accuracy = accuracy.context("the evaluation was stopped")?;
-    for (file, reason) in evaluator.skipped().iter().take(5) {
-        println!("skipped {file}: {reason}");
+    for line in Unread::default().news(&evaluator.skipped(), "skipped") {
+        println!("{line}");
     }
     let out = args.out.clone().unwrap_or_else(|| beside(&args.weights));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;

@@ -70,7 +70,7 @@ fn run(args: Arguments) -> Result<ExitCode> {
     if args.resume {
         resume::check_classify(&out, &config)?;
     }
-    let shape = shape(&config);
+    let detector = detector(&config);
     let options = TrainOptions {
         out,
         resume: args.resume,
@@ -80,7 +80,7 @@ fn run(args: Arguments) -> Result<ExitCode> {
         stop: cli::stop_on_ctrl_c()?,
     };
     let outcome = ClassTrainer::new(config, options)?.run()?;
-    report(&args.model.model, &shape, &outcome);
+    report(&args.model.model, detector.as_deref(), &outcome);
     Ok(if outcome.interrupted { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
 
@@ -98,21 +98,30 @@ impl Arguments {
     }
 }
 
-/// What a detector's config must say for its backbone to be this one, beside the model's name.
-fn shape(config: &ClassifyConfig) -> String {
-    let backbone = &config.model.backbone;
+/// The flags of a detector on this backbone: its shape, and what images are normalised with. `None` for those with one map, which no detector takes.
+fn detector(config: &ClassifyConfig) -> Option<String> {
+    let (backbone, data) = (&config.model.backbone, &config.data);
+    if backbone.name.starts_with("vig_") {
+        return None;
+    }
     let written = [("channels", &backbone.channels), ("blocks", &backbone.blocks)];
-    let values = written.iter().filter_map(|(key, values)| Some((key, values.as_ref()?)));
-    values
-        .map(|(key, values)| {
-            let values: Vec<String> = values.iter().map(ToString::to_string).collect();
-            format!(" --set model.backbone.{key}=[{}]", values.join(","))
-        })
-        .collect()
+    let mut values: Vec<(String, String)> = written
+        .iter()
+        .filter_map(|(key, values)| Some((format!("model.backbone.{key}"), list(values.as_ref()?))))
+        .collect();
+    values.push(("data.mean".into(), list(&data.mean)));
+    values.push(("data.std".into(), list(&data.std)));
+    let flags: String = values.iter().map(|(key, values)| format!(" --set {key}={values}")).collect();
+    Some(format!("--backbone {}{flags}", backbone.name))
+}
+
+/// Numbers as `--set` takes them.
+fn list(values: &[impl ToString]) -> String {
+    format!("[{}]", values.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
 }
 
 /// Where everything is, and what to do next.
-fn report(model: &str, shape: &str, outcome: &Outcome) {
+fn report(model: &str, detector: Option<&str>, outcome: &Outcome) {
     let run = &outcome.run;
     let folder = run.path().display();
     if outcome.interrupted {
@@ -143,8 +152,10 @@ fn report(model: &str, shape: &str, outcome: &Outcome) {
     }
     println!("next:");
     println!("  cargo run --bin test_cls -- {model} --weights {}", weights.display());
-    println!(
-        "  cargo run --bin train_det -- retinanet --backbone {model}{shape} --weights {} --data DIR",
-        weights.display()
-    );
+    if let Some(flags) = detector {
+        println!(
+            "  cargo run --bin train_det -- retinanet {flags} --weights {} --data DIR",
+            weights.display()
+        );
+    }
 }

@@ -75,7 +75,7 @@ pub struct ClassifyDataConfig {
     pub mix_probability: f64,
     /// Training: probability of CutMix rather than Mixup, where both are on.
     pub mix_switch: f64,
-    /// Training: repeated augmentation, so many views of an image, side by side, in epochs of the same length; 1: none.
+    /// Training: repeated augmentation, so many views of an image, in different micro batches of a step, in epochs of the same length; 1: none.
     pub repeats: usize,
     /// Repeated augmentation: an epoch has the largest multiple of this that is not above the number of images.
     pub repeat_round: usize,

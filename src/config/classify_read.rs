@@ -6,7 +6,7 @@ use anyhow::{bail, ensure, Context, Result};
 use serde_json::{json, Value};
 
 use super::read::{apply, check_keys, merge, presets};
-use super::{ClassifyConfig, RandAugmentConfig};
+use super::{ClassifyConfig, DataConfig, RandAugmentConfig};
 
 /// The files of `configs/` that are of classifiers, built into the program: (name, text).
 const PRESETS: &[(&str, &str)] = presets![
@@ -37,13 +37,24 @@ impl ClassifyConfig {
         Self::from_json_with(text, changes).with_context(|| format!("preset {name}"))
     }
 
-    /// What a model is trained with when no config is named: its ImageNet recipe; ResNets take that of the ViGs.
+    /// What a model is trained and tested with when no config is named: its ImageNet recipe. ResNets take that of the ViGs, without stochastic depth,
+    /// which they lack, and with torchvision's evaluation: ImageNet's mean and deviation, 224 of 256 pixels, bilinear.
     pub fn of_model(model: &str, changes: &[String]) -> Result<Self> {
         let name = format!("{model}_300e_imagenet");
         if Self::preset_names().any(|preset| preset == name) {
             return Self::preset(&name, changes);
         }
-        Self::from_json_with(&json!({ "model": { "backbone": { "name": model } } }).to_string(), changes)
+        let own = match model.starts_with("resnet") {
+            true => {
+                let imagenet = DataConfig::default();
+                json!({
+                    "model": { "backbone": { "name": model, "drop_path": 0.0 } },
+                    "data": { "mean": imagenet.mean, "std": imagenet.std, "crop": 0.875, "interpolation": "bilinear" },
+                })
+            }
+            false => json!({ "model": { "backbone": { "name": model } } }),
+        };
+        Self::from_json_with(&own.to_string(), changes)
     }
 
     /// A config from a file, or from a preset's name where no such file exists, with changes.
@@ -96,6 +107,7 @@ impl ClassifyConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Interpolation;
 
     fn error(text: &str, changes: &[&str]) -> String {
         let changes: Vec<String> = changes.iter().map(|s| s.to_string()).collect();
@@ -158,6 +170,16 @@ mod tests {
         );
         assert_eq!((d.repeats, d.mixup, d.cutmix, d.mix_switch), (3, 0.8, 1.0, 0.5));
         assert_eq!((d.erase.probability, d.color_jitter, d.size, d.mean), (0.25, 0.4, 224, [0.5; 3]));
+    }
+
+    /// torchvision's `presets.ImageClassification` of resnet18 and resnet50: 224 of 256 pixels, bilinear, ImageNet's mean and deviation.
+    #[test]
+    fn resnets_are_tested_as_torchvision_does() {
+        let config = ClassifyConfig::of_model("resnet50", &["data.flip=0".into()]).unwrap();
+        let d = &config.data;
+        assert_eq!((d.mean, d.std), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]));
+        assert_eq!((f64::from(d.size) / d.crop, d.interpolation), (256.0, Interpolation::Bilinear));
+        assert_eq!((config.model.backbone.drop_path, d.flip), (0.0, 0.0));
     }
 
     #[test]

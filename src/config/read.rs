@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::{json, Value};
 
-use super::{AnchorConfig, Config, DetectorKind, ShapesConfig};
+use super::{AnchorConfig, ClassifyConfig, Config, DetectorKind, ShapesConfig};
 
 /// Pairs of name and text of the named files of `configs/`.
 macro_rules! presets {
@@ -129,6 +129,14 @@ impl Config {
             "data": { "mean": part("/data/mean"), "std": part("/data/std"), "exif": part("/data/exif") },
         });
         Self::from_json_with(&own.to_string(), changes)
+    }
+
+    /// What weights of a classifier that say nothing of themselves are used with, as the published ones: the model, without stochastic depth, and
+    /// the mean and deviation that its images are normalised with, of [`ClassifyConfig::of_model`].
+    pub fn of_published(model: &str, changes: &[String]) -> Result<Self> {
+        let mut own = ClassifyConfig::of_model(model, &[])?;
+        own.model.backbone.drop_path = 0.0;
+        Self::of_weights(&own.to_json()?, changes)
     }
 
     /// The whole config as readable JSON.
@@ -535,6 +543,13 @@ mod tests {
         assert_eq!((config.data.mean, config.data.std, config.data.flip), ([0.5; 3], [0.5; 3], 0.0));
         let detector = Config::preset("retinanet_pvig_ti_bccd", &[]).unwrap();
         assert_eq!(Config::of_weights(&detector.to_json().unwrap(), &[]).unwrap(), detector);
+        let published = |model: &str| Config::of_published(model, &["data.exif=true".into()]).unwrap();
+        assert_eq!((published("vig_b").data.mean, published("vig_b").data.std), ([0.5; 3], [0.5; 3]));
+        assert_eq!(
+            (published("pvig_b").model.backbone.drop_path, published("pvig_b").data.exif),
+            (0.0, true)
+        );
+        assert_eq!(published("resnet18").data.mean, detector.data.mean);
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl LinkCounts {
     /// Adds the block's graph on one image, of which `objects` are the masks; see [`PatchGraph`] for `seen`.
     ///
     /// `seen` is the (height, width) that the image has in the network's input, in pixels; masks have the size of the original image. A patch is
-    /// in an object if at least half of its pixels are.
+    /// in an object if at least half of its pixels are. Nodes that lie in the padding beyond the image are left out, whatever they are linked to.
     pub fn add(&mut self, graph: &PatchGraph, objects: &[Rle], seen: (u32, u32)) {
         self.block = graph.number;
         let m = graph.candidate_count();
@@ -72,8 +72,14 @@ impl LinkCounts {
             let (a, b) = (nodes[n], candidates[c]);
             (a.0 - b.0).hypot(a.1 - b.1)
         };
+        let of_image: Vec<usize> = (0..graph.len())
+            .filter(|&n| {
+                let patch = graph.node_patch(n);
+                patch.top < seen.0 && patch.left < seen.1
+            })
+            .collect();
         let mut links = 0;
-        for node in 0..graph.len() {
+        for &node in &of_image {
             for candidate in others(graph, node) {
                 let distance = between(node, candidate);
                 links += 1;
@@ -86,9 +92,9 @@ impl LinkCounts {
         self.links += links;
 
         // Of large grids, every so many nodes are enough for a mean.
-        let step = (graph.len() * m / PAIRS).max(1);
+        let step = (of_image.len() * m / PAIRS).max(1);
         let (mut sum, mut pairs) = (0.0, 0u64);
-        for node in (0..graph.len()).step_by(step) {
+        for &node in of_image.iter().step_by(step) {
             let own = graph.candidate_of(node);
             for candidate in (0..m).filter(|&c| own != Some(c)) {
                 sum += between(node, candidate);
@@ -100,7 +106,7 @@ impl LinkCounts {
 
         for object in objects {
             let inside = Inside::new(object, graph, seen);
-            for node in (0..graph.len()).filter(|&n| inside.nodes[n]) {
+            for &node in of_image.iter().filter(|&&n| inside.nodes[n]) {
                 self.add_node(graph, node, &inside.candidates, |c| between(node, c));
             }
         }
@@ -323,6 +329,19 @@ mod tests {
         let middle = 24.0 + 2.0 * 128f64.sqrt();
         assert!((stats.random_distance - (4.0 * corner + 2.0 * middle) / 30.0).abs() < 1e-9);
         assert_eq!((stats.object_nodes, stats.same_object), (0, None));
+    }
+
+    #[test]
+    fn nodes_in_the_padding_are_left_out() {
+        // Of 16 × 24 pixels the image has 7 × 9: the upper row's first two nodes, the second cut by the padding.
+        let mut counts = LinkCounts::default();
+        counts.add(&rows(), &[], (7, 9));
+        let stats = counts.stats();
+        assert_eq!(stats.links, 2);
+        assert!((stats.mean_distance - 8.0).abs() < 1e-9);
+        let corner = 32.0 + 128f64.sqrt() + 320f64.sqrt();
+        let middle = 24.0 + 2.0 * 128f64.sqrt();
+        assert!((stats.random_distance - (corner + middle) / 10.0).abs() < 1e-9);
     }
 
     #[test]

@@ -155,11 +155,6 @@ impl PatchGraph {
         let (row, column) = (node / self.nodes.1 / self.pooled.0, node % self.nodes.1 / self.pooled.1);
         (row < self.candidates.0 && column < self.candidates.1).then(|| row * self.candidates.1 + column)
     }
-
-    /// The nodes that have a candidate among their neighbours, in their order.
-    pub fn pointing_at(&self, candidate: usize) -> Vec<usize> {
-        (0..self.len()).filter(|&node| self.neighbours(node).contains(&(candidate as u32))).collect()
-    }
 }
 
 /// The distance of each of `n` rows from the mean row.
@@ -216,15 +211,6 @@ pub(crate) mod tests {
         assert_eq!(graph.candidate_of(3 * 7 + 5), Some(5));
         assert_eq!(graph.candidate_of(6), None);
         assert_eq!(graph.candidate_of(4 * 7), None);
-    }
-
-    #[test]
-    fn those_that_point_at_a_candidate_are_found() {
-        let mut graph = pooled();
-        graph.edges[3 * 8..3 * 9].copy_from_slice(&[2, 1, 0]);
-        assert_eq!(graph.pointing_at(2), [8]);
-        assert_eq!(graph.pointing_at(5).len(), 34);
-        assert!(graph.pointing_at(3).is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A model whose graphs are looked at: weights and config from one file, images of any size.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -8,17 +8,20 @@ use image::RgbImage;
 use tch::{Device, Tensor};
 
 use super::patches::PatchGraph;
-use crate::config::{Config, DetectorKind};
+use crate::config::{ClassifyConfig, Config, DetectorKind};
 use crate::data::resize::{output_size, resize_into, Normalise, Slot};
 use crate::graph::GraphTrace;
 use crate::weights::{load_classifier, read_metadata, LoadedClassifier};
+
+/// Most pixels of the network's input: far beyond what a picture can show, and the index of a patch stays a `u32`.
+const MOST_PIXELS: u64 = 100_000_000;
 
 /// What to open besides the model's name.
 #[derive(Clone, Debug)]
 pub struct ViewerOptions {
     /// Weights of a classifier, a backbone or a detector; `None`: random ones.
     pub weights: Option<PathBuf>,
-    /// A config in place of the one in the weights' metadata: a file, or a preset's name.
+    /// A config in place of the one in the weights' metadata: a file, or a preset's name, of a detector or of a classifier.
     pub config: Option<PathBuf>,
     /// Changes to the config, `key.path=value` (see [`Config::from_json_with`]).
     pub changes: Vec<String>,
@@ -54,7 +57,7 @@ pub struct GraphView {
     pub input: (u32, u32),
     /// One for each block, in the order of the network.
     pub blocks: Vec<PatchGraph>,
-    /// Seconds that the forward pass took.
+    /// Seconds that the forward pass took, with what it keeps of the graphs: edges, their distances, features.
     pub seconds: f64,
 }
 
@@ -82,7 +85,8 @@ pub struct GraphViewer {
 
 impl GraphViewer {
     /// Opens a model: a ViG classifier (`vig_ti`, …, `pvig_b`), or the backbone of a detector (`retinanet`, `mask_rcnn`), whose config is in its
-    /// weights' metadata unless the options name another. A detector without weights is that of the paper's config.
+    /// weights' metadata unless the options name another. A classifier without one is prepared as the published ones are (see
+    /// [`Config::of_published`]); a detector without weights is that of the paper's config.
     ///
     /// # Errors
     /// If there is no such model, it has no graph, or the weights cannot be read or are for another model.
@@ -156,8 +160,8 @@ impl GraphViewer {
         Ok(blocks.iter().enumerate().flat_map(|(s, &count)| vec![s + 1; count.max(0) as usize]).collect())
     }
 
-    /// Runs the backbone on an image and gives the graphs of all its blocks.
-    pub fn view(&self, image: &RgbImage, file: &str) -> Result<GraphView> {
+    /// The network's input, `[1, 3, H, W]`, for an image, and the (height, width) that the image has in it.
+    fn input(&self, image: &RgbImage, file: &str) -> Result<(Tensor, (u32, u32))> {
         let (width, height) = image.dimensions();
         ensure!(width > 0 && height > 0, "{file} has no pixels");
         let data = &self.config.data;
@@ -167,20 +171,46 @@ impl GraphViewer {
             None => (width, height),
         };
         let pad = if self.detector { data.pad } else { 1 };
-        let (columns, rows) = (w.next_multiple_of(pad), h.next_multiple_of(pad));
-        let mut pixels = vec![0.0; 3 * (columns * rows) as usize];
+        let padded = |side: u32| u64::from(side).next_multiple_of(pad.into());
+        let (columns, rows) = (padded(w), padded(h));
+        ensure!(
+            u128::from(columns) * u128::from(rows) <= MOST_PIXELS.into(),
+            "{file} would have {w}×{h} pixels in the network, more than the {} million that can be drawn: name a smaller --size",
+            MOST_PIXELS / 1_000_000
+        );
+        let (columns, rows) = (columns as u32, rows as u32);
+        let mut pixels = vec![0.0; 3 * columns as usize * rows as usize];
         let normalise = Normalise::new(data.mean, data.std);
         let slot = Slot { data: &mut pixels, rows: rows as usize, columns: columns as usize };
         resize_into(image, (w, h), data.resize, &normalise, slot)?;
         let input = Tensor::from_slice(&pixels).view([1, 3, i64::from(rows), i64::from(columns)]);
+        Ok((input.to_device(self.device), (h, w)))
+    }
 
+    /// Seconds of a plain forward pass of the backbone on an image, as for its features alone.
+    pub fn forward_seconds(&self, image: &RgbImage, file: &str) -> Result<f64> {
+        let (input, _) = self.input(image, file)?;
+        let start = Instant::now();
+        let maps = tch::no_grad(|| self.model.model.backbone().forward(&input, false, None))?;
+        if let Device::Cuda(index) = self.device {
+            tch::Cuda::synchronize(index as i64);
+        }
+        drop(maps);
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Runs the backbone on an image and gives the graphs of all its blocks.
+    pub fn view(&self, image: &RgbImage, file: &str) -> Result<GraphView> {
+        let (input, seen) = self.input(image, file)?;
+        let (_, _, rows, columns) = input.size4()?;
+        let size = (rows as u32, columns as u32);
         let mut trace = GraphTrace::detailed();
         let start = Instant::now();
         let backbone = self.model.model.backbone();
-        tch::no_grad(|| backbone.forward(&input.to_device(self.device), false, Some(&mut trace)))?;
+        tch::no_grad(|| backbone.forward(&input, false, Some(&mut trace)))?;
         let seconds = start.elapsed().as_secs_f64();
         let graph = |((block, features), (i, stage)): ((_, _), (usize, usize))| {
-            PatchGraph::new(block, features, (i + 1, stage), (rows, columns), 0)
+            PatchGraph::new(block, features, (i + 1, stage), size, 0)
         };
         // The first of the features is what goes in.
         let blocks =
@@ -190,8 +220,8 @@ impl GraphViewer {
             weights: self.weights.clone(),
             file: file.to_string(),
             image: image.clone(),
-            seen: (h, w),
-            input: (rows, columns),
+            seen,
+            input: size,
             blocks: blocks.map(graph).collect::<Result<_>>()?,
             seconds,
         })
@@ -210,10 +240,10 @@ fn config(model: &str, kind: Option<DetectorKind>, options: &ViewerOptions) -> R
         Ok(config)
     };
     if let Some(path) = &options.config {
-        return check(Config::load(path, &options.changes)?, path.display().to_string());
+        return check(load(path, kind, &options.changes)?, path.display().to_string());
     }
     if let (Some(text), Some(path)) = (metadata.get("config"), &options.weights) {
-        let config = Config::from_json_with(text, &options.changes)
+        let config = Config::of_weights(text, &options.changes)
             .with_context(|| format!("the config in {}", path.display()))?;
         return check(config, path.display().to_string());
     }
@@ -232,9 +262,18 @@ fn config(model: &str, kind: Option<DetectorKind>, options: &ViewerOptions) -> R
                 "there is no model `{model}`: take one of {}, or retinanet or mask_rcnn",
                 crate::backbone::NAMES.join(", ")
             );
-            let mut changes = vec![format!("model.backbone.name={}", serde_json::json!(model))];
-            changes.extend(options.changes.iter().cloned());
-            Config::from_json_with("{}", &changes)
+            Config::of_published(model, &options.changes)
         }
     }
+}
+
+/// A config that was named: a detector's, or for a classifier a classifier's too.
+fn load(path: &Path, kind: Option<DetectorKind>, changes: &[String]) -> Result<Config> {
+    if kind.is_none() {
+        if let Ok(own) = ClassifyConfig::load(path, &[]) {
+            return Config::of_weights(&own.to_json()?, changes)
+                .with_context(|| format!("config {}", path.display()));
+        }
+    }
+    Config::load(path, changes)
 }

@@ -30,29 +30,38 @@ pub fn curves(log: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
 fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog) -> DrawResult<(), DB> {
     area.fill(&style::PAPER)?;
     let steps = run.steps.max(1) as f64;
-    let losses: Vec<Line> = run.losses.iter().map(Line::smoothed).collect();
+    let losses: Vec<Line> = shown_losses(run).iter().map(Line::smoothed).collect();
     let top = top_of(&losses);
-    let mut panels = vec![Panel { title: "Loss", y: "loss, smoothed", top, lines: losses, low: false }];
+    let legend = SeriesLabelPosition::UpperRight;
+    let mut panels = vec![Panel { title: "Loss", y: "loss, smoothed", top, lines: losses, legend }];
     let shown = METRICS.iter().filter_map(|name| run.metrics.iter().find(|s| s.name == *name));
     let metrics: Vec<Line> = shown.map(Line::metric).collect();
     if !metrics.is_empty() {
-        panels.push(Panel {
-            title: "Validation",
-            y: if run.is_of_classifier() { "accuracy" } else { "AP" },
-            top: 1.0,
-            lines: metrics,
-            low: true,
-        });
+        // AP starts low; accuracies may start anywhere, and end high.
+        let (y, legend) = match run.is_of_classifier() {
+            true => ("accuracy", SeriesLabelPosition::LowerRight),
+            false => ("AP", SeriesLabelPosition::UpperLeft),
+        };
+        panels.push(Panel { title: "Validation", y, top: 1.0, lines: metrics, legend });
     }
     if !run.lr.is_empty() {
         let line = Line { name: String::new(), faint: Vec::new(), points: run.lr.clone(), markers: false };
         let lines = vec![line];
-        panels.push(Panel { title: "Schedule", y: "learning rate", top: top_of(&lines), lines, low: false });
+        let legend = SeriesLabelPosition::UpperRight;
+        panels.push(Panel { title: "Schedule", y: "learning rate", top: top_of(&lines), lines, legend });
     }
     for (place, panel) in area.split_evenly((panels.len(), 1)).iter().zip(&panels) {
         panel.draw(place, steps)?;
     }
     area.present()
+}
+
+/// The losses to draw: a single part that is the loss itself would only hide it.
+fn shown_losses(run: &RunLog) -> &[Series] {
+    match run.losses.as_slice() {
+        [loss, part] if loss.points == part.points => &run.losses[..1],
+        all => all,
+    }
 }
 
 /// One line of a panel.
@@ -99,8 +108,8 @@ struct Panel<'a> {
     /// Upper end of the vertical axis, which starts at 0; what is above is drawn at it.
     top: f64,
     lines: Vec<Line>,
-    /// Whether the lines start low, so that the legend has room at the upper left.
-    low: bool,
+    /// Where the lines leave room for the legend.
+    legend: SeriesLabelPosition,
 }
 
 impl Panel<'_> {
@@ -125,9 +134,7 @@ impl Panel<'_> {
             }
         }
         if self.lines.iter().any(|line| !line.name.is_empty()) {
-            let corner =
-                if self.low { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight };
-            style::legend(&mut chart, corner)?;
+            style::legend(&mut chart, self.legend.clone())?;
         }
         Ok(())
     }
@@ -154,6 +161,30 @@ mod tests {
         {
             assert!(svg.contains(words), "{words}");
         }
+    }
+
+    #[test]
+    fn a_classifiers_only_part_is_left_out_and_its_legend_is_below_the_accuracies() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log.jsonl");
+        let draw = |part: f64| {
+            let step = format!("{{\"iter\":1,\"loss\":0.5,\"cross_entropy\":{part},\"lr\":0.01}}\n");
+            let evaluations =
+                "{\"iter\":1,\"top1\":0.5,\"top5\":0.9}\n{\"iter\":2,\"top1\":0.6,\"top5\":0.95}\n";
+            std::fs::write(&log, step + evaluations).unwrap();
+            std::fs::read_to_string(&curves(&log, folder.path()).unwrap()[1]).unwrap()
+        };
+        assert!(draw(0.4).contains("cross_entropy"));
+        let svg = draw(0.5);
+        assert!(svg.contains("loss (last 0.500)") && !svg.contains("cross_entropy"));
+        // The last of the texts and of the curves' dots before a place, by their y.
+        let y_of = |at: usize, name: &str| -> f64 {
+            let from = at + svg[at..].find(name).unwrap() + name.len();
+            svg[from..from + svg[from..].find('"').unwrap()].parse().unwrap()
+        };
+        let label = svg[..svg.find("top-5 (best 0.950)").unwrap()].rfind("<text").unwrap();
+        let dots: Vec<f64> = svg.match_indices("<circle").map(|(at, _)| y_of(at, "cy=\"")).collect();
+        assert!(dots.len() >= 4 && dots.iter().skip(1).all(|y| *y < y_of(label, " y=\"")), "{dots:?}");
     }
 
     #[test]

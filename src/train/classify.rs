@@ -10,6 +10,7 @@ use tch::nn;
 use super::autocast::autocast;
 use super::checkpoint::{load_state, number, save_state, Best, Progress};
 use super::classify_evaluate::{cross_entropy, ClassEvaluator};
+use super::classify_unread::Unread;
 use super::ema::Ema;
 use super::epoch_cosine::EpochCosine;
 use super::log::{Logger, Step};
@@ -45,6 +46,8 @@ pub struct ClassTrainer {
     /// Steps of the whole run.
     total: u64,
     best_lines: Option<String>,
+    /// What was said of unreadable images of the training and of the validation split.
+    unread: (Unread, Unread),
 }
 
 impl ClassTrainer {
@@ -105,6 +108,7 @@ impl ClassTrainer {
             label_smoothing: t.label_smoothing,
         };
         let loader = ClassLoader::new(train, &config.data, loader_options)?;
+        check_micro_batches(&loader, &config)?;
         let steps_per_epoch = loader.steps_per_epoch();
         let total = (t.epochs * steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
@@ -160,6 +164,7 @@ impl ClassTrainer {
             progress,
             log,
             best_lines: None,
+            unread: Default::default(),
         })
     }
 
@@ -271,8 +276,8 @@ impl ClassTrainer {
                 number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
             }
         }
-        for (file, reason) in loader.skipped().iter().take(5) {
-            self.log.say(&format!("skipped {file}: {reason}"));
+        for line in self.unread.0.news(&loader.skipped(), "skipped") {
+            self.log.say(&line);
         }
         Ok(Flow::Done)
     }
@@ -384,8 +389,8 @@ impl ClassTrainer {
         let scalars = [("val/top1", top1), ("val/top5", top5), ("val/loss", accuracy.loss)];
         let scalars = scalars.map(|(tag, value)| (tag.to_string(), value));
         self.log.evaluation(iter, epoch, accuracy.summary_json(), &scalars, seconds)?;
-        for (file, reason) in unread.iter().take(5) {
-            self.log.say(&format!("not evaluated, {file}: {reason}"));
+        for line in self.unread.1.news(&unread, "not evaluated") {
+            self.log.say(&line);
         }
         self.log.say(&format!(
             "epoch {epoch}/{}: top-1 {top1:.4}, top-5 {top5:.4}, loss {:.3}{}; {:.0} s of training, {seconds:.0} s of evaluation",
@@ -411,6 +416,23 @@ impl ClassTrainer {
             ema.swap();
         }
     }
+}
+
+/// Refuses a single image as a micro batch where a batch norm would see one value per channel: an epoch may have one at its end only, after hours.
+fn check_micro_batches(loader: &ClassLoader, config: &ClassifyConfig) -> Result<()> {
+    let (t, backbone) = (&config.train, &config.model.backbone);
+    // ViG's classifier has a norm after the mean over the image; ResNet's last map has one place for images of up to 32 pixels.
+    let one_value =
+        !backbone.name.starts_with("resnet") || (!backbone.freeze_norms && config.data.size <= 32);
+    ensure!(
+        !one_value || loader.smallest_batch() > 1,
+        "the last micro batch of a step of an epoch has one image, which {} cannot train on (its batch norm would see one value per channel): \
+         change train.batch_size, {}, or train.micro_batch, {}, or set data.drop_last=true, which leaves out a smaller last step",
+        backbone.name,
+        t.batch_size,
+        t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size)
+    );
+    Ok(())
 }
 
 /// What the micro batches of a step have added up to.

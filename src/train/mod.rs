@@ -5,6 +5,7 @@ mod autocast;
 pub mod checkpoint;
 pub mod classify;
 pub mod classify_evaluate;
+pub mod classify_unread;
 pub mod ema;
 pub mod epoch_cosine;
 pub mod evaluate;

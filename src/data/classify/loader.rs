@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure, Result};
 use image::{imageops, RgbImage};
-use rand::seq::SliceRandom;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+use super::color_jitter;
 use super::crop::{center, crop_resize, random_window, Filter};
 use super::erase;
 use super::mix::{add_target, Mix};
-use super::ops;
 use super::order::ClassOrder;
 use super::rand_augment;
 use crate::config::{ClassifyDataConfig, Interpolation, OnError};
@@ -141,6 +140,11 @@ impl ClassLoader {
     /// Steps of an epoch.
     pub fn steps_per_epoch(&self) -> usize {
         self.order.steps(self.shared.dataset.len())
+    }
+
+    /// Images of the smallest micro batch of an epoch.
+    pub fn smallest_batch(&self) -> usize {
+        self.order.smallest(self.shared.dataset.len())
     }
 
     /// How many batches at most are being made or waiting at any time.
@@ -302,7 +306,9 @@ impl Shared {
             }
         }
         if config.color_jitter > 0.0 && (config.rand_augment.is_none() || config.force_color_jitter) {
-            color_jitter(&mut image, config.color_jitter, rng);
+            for op in color_jitter::draw(config.color_jitter, rng) {
+                op.apply(&mut image, filter, [0; 3]);
+            }
         }
         Ok(image)
     }
@@ -350,14 +356,5 @@ impl Shared {
                 Ok(None)
             }
         }
-    }
-}
-
-/// torchvision's `ColorJitter` of brightness, contrast and saturation: factors of `[1 − strength, 1 + strength]`, in random order.
-fn color_jitter(image: &mut RgbImage, strength: f64, rng: &mut impl Rng) {
-    let mut order: [fn(&mut RgbImage, f32); 3] = [ops::brightness, ops::contrast, ops::saturation];
-    order.shuffle(rng);
-    for change in order {
-        change(image, (1.0 + strength * (2.0 * rng.random::<f64>() - 1.0)) as f32);
     }
 }

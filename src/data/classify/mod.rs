@@ -3,6 +3,7 @@
 //! The transforms are timm's, which the published ViG classifiers were trained with, on 8-bit images as Pillow computes them.
 
 pub mod affine;
+mod color_jitter;
 pub mod crop;
 pub mod erase;
 mod loader;

@@ -9,7 +9,7 @@ use crate::data::order::generator;
 pub struct ClassOrder {
     /// Shuffle with this seed; `None`: the data set's order.
     pub shuffle: Option<u64>,
-    /// Views of each image side by side (repeated augmentation); 1: one.
+    /// Views of each image (repeated augmentation), which [`ClassOrder::plan`] deals to different micro batches; 1: one.
     pub repeats: usize,
     /// With repeats: the epoch is the largest multiple of this that is not above the number of images.
     pub round: usize,
@@ -49,8 +49,15 @@ impl ClassOrder {
             order.shuffle(&mut generator(seed, epoch, u64::MAX));
         }
         let selected = repeated(&order, self.repeats, self.images(images));
-        let steps = selected.chunks(self.batch_size.max(1));
-        steps.flat_map(|step| step.chunks(self.micro_batch.max(1)).map(<[usize]>::to_vec)).collect()
+        micro_batches(&selected, self.batch_size, self.micro_batch)
+    }
+
+    /// Images of the smallest micro batch of an epoch.
+    pub fn smallest(&self, images: usize) -> usize {
+        let images = self.images(images);
+        let steps = [self.batch_size.min(images), images % self.batch_size];
+        let of_step = |step: usize| step / step.div_ceil(self.micro_batch);
+        steps.into_iter().filter(|&step| step > 0).map(of_step).min().unwrap_or(0)
     }
 
     /// Micro batches of an epoch.
@@ -65,6 +72,16 @@ impl ClassOrder {
 /// together: each image of the shuffled order so many times in a row, and of that the first `selected`.
 pub fn repeated(order: &[usize], repeats: usize, selected: usize) -> Vec<usize> {
     order.iter().flat_map(|i| std::iter::repeat_n(*i, repeats.max(1))).take(selected).collect()
+}
+
+/// Deals each step of `batch_size` images to as many micro batches as it needs, one image to each in turn, as DeiT's `RASampler` deals a step to its
+/// processes: the views of an image go to different micro batches, and the sizes of these differ by one at most.
+pub fn micro_batches(selected: &[usize], batch_size: usize, micro_batch: usize) -> Vec<Vec<usize>> {
+    let deal = |step: &[usize]| -> Vec<Vec<usize>> {
+        let count = step.len().div_ceil(micro_batch.max(1));
+        (0..count).map(|m| step.iter().skip(m).step_by(count).copied().collect()).collect()
+    };
+    selected.chunks(batch_size.max(1)).flat_map(deal).collect()
 }
 
 #[cfg(test)]
@@ -86,16 +103,46 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_is_the_shuffled_order_repeated() {
+    fn an_epoch_is_the_shuffled_order_repeated_and_dealt() {
         let plan = ORDER.plan(5, 11);
-        let once = ClassOrder { repeats: 1, drop_last: false, ..ORDER }.plan(5, 11).concat();
-        assert_eq!(plan.concat(), repeated(&once, 3, 8));
+        // With micro batches of one image, an epoch is in the order of the images.
+        let single = ClassOrder { repeats: 1, drop_last: false, micro_batch: 1, ..ORDER };
+        let once = single.plan(5, 11).concat();
+        assert_eq!(plan, micro_batches(&repeated(&once, 3, 8), 4, 2));
         assert_eq!((plan.len(), plan.len()), (ORDER.batches(11), 4));
         assert_eq!(ORDER.steps(11), 2);
         let mut all = once.clone();
         all.sort_unstable();
         assert_eq!(all, (0..11).collect::<Vec<_>>());
-        assert_ne!(ClassOrder { repeats: 1, drop_last: false, ..ORDER }.plan(6, 11).concat(), once);
+        assert_ne!(single.plan(6, 11).concat(), once);
+    }
+
+    #[test]
+    fn views_of_an_image_are_dealt_to_different_micro_batches() {
+        let selected = repeated(&[7, 2, 5, 0], 3, 9);
+        assert_eq!(micro_batches(&selected, 9, 3), [[7, 2, 5], [7, 2, 5], [7, 2, 5]]);
+        assert_eq!(micro_batches(&[1, 2, 3, 4, 5, 6, 7], 5, 3), [vec![1, 3, 5], vec![2, 4], vec![6, 7]]);
+    }
+
+    #[test]
+    fn the_smallest_micro_batch_is_that_of_the_plan() {
+        for (batch_size, micro_batch, drop_last) in [
+            (129, 128, true),
+            (8, 4, false),
+            (5, 2, false),
+            (4, 4, false),
+            (3, 3, true),
+            (6, 1, true),
+            (40, 7, false),
+        ] {
+            let order = ClassOrder { repeats: 1, batch_size, micro_batch, drop_last, ..ORDER };
+            for images in [12, 13, 17, 258] {
+                let smallest = order.plan(0, images).iter().map(Vec::len).min().unwrap_or(0);
+                assert_eq!(order.smallest(images), smallest, "{order:?} {images}");
+            }
+        }
+        let even = ClassOrder { repeats: 1, batch_size: 129, micro_batch: 128, ..ORDER };
+        assert_eq!(even.smallest(129), 64);
     }
 
     #[test]
