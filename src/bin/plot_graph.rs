@@ -14,6 +14,7 @@ use vigdet::explore::centers::parse_blocks;
 use vigdet::explore::links::{of_dataset, of_view, table, LinkStats};
 use vigdet::explore::{Center, GraphViewer, ViewerOptions};
 use vigdet::plot::graph::{draw_links, page, Centers, GraphPicture, PictureOptions};
+use vigdet::threads::set_threads;
 use vigdet::train::run_dir::write_text;
 
 /// Draw the graph of a ViG backbone: chosen patches and their neighbours, block by block, on an image.
@@ -97,6 +98,7 @@ fn run(args: &Args) -> Result<()> {
         device: cli::parse_device(args.device.as_deref())?,
     };
     let viewer = GraphViewer::open(&args.model, &options)?;
+    set_threads(viewer.config().train.threads);
     eprintln!("{}", viewer.report());
     for folder in
         [Some(args.out.as_path()), args.html.as_deref().and_then(Path::parent)].into_iter().flatten()
