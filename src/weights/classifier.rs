@@ -27,6 +27,11 @@ pub struct LoadedClassifier {
     pub head_loaded: bool,
 }
 
+/// Whether a variable of a classifier belongs to the layers that give class scores, not to its backbone.
+pub fn is_of_head(name: &str) -> bool {
+    name.starts_with("prediction.") || name.starts_with("fc.")
+}
+
 /// Builds a backbone and its classifier, for as many classes as the file has (1000 without one), and loads the file
 /// (see [`load_into`]). The file may be a detector's or a backbone's alone: the classifier then keeps its random start.
 ///
@@ -48,8 +53,7 @@ pub fn load_classifier(
     drop(file);
     let model = Classifier::new(&store.root(), config, classes.unwrap_or(IMAGENET_CLASSES))?;
     let report = load_into(&store, path, &LoadOptions::default())?;
-    let of_head = |name: &&String| name.starts_with("prediction.") || name.starts_with("fc.");
-    let missing: Vec<&String> = report.missing.iter().filter(|name| !of_head(name)).collect();
+    let missing: Vec<&String> = report.missing.iter().filter(|name| !is_of_head(name)).collect();
     ensure!(
         missing.is_empty(),
         "cannot load weights from {}: {} of the tensors of {} are not in it ({}{}), {} of its own are for nothing{}",
@@ -61,6 +65,6 @@ pub fn load_classifier(
         report.unused.len(),
         report.unused.first().map_or(String::new(), |name| format!(" ({name}, …)")),
     );
-    let head_loaded = !report.missing.iter().any(|name| of_head(&name));
+    let head_loaded = !report.missing.iter().any(|name| is_of_head(name));
     Ok(LoadedClassifier { model, store, report: Some(report), head_loaded })
 }

@@ -7,7 +7,7 @@ mod pickle;
 mod save;
 mod torch;
 
-pub use classifier::{load_classifier, LoadedClassifier, IMAGENET_CLASSES};
+pub use classifier::{is_of_head, load_classifier, LoadedClassifier, IMAGENET_CLASSES};
 pub use file::WeightFile;
 pub use load::{load_into, read_metadata, LoadOptions, LoadReport};
 pub use save::{
