@@ -235,7 +235,11 @@ fn a_comparison_has_the_difference_inside_its_interval_and_the_seed_fixes_it() {
     };
     let found = run(&better, &worse, 1);
     let ap = &found.differences[0];
-    let whole = evaluate(&truth, &worse, IouType::Bbox, &Params::default()).unwrap().summary().stats[0];
+    let stats = evaluate(&truth, &worse, IouType::Bbox, &Params::default()).unwrap().summary().stats;
+    for (difference, stat) in found.differences.iter().zip(stats) {
+        assert!((difference.b - stat).abs() < 1e-12, "{difference:?} is not {stat}");
+    }
+    let whole = stats[0];
     assert!(
         (ap.a - 1.0).abs() < 1e-12
             && (ap.b - whole).abs() < 1e-12
