@@ -151,7 +151,7 @@ fn draw(args: &Args, viewer: &GraphViewer, path: &Path) -> Result<()> {
     // The first pass was the one with the graphs: what a first pass has to set up counts against the picture.
     let plain = args.time.then(|| viewer.forward_seconds(&image, &name)).transpose()?;
     let forward = plain.unwrap_or(view.seconds);
-    let picture_seconds = view.seconds - forward + reading + drawing;
+    let picture_seconds = (view.seconds - forward).max(0.0) + reading + drawing;
     let seconds = json!({
         "forward": plain, "forward_with_graph": view.seconds, "graph": reading, "picture": drawing,
         "html": args.html.as_ref().map(|_| writing),

@@ -96,8 +96,7 @@ struct Shared {
 #[derive(Debug)]
 struct Job {
     batch: usize,
-    first: usize,
-    images: Vec<usize>,
+    images: Vec<(usize, usize)>,
 }
 
 impl ClassLoader {
@@ -159,13 +158,8 @@ impl ClassLoader {
 
     /// Starts `epoch` at its micro batch `first_batch` (0: from the beginning; a resumed run: where it stopped).
     pub fn epoch(&self, epoch: usize, first_batch: usize) -> ClassEpoch<'_> {
-        let mut first = 0;
         let plan = self.order.plan(epoch, self.shared.dataset.len());
-        let jobs = plan.into_iter().enumerate().map(|(batch, images)| {
-            let job = Job { batch, first, images };
-            first += job.images.len();
-            job
-        });
+        let jobs = plan.into_iter().enumerate().map(|(batch, images)| Job { batch, images });
         let jobs = jobs.skip(first_batch).collect();
         let shared = self.shared.clone();
         let work = move |job: Job| shared.batch(epoch, &job);
@@ -202,6 +196,8 @@ impl Iterator for ClassEpoch<'_> {
 
 /// An image on its way into a batch.
 struct Loaded {
+    /// Its place in the epoch.
+    place: usize,
     image: RgbImage,
     label: usize,
     name: String,
@@ -213,8 +209,7 @@ impl Shared {
         let loaded: Vec<Option<Loaded>> = job
             .images
             .par_iter()
-            .enumerate()
-            .map(|(i, &image)| self.load(epoch, job.first + i, image))
+            .map(|&(place, image)| self.load(epoch, place, image))
             .collect::<Result<_>>()?;
         let loaded: Vec<Loaded> = loaded.into_iter().flatten().collect();
         if loaded.is_empty() {
@@ -224,10 +219,10 @@ impl Shared {
         let mut rng = generator(self.options.seed, epoch, job.batch as u64);
         rng.set_stream(BATCH_STREAM);
         let mix = self.options.train.then(|| Mix::draw(&self.config, side, &mut rng)).flatten();
-        Ok(Some(self.assemble(epoch, job.first, &loaded, mix)))
+        Ok(Some(self.assemble(epoch, &loaded, mix)))
     }
 
-    fn assemble(&self, epoch: usize, first: usize, loaded: &[Loaded], mix: Option<Mix>) -> ClassBatch {
+    fn assemble(&self, epoch: usize, loaded: &[Loaded], mix: Option<Mix>) -> ClassBatch {
         let (side, count) = (self.config.size as usize, loaded.len());
         let classes = self.dataset.classes().len();
         let images = Tensor::empty([count as i64, 3, side as i64, side as i64], (Kind::Float, Device::Cpu));
@@ -247,7 +242,7 @@ impl Shared {
                 None => normalise_rows(&loaded[i].image, &normalise, planes, side, side),
             }
             if self.options.train && self.config.erase.probability > 0.0 {
-                let mut rng = generator(self.options.seed, epoch, (first + i) as u64);
+                let mut rng = generator(self.options.seed, epoch, loaded[i].place as u64);
                 rng.set_stream(ERASE_STREAM);
                 if let Some(window) = erase::window(self.config.size, &self.config.erase, &mut rng) {
                     erase::erase(planes, side, window, &mut rng);
@@ -286,7 +281,7 @@ impl Shared {
             };
             center(&image, self.config.size, self.config.crop, filter)?
         };
-        Ok(Some(Loaded { image, label: self.dataset.label(i), name: self.dataset.name(i) }))
+        Ok(Some(Loaded { place, image, label: self.dataset.label(i), name: self.dataset.name(i) }))
     }
 
     /// Random crop, flip, then RandAugment or colour jitter: timm's `transforms_imagenet_train`.

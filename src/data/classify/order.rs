@@ -42,14 +42,16 @@ impl ClassOrder {
         self.images(images).div_ceil(self.batch_size)
     }
 
-    /// The images of each micro batch of `epoch`, step by step: no micro batch has images of two steps.
-    pub fn plan(&self, epoch: usize, images: usize) -> Vec<Vec<usize>> {
+    /// The images of each micro batch of `epoch`, step by step: no micro batch has images of two steps. Each is (place, number): its place in the
+    /// epoch, which does not depend on the micro batches, and its number in the data set.
+    pub fn plan(&self, epoch: usize, images: usize) -> Vec<Vec<(usize, usize)>> {
         let mut order: Vec<usize> = (0..images).collect();
         if let Some(seed) = self.shuffle {
             order.shuffle(&mut generator(seed, epoch, u64::MAX));
         }
         let selected = repeated(&order, self.repeats, self.images(images));
-        micro_batches(&selected, self.batch_size, self.micro_batch)
+        let placed: Vec<(usize, usize)> = selected.into_iter().enumerate().collect();
+        micro_batches(&placed, self.batch_size, self.micro_batch)
     }
 
     /// Images of the smallest micro batch of an epoch.
@@ -76,8 +78,8 @@ pub fn repeated(order: &[usize], repeats: usize, selected: usize) -> Vec<usize> 
 
 /// Deals each step of `batch_size` images to as many micro batches as it needs, one image to each in turn, as DeiT's `RASampler` deals a step to its
 /// processes: the views of an image go to different micro batches, and the sizes of these differ by one at most.
-pub fn micro_batches(selected: &[usize], batch_size: usize, micro_batch: usize) -> Vec<Vec<usize>> {
-    let deal = |step: &[usize]| -> Vec<Vec<usize>> {
+pub fn micro_batches<T: Copy>(selected: &[T], batch_size: usize, micro_batch: usize) -> Vec<Vec<T>> {
+    let deal = |step: &[T]| -> Vec<Vec<T>> {
         let count = step.len().div_ceil(micro_batch.max(1));
         (0..count).map(|m| step.iter().skip(m).step_by(count).copied().collect()).collect()
     };
@@ -105,16 +107,23 @@ mod tests {
     #[test]
     fn an_epoch_is_the_shuffled_order_repeated_and_dealt() {
         let plan = ORDER.plan(5, 11);
-        // With micro batches of one image, an epoch is in the order of the images.
-        let single = ClassOrder { repeats: 1, drop_last: false, micro_batch: 1, ..ORDER };
-        let once = single.plan(5, 11).concat();
-        assert_eq!(plan, micro_batches(&repeated(&once, 3, 8), 4, 2));
+        let in_order = |order: ClassOrder, epoch: usize| -> Vec<usize> {
+            let mut placed = order.plan(epoch, 11).concat();
+            placed.sort_unstable();
+            assert!(placed.iter().enumerate().all(|(i, (place, _))| i == *place));
+            placed.into_iter().map(|(_, image)| image).collect()
+        };
+        let single = ClassOrder { repeats: 1, drop_last: false, ..ORDER };
+        let once = in_order(single, 5);
+        assert_eq!(in_order(ORDER, 5), repeated(&once, 3, 8));
+        // Of the first step, places 0 and 2, then 1 and 3.
+        assert_eq!(plan[..2], [[(0, once[0]), (2, once[0])], [(1, once[0]), (3, once[1])]]);
         assert_eq!((plan.len(), plan.len()), (ORDER.batches(11), 4));
         assert_eq!(ORDER.steps(11), 2);
         let mut all = once.clone();
         all.sort_unstable();
         assert_eq!(all, (0..11).collect::<Vec<_>>());
-        assert_ne!(single.plan(6, 11).concat(), once);
+        assert_ne!(in_order(single, 6), once);
     }
 
     #[test]
