@@ -316,6 +316,35 @@ fn a_run_that_is_killed_and_resumed_is_the_uninterrupted_run_to_the_bit() {
 }
 
 #[test]
+fn a_run_that_is_killed_before_its_first_epoch_goes_on_from_the_weights_it_was_given() {
+    let scene = Scene::new();
+    let seen = ["--seed", "6", "--max-iters", "3", "--set", "eval_every=0"];
+    succeed("train_det", &strs(&scene.train("given", &seen)));
+    let given = scene.path("given/checkpoints/last.safetensors").display().to_string();
+    // No checkpoint on the way.
+    let rare =
+        ["eval_every=0", "every_epochs=0", "every_iters=null"].map(|change| ["--set", change]).concat();
+    let more = [&["--weights", &given, "--epochs", "20"], &rare[..]].concat();
+    succeed("train_det", &strs(&scene.train("whole", &more)));
+
+    let run_dir = scene.path("killed");
+    let mut child = start(&scene.train("killed", &more));
+    wait_for_steps(&mut child, &run_dir, 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(log(&run_dir).len() < 60, "it was killed too late to tell anything");
+    let out = run_dir.display().to_string();
+    let resume = ["retinanet", "--out", &out, "--resume", "--device", "cpu"];
+    let printed = succeed("train_det", &resume);
+    assert!(printed.contains("resuming after step 0 "), "{printed}");
+    assert_eq!(log(&run_dir), log(&scene.path("whole")));
+
+    std::fs::remove_file(run_dir.join("checkpoints/last.state")).unwrap();
+    let message = fail("train_det", &resume);
+    assert!(message.contains("last.state is not there"), "{message}");
+}
+
+#[test]
 fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
     let scene = Scene::new();
     // Images of one size and fixed norms: then nothing else depends on who is in a batch.

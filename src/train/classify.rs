@@ -8,7 +8,7 @@ use serde_json::json;
 use tch::nn;
 
 use super::autocast::autocast;
-use super::checkpoint::{load_state, number, save_state, Best, Progress};
+use super::checkpoint::{load_state, number, save, Best, Progress};
 use super::classify_evaluate::{cross_entropy, ClassEvaluator};
 use super::ema::Ema;
 use super::epoch_cosine::EpochCosine;
@@ -31,7 +31,6 @@ pub struct ClassTrainer {
     options: TrainOptions,
     run: RunDir,
     store: nn::VarStore,
-    variables: Vec<(String, tch::Tensor)>,
     model: Classifier,
     optimizer: Optimizer,
     ema: Option<Ema>,
@@ -92,7 +91,7 @@ impl ClassTrainer {
         let mut optimizer = Optimizer::new(&variables, &t.optimisation());
         let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, t.ema_warmup));
         let mut progress = Progress::default();
-        if options.resume && run.state().exists() {
+        if options.resume {
             progress = load_state(&run.state(), &variables, &mut optimizer, ema.as_mut())?;
         }
 
@@ -109,8 +108,11 @@ impl ClassTrainer {
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
         let schedule = EpochCosine::new(t, steps_per_epoch);
 
+        let metadata = weights::metadata_of_classifier(&config, &classes)?;
         if !options.resume {
             RunDir::create(&options.out)?;
+            // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
+            save(&run, &store, &metadata, &optimizer, ema.as_mut(), &progress)?;
         }
         let start = json!({
             "command": options.command,
@@ -141,14 +143,12 @@ impl ClassTrainer {
         if options.resume {
             println!("resuming after step {} (epoch {})", progress.iter, progress.epoch + 1);
         }
-        let metadata = weights::metadata_of_classifier(&config, &classes)?;
         Ok(Self {
             total: total as u64,
             config,
             options,
             run,
             store,
-            variables,
             model,
             optimizer,
             ema,
@@ -398,11 +398,8 @@ impl ClassTrainer {
 
     /// Writes the weights for others, then the state for a resumed run.
     fn save(&mut self) -> Result<()> {
-        self.swap();
-        let saved = weights::save(&self.store, &self.run.last(), &self.metadata);
-        self.swap();
-        saved?;
-        save_state(&self.run.state(), &self.variables, &self.optimizer, self.ema.as_ref(), &self.progress)
+        let (run, store, ema) = (&self.run, &self.store, self.ema.as_mut());
+        save(run, store, &self.metadata, &self.optimizer, ema, &self.progress)
     }
 
     fn swap(&mut self) {

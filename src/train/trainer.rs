@@ -9,7 +9,7 @@ use anyhow::{bail, ensure, Context, Result};
 use serde_json::json;
 use tch::{nn, Device, Kind, Tensor};
 
-use super::checkpoint::{load_state, number, save_state, Best, Progress};
+use super::checkpoint::{load_state, number, save, Best, Progress};
 use super::ema::Ema;
 use super::evaluate::Evaluator;
 use super::log::{Logger, Step};
@@ -60,7 +60,6 @@ pub struct Trainer {
     options: TrainOptions,
     run: RunDir,
     store: nn::VarStore,
-    variables: Vec<(String, Tensor)>,
     detector: Box<dyn Detector>,
     optimizer: Optimizer,
     ema: Option<Ema>,
@@ -131,7 +130,7 @@ impl Trainer {
         let mut optimizer = Optimizer::new(&variables, t);
         let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, true));
         let mut progress = Progress::default();
-        if options.resume && run.state().exists() {
+        if options.resume {
             progress = load_state(&run.state(), &variables, &mut optimizer, ema.as_mut())?;
         }
 
@@ -143,8 +142,11 @@ impl Trainer {
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
         let schedule = Schedule::new(t, steps_per_epoch, total);
 
+        let metadata = weights::metadata_of(&config, &classes)?;
         if !options.resume {
             RunDir::create(&options.out)?;
+            // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
+            save(&run, &store, &metadata, &optimizer, ema.as_mut(), &progress)?;
         }
         let start = json!({
             "command": options.command,
@@ -176,14 +178,12 @@ impl Trainer {
         if options.resume {
             println!("resuming after step {} (epoch {})", progress.iter, progress.epoch + 1);
         }
-        let metadata = weights::metadata_of(&config, &classes)?;
         Ok(Self {
             total: total as u64,
             config,
             options,
             run,
             store,
-            variables,
             detector,
             optimizer,
             ema,
@@ -378,12 +378,10 @@ impl Trainer {
     }
 
     fn advice(&self) -> String {
-        let advice = "a lower --lr, a longer train.warmup_iters or train.clip_norm may help";
-        if self.run.last().exists() {
-            format!("{advice}; the last checkpoint, {}, is from before", self.run.last().display())
-        } else {
-            format!("{advice}; there was no checkpoint yet")
-        }
+        format!(
+            "a lower --lr, a longer train.warmup_iters or train.clip_norm may help; the last checkpoint, {}, is from before",
+            self.run.last().display()
+        )
     }
 
     fn evaluations_left(&self) -> usize {
@@ -452,11 +450,8 @@ impl Trainer {
 
     /// Writes the weights for others, then the state for a resumed run.
     fn save(&mut self) -> Result<()> {
-        self.swap();
-        let saved = weights::save(&self.store, &self.run.last(), &self.metadata);
-        self.swap();
-        saved?;
-        save_state(&self.run.state(), &self.variables, &self.optimizer, self.ema.as_ref(), &self.progress)
+        let (run, store, ema) = (&self.run, &self.store, self.ema.as_mut());
+        save(run, store, &self.metadata, &self.optimizer, ema, &self.progress)
     }
 
     fn swap(&mut self) {
