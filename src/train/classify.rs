@@ -13,6 +13,7 @@ use super::classify_evaluate::{cross_entropy, ClassEvaluator};
 use super::ema::Ema;
 use super::epoch_cosine::EpochCosine;
 use super::log::{Logger, Step};
+use super::notices;
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::trainer::{clip_factor, device_name, set_threads, Flow, Outcome, TrainOptions};
@@ -270,9 +271,7 @@ impl ClassTrainer {
                 number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
             }
         }
-        for (file, reason) in loader.skipped().iter().take(5) {
-            self.log.say(&format!("skipped {file}: {reason}"));
-        }
+        self.log.unreadable("train", &loader.skipped());
         Ok(Flow::Done)
     }
 
@@ -374,18 +373,16 @@ impl ClassTrainer {
                 ("iter".to_string(), json!(iter)),
                 ("weights".to_string(), json!("checkpoints/best.safetensors")),
             ]);
+            metrics.extend(notices::metric(&evaluator.skipped()));
             write_text(&self.run.metrics(), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
             weights::save(&self.store, &self.run.best(), &self.metadata)?;
             self.progress.best = Some(Best { score: top1, epoch, iter });
             self.best_lines = Some(accuracy.class_lines(10));
         }
-        let unread = evaluator.skipped();
         let scalars = [("val/top1", top1), ("val/top5", top5), ("val/loss", accuracy.loss)];
         let scalars = scalars.map(|(tag, value)| (tag.to_string(), value));
         self.log.evaluation(iter, epoch, accuracy.summary_json(), &scalars, seconds)?;
-        for (file, reason) in unread.iter().take(5) {
-            self.log.say(&format!("not evaluated, {file}: {reason}"));
-        }
+        self.log.unreadable("val", &evaluator.skipped());
         self.log.say(&format!(
             "epoch {epoch}/{}: top-1 {top1:.4}, top-5 {top5:.4}, loss {:.3}{}; {:.0} s of training, {seconds:.0} s of evaluation",
             self.config.train.epochs,

@@ -10,6 +10,7 @@ pub mod epoch_cosine;
 pub mod evaluate;
 pub mod events;
 pub mod log;
+pub mod notices;
 pub mod optimizer;
 pub mod resume;
 pub mod run_dir;

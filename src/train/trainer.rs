@@ -13,10 +13,11 @@ use super::checkpoint::{load_state, number, save, Best, Progress};
 use super::ema::Ema;
 use super::evaluate::Evaluator;
 use super::log::{Logger, Step};
+use super::notices;
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
-use crate::config::{Config, DataConfig};
+use crate::config::{Config, DataConfig, SplitConfig};
 use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
@@ -100,7 +101,11 @@ impl Trainer {
             t.batch_size
         );
         let root = data_root(&config)?;
-        let train = Arc::new(CocoDataset::open(&config.data.train, &root, true)?);
+        let train = open(&config, &config.data.train, &root, true)?;
+        ensure!(
+            !config.model.has_masks() || train.has_masks(),
+            "no object of the training split has a mask: Mask R-CNN needs segmentations (--set model.mask=false trains Faster R-CNN on boxes)"
+        );
         println!("train: {}", indented(&train.report().to_string()));
         let categories: Vec<(i64, String)> = train.classes().iter().map(|c| (c.id, c.name.clone())).collect();
         let ids: Vec<i64> = categories.iter().map(|c| c.0).collect();
@@ -115,10 +120,6 @@ impl Trainer {
         tch::manual_seed(t.seed as i64);
         let store = nn::VarStore::new(options.device);
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
-        ensure!(
-            !detector.has_masks() || train.has_masks(),
-            "no object of the training split has a mask: Mask R-CNN needs segmentations (--set model.mask=false trains Faster R-CNN on boxes)"
-        );
         let variables = sorted_variables(&store);
         if let (Some(path), false) = (&options.weights, options.resume) {
             let report = load_into(&store, path, &LoadOptions { other_classes: true, ..Default::default() })?;
@@ -135,10 +136,10 @@ impl Trainer {
         }
 
         let loader_options = LoaderOptions { batch_size: micro_batch, train: true, seed: t.seed };
-        let loader = Arc::new(Loader::new(train, &config.data, loader_options)?);
+        let loader = Arc::new(Loader::new(Arc::new(train), &config.data, loader_options)?);
         let micro_steps = t.batch_size / micro_batch;
         let steps_per_epoch = loader.batches_per_epoch().div_ceil(micro_steps);
-        let total = (t.epochs * steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
+        let total = t.epochs.saturating_mul(steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
         let schedule = Schedule::new(t, steps_per_epoch, total);
 
@@ -307,12 +308,8 @@ impl Trainer {
                 number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
             }
         }
-        for (file, reason) in loader.skipped().iter().take(5) {
-            self.log.say(&format!("skipped {file}: {reason}"));
-        }
-        for (file, text) in loader.resized().iter().take(5) {
-            self.log.say(&format!("{file} {text}"));
-        }
+        self.log.unreadable("train", &loader.skipped());
+        self.log.resized("train", &loader.resized());
         Ok(Flow::Done)
     }
 
@@ -409,8 +406,7 @@ impl Trainer {
             !stop.load(Ordering::Relaxed)
         })?;
         let Some(found) = found else { return Ok(Flow::Interrupted) };
-        let masks = self.detector.has_masks();
-        let scores = evaluator.score(&found, masks)?;
+        let scores = evaluator.score(&found)?;
         let seconds = start.elapsed().as_secs_f64();
         let (iter, epoch) = (self.progress.iter, self.progress.epoch + 1);
         self.progress.seconds += seconds;
@@ -418,7 +414,7 @@ impl Trainer {
         let best = self.progress.best.as_ref().is_none_or(|best| scores.boxes.ap() > best.score);
         if best {
             // The weights come last but the record of them: a kill in between repeats this.
-            evaluator.write_results(self.run.path(), &found, masks)?;
+            evaluator.write_results(self.run.path(), &found)?;
             let split = &self.config.data.val;
             let annotations = data_root(&self.config)?.join(&split.annotations);
             evaluator.write_ground_truth(&annotations, split.limit.is_none(), self.run.path())?;
@@ -428,16 +424,16 @@ impl Trainer {
                 ("iter".to_string(), json!(iter)),
                 ("weights".to_string(), json!("checkpoints/best.safetensors")),
             ]);
+            metrics.extend(notices::metric(&evaluator.skipped()));
             write_text(&self.run.metrics(), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
             weights::save(&self.store, &self.run.best(), &self.metadata)?;
             self.progress.best = Some(Best { score: scores.boxes.ap(), epoch, iter });
             self.best_lines = Some(scores.lines());
         }
-        let unread = evaluator.skipped();
         self.log.evaluation(iter, epoch, scores.to_json(), &scores.scalars(), seconds)?;
-        for (file, reason) in unread.iter().take(5) {
-            self.log.say(&format!("not evaluated, {file}: {reason}"));
-        }
+        self.log.unreadable("val", &evaluator.skipped());
+        self.log.resized("val", &evaluator.resized());
+        self.log.warn("val", &scores.warnings);
         self.log.say(&format!(
             "epoch {epoch}/{}: {}{}; {:.0} s of training, {seconds:.0} s of evaluation",
             self.config.train.epochs,
@@ -499,15 +495,24 @@ fn normalised_otherwise(weights: &Path, config: &Config) -> Result<Option<String
 }
 
 fn evaluator(config: &Config, root: &Path, batch: usize, classes: &[(i64, String)]) -> Result<Evaluator> {
-    let val = CocoDataset::open(&config.data.val, root, false)
+    let val = open(config, &config.data.val, root, false)
         .context("validation split (--set train.eval_every=0 trains without one)")?;
     println!("val: {}", indented(&val.report().to_string()));
-    let evaluator = Evaluator::new(Arc::new(val), &config.data, batch, classes)?;
+    let evaluator = Evaluator::new(Arc::new(val), &config.data, batch, classes, config.model.has_masks())?;
     match evaluator.classes_without_category() {
         0 => {}
         n => println!("val: {n} classes of the training split are not in it"),
     }
     Ok(evaluator)
+}
+
+/// A split of a config's data; for a detector that gives masks, with those that are missing counted.
+pub fn open(config: &Config, split: &SplitConfig, root: &Path, for_training: bool) -> Result<CocoDataset> {
+    let mut dataset = CocoDataset::open_with_exif(split, root, for_training, config.data.exif)?;
+    if config.model.has_masks() {
+        dataset.count_masks();
+    }
+    Ok(dataset)
 }
 
 /// The folder that a config's paths are relative to; built-in data is drawn there if it is not yet.
