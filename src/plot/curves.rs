@@ -154,6 +154,7 @@ mod tests {
         {
             assert!(svg.contains(words), "{words}");
         }
+        assert!(svg.contains("\n20\n") && !svg.contains("\n20.0\n"), "steps are whole numbers");
     }
 
     #[test]
