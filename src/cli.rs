@@ -13,6 +13,7 @@ use tch::Device;
 
 use crate::backbone;
 use crate::config::{ClassifyConfig, Config, DetectorKind};
+use crate::data::panic_message;
 
 /// Which detector, and how its config is put together: a file or preset, then the flags, then `--set`.
 #[derive(Args, Clone, Debug, Default)]
@@ -236,8 +237,10 @@ fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
         if heard.is_empty() {
             *heard = match info.location() {
-                Some(place) => format!("{} ({}:{})", payload(info.payload()), place.file(), place.line()),
-                None => payload(info.payload()),
+                Some(place) => {
+                    format!("{} ({}:{})", panic_message(info.payload()), place.file(), place.line())
+                }
+                None => panic_message(info.payload()),
             };
         }
     }));
@@ -247,12 +250,6 @@ fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
         let message = message.lock().unwrap_or_else(PoisonError::into_inner);
         bail!("something went wrong inside: {}; RUST_BACKTRACE=full shows where", message)
     })
-}
-
-fn payload(payload: &(dyn std::any::Any + Send)) -> String {
-    let text =
-        payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic").to_string()
 }
 
 /// An error as one line: without libtorch's C++ back-trace, which comes last in its messages.

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 
 mod classify;
@@ -71,6 +71,13 @@ pub struct ModelConfig {
     pub outputs: Option<i64>,
     /// Selection of detections.
     pub test: TestConfig,
+}
+
+impl ModelConfig {
+    /// Whether the detector gives masks.
+    pub fn has_masks(&self) -> bool {
+        self.detector == DetectorKind::MaskRcnn && self.mask
+    }
 }
 
 /// The detectors that vigdet can build.
@@ -300,6 +307,22 @@ pub struct AnchorConfig {
     pub strides_from_image: bool,
 }
 
+impl AnchorConfig {
+    /// Checks the strides against the pyramid of `levels` levels on stages with these strides, each further level half as fine as the one before.
+    /// Anchors that take their strides from the image have none of their own to check but their number.
+    pub fn check_levels(&self, stages: &[i64], levels: usize, backbone: &str) -> Result<()> {
+        let last = stages.last().copied().unwrap_or(1);
+        let coarser = (1..).map(|level| last << level);
+        let expected: Vec<i64> = stages.iter().copied().chain(coarser).take(levels).collect();
+        ensure!(
+            self.strides.len() == levels && (self.strides_from_image || self.strides == expected),
+            "model.anchors.strides is {:?}, but the pyramid on {backbone} has {levels} levels of strides {expected:?}",
+            self.strides
+        );
+        Ok(())
+    }
+}
+
 impl Default for AnchorConfig {
     fn default() -> Self {
         Self {
@@ -344,7 +367,7 @@ pub struct LossConfig {
     /// The box loss.
     #[serde(rename = "box")]
     pub box_loss: BoxLoss,
-    /// Smooth L1: where it turns from square to linear.
+    /// Smooth L1: where it turns from square to linear; 0: nowhere, it is L1.
     pub beta: f64,
     /// Factor of the box loss.
     pub box_weight: f64,
@@ -382,7 +405,7 @@ pub enum BoxLoss {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossNormalizer {
-    /// Positives of the whole batch (mmdetection).
+    /// Positives of all images that pass through the network at once: `train.micro_batch` of them, as mmdetection's those of one GPU.
     #[default]
     Batch,
     /// Positives of each image, then the mean over images (torchvision).

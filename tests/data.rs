@@ -218,7 +218,7 @@ fn on_disk(
     let folder = TempDir::new().unwrap();
     std::fs::create_dir(folder.path().join("pictures")).unwrap();
     for &(id, file, width, height) in images {
-        let image = RgbImage::from_pixel(width, height, Rgb([id as u8, 100, 200]));
+        let image = RgbImage::from_pixel(width.max(1), height.max(1), Rgb([id as u8, 100, 200]));
         image.save_with_format(folder.path().join("pictures").join(file), image::ImageFormat::Png).unwrap();
     }
     let listed: Vec<Value> = images
@@ -707,4 +707,59 @@ fn sizes_missing_from_the_annotations_are_read_from_the_image() {
     let data = CocoDataset::open(&split, folder.path(), true).unwrap();
     assert_eq!((data.info(0).width, data.info(0).height, data.report().sizes_missing), (40, 24, 1));
     assert_eq!(data.report().clipped, 1);
+}
+
+#[test]
+fn sizes_missing_from_the_annotations_are_those_after_turning_where_images_are_turned() {
+    let annotations = json!([object(1, 1, 3, [0.0, 0.0, 31.0, 22.0])]);
+    let (folder, split) = on_disk(&[(1, "a.jpg", 0, 0)], annotations, categories());
+    // Stored 31 × 22, and shown 22 × 31.
+    std::fs::copy(fixtures().join("exif6.jpg"), folder.path().join("pictures/a.jpg")).unwrap();
+    for (exif, size) in [(false, (31, 22)), (true, (22, 31))] {
+        let data = CocoDataset::open_with_exif(&split, folder.path(), true, exif).unwrap();
+        assert_eq!((data.info(0).width, data.info(0).height), size);
+        assert_eq!(data.report().clipped, usize::from(exif));
+        let sample = data.sample(0, exif).unwrap();
+        assert_eq!((sample.info.width, sample.info.height), size);
+    }
+}
+
+#[test]
+fn masks_that_cannot_be_used_are_counted_and_those_that_cannot_be_evaluated_are_named() {
+    let with = |id: i64, segmentation: Value| {
+        let mut object = object(id, 1, 3, [0.0, 0.0, 5.0, 5.0]);
+        object["segmentation"] = segmentation;
+        object
+    };
+    let triangle = json!([[0.0, 0.0, 5.0, 0.0, 5.0, 5.0]]);
+    let open = |annotations: Value| {
+        let (folder, split) = on_disk(&[(1, "a.png", 20, 10)], annotations, categories());
+        let mut data = CocoDataset::open(&split, folder.path(), true).unwrap();
+        data.count_masks();
+        let check = data.check_masks().map_err(|error| format!("{error:#}"));
+        (data.has_masks(), data.report().without_mask, check)
+    };
+    let whole = json!({"size": [10, 20], "counts": [0, 200]});
+    assert_eq!(open(json!([with(1, triangle.clone()), with(2, whole)])), (true, 0, Ok(())));
+    // Another size than the image, and two points: nothing to train on, though an evaluation can draw them.
+    let other = json!({"size": [20, 10], "counts": [0, 200]});
+    assert_eq!(open(json!([with(1, triangle.clone()), with(2, other.clone())])), (true, 1, Ok(())));
+    assert_eq!(open(json!([with(1, other)])), (false, 1, Ok(())));
+    let (has, without, _) = open(json!([with(1, triangle.clone()), with(2, json!([[0.0, 0.0, 5.0, 5.0]]))]));
+    assert_eq!((has, without), (true, 1));
+    // None at all, in the two ways that files say it.
+    for none in [json!([]), Value::Null] {
+        let (has, without, check) = open(json!([with(7, none.clone())]));
+        assert_eq!((has, without), (false, 1), "{none}");
+        let message = check.unwrap_err();
+        for part in ["annotation 7", "all.json", "model.mask=false"] {
+            assert!(message.contains(part), "{none}: {message}");
+        }
+    }
+    // A crowd needs a mask to be evaluated, not to be trained on.
+    let mut crowd = object(9, 1, 3, [0.0, 0.0, 5.0, 5.0]);
+    crowd["iscrowd"] = json!(1);
+    let (has, without, check) = open(json!([with(1, triangle), crowd]));
+    assert_eq!((has, without), (true, 0));
+    assert!(check.unwrap_err().contains("annotation 9"));
 }

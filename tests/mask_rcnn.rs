@@ -136,6 +136,35 @@ fn boxes_alone_train_faster_rcnn_and_are_refused_for_masks() {
     );
     assert!(!bench.path("refused").exists());
 
+    // Masks to train on, but none to evaluate on: told before the training, or the test, and not after it.
+    shapes::ensure(&bench.path("more"), &ShapesConfig { train: 8, val: 2, side: 96, seed: 4 }).unwrap();
+    let good = bench.path("more/annotations/instances_train2017.json");
+    std::fs::copy(&good, bench.path("data/annotations/masks.json")).unwrap();
+    for image in std::fs::read_dir(bench.path("more/train2017")).unwrap() {
+        let image = image.unwrap();
+        std::fs::copy(image.path(), bench.path("data/train2017").join(image.file_name())).unwrap();
+    }
+    let masks = ["--set", "data.train.annotations=annotations/masks.json"];
+    let refusal = |output: Output| {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.trim_end().lines().count() == 1, "{text}");
+        for part in ["error: ", "annotation 1 ", "instances_val2017.json", "model.mask=false"] {
+            assert!(text.contains(part), "{text}");
+        }
+    };
+    refusal(bench.train(&[&["--out", "refused"][..], &masks].concat()));
+    assert!(!bench.path("refused").exists());
+    succeed(
+        bench.train(&[&["--out", "masks", "--max-iters", "1", "--set", "eval_every=0"][..], &masks].concat()),
+    );
+    let test = |more: &[&str]| {
+        let args = ["mask_rcnn", "--weights", "masks/checkpoints/last.safetensors", "--device", "cpu"];
+        bench.run(env!("CARGO_BIN_EXE_test_det"), &[&args[..], more].concat())
+    };
+    refusal(test(&[]));
+    // What the line advises works.
+    succeed(test(&["--set", "model.mask=false"]));
+
     succeed(bench.train(&["--out", "boxes", "--max-iters", "2", "--set", "mask=false"]));
     assert!(bench.path("boxes/bbox.json").exists() && !bench.path("boxes/segm.json").exists());
     let log = lines(&bench.path("boxes/log.jsonl"));

@@ -12,6 +12,7 @@ fn program(name: &str, args: &[&str]) -> Command {
     let path = match name {
         "train_det" => env!("CARGO_BIN_EXE_train_det"),
         "test_det" => env!("CARGO_BIN_EXE_test_det"),
+        "shapes" => env!("CARGO_BIN_EXE_shapes"),
         other => panic!("no program {other}"),
     };
     let mut command = Command::new(path);
@@ -316,6 +317,35 @@ fn a_run_that_is_killed_and_resumed_is_the_uninterrupted_run_to_the_bit() {
 }
 
 #[test]
+fn a_run_that_is_killed_before_its_first_epoch_goes_on_from_the_weights_it_was_given() {
+    let scene = Scene::new();
+    let seen = ["--seed", "6", "--max-iters", "3", "--set", "eval_every=0"];
+    succeed("train_det", &strs(&scene.train("given", &seen)));
+    let given = scene.path("given/checkpoints/last.safetensors").display().to_string();
+    // No checkpoint on the way.
+    let rare =
+        ["eval_every=0", "every_epochs=0", "every_iters=null"].map(|change| ["--set", change]).concat();
+    let more = [&["--weights", &given, "--epochs", "20"], &rare[..]].concat();
+    succeed("train_det", &strs(&scene.train("whole", &more)));
+
+    let run_dir = scene.path("killed");
+    let mut child = start(&scene.train("killed", &more));
+    wait_for_steps(&mut child, &run_dir, 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(log(&run_dir).len() < 60, "it was killed too late to tell anything");
+    let out = run_dir.display().to_string();
+    let resume = ["retinanet", "--out", &out, "--resume", "--device", "cpu"];
+    let printed = succeed("train_det", &resume);
+    assert!(printed.contains("resuming after step 0 "), "{printed}");
+    assert_eq!(log(&run_dir), log(&scene.path("whole")));
+
+    std::fs::remove_file(run_dir.join("checkpoints/last.state")).unwrap();
+    let message = fail("train_det", &resume);
+    assert!(message.contains("last.state is not there"), "{message}");
+}
+
+#[test]
 fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
     let scene = Scene::new();
     // Images of one size and fixed norms: then nothing else depends on who is in a batch.
@@ -383,11 +413,69 @@ fn unreadable_images_are_skipped_and_named_or_stop_the_run() {
     for name in ["train2017/004.png", "val2017/001.png"] {
         std::fs::write(scene.data.root().join(name), b"not an image").unwrap();
     }
-    let printed = succeed("train_det", &strs(&scene.train("skip", &["--epochs", "1"])));
-    assert!(printed.contains("004.png") && printed.contains("001.png"), "{printed}");
+    let printed = succeed("train_det", &strs(&scene.train("skip", &["--epochs", "2"])));
+    let said = |what: &str| printed.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(said("train: 1 image could not be read: 004.png"), 1, "{printed}");
+    assert_eq!(said("val: 1 image could not be read: 001.png"), 1, "{printed}");
+    assert_eq!(read_json(scene.path("skip/metrics.json"))["unreadable_images"], 1);
+    let weights = scene.path("skip/checkpoints/last.safetensors").display().to_string();
+    let out = scene.path("test").display().to_string();
+    let printed =
+        succeed("test_det", &["retinanet", "--weights", &weights, "--out", &out, "--device", "cpu"]);
+    assert!(printed.contains("val: 1 image could not be read: 001.png"), "{printed}");
+    assert!(printed.contains("\n3 images, "), "{printed}");
+    assert_eq!(read_json(scene.path("test/metrics.json"))["unreadable_images"], 1);
     let message =
         fail("train_det", &strs(&scene.train("stop", &["--epochs", "1", "--set", "on_error=stop"])));
     assert!(message.contains("004.png"), "{message}");
+}
+
+#[test]
+fn what_an_evaluation_does_not_use_as_one_might_think_is_said_once() {
+    let scene = Scene::new();
+    // An image that is smaller than annotated, and a flag that COCO's evaluation overwrites.
+    RgbImage::new(80, 60).save(scene.data.root().join("val2017/001.png")).unwrap();
+    let mut file = read_json(scene.data.annotations("val"));
+    file["annotations"][0]["ignore"] = json!(1);
+    file["annotations"][1]["id"] = json!(0);
+    std::fs::write(scene.data.annotations("val"), file.to_string()).unwrap();
+    let expected = ["`ignore` of 1 annotations", "001.png (is 80×60", "annotation with id 0"];
+    let printed = succeed("train_det", &strs(&scene.train("run", &["--epochs", "2"])));
+    for what in expected {
+        assert_eq!(printed.lines().filter(|line| line.contains(what)).count(), 1, "{what}: {printed}");
+    }
+    let weights = scene.path("run/checkpoints/last.safetensors").display().to_string();
+    let printed = succeed("test_det", &["retinanet", "--weights", &weights, "--device", "cpu"]);
+    for what in expected {
+        assert_eq!(printed.lines().filter(|line| line.contains(what)).count(), 1, "{what}: {printed}");
+    }
+}
+
+#[test]
+fn built_in_data_is_drawn_or_refused_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("set").display().to_string();
+    let printed = succeed("shapes", &["--images", "3", "--val", "2", "--side", "64", "--out", &out]);
+    assert!(
+        printed.contains("3 images to train on, 2 to validate on") && printed.contains(&out),
+        "{printed}"
+    );
+    let count = |split: &str| std::fs::read_dir(folder.path().join("set").join(split)).unwrap().count();
+    assert_eq!((count("train2017"), count("val2017")), (3, 2));
+    let other = folder.path().join("other").display().to_string();
+    for (bad, expected) in [
+        (["--side", "4294967295"], "64 to 8192 pixels"),
+        (["--side", "8"], "64 to 8192 pixels"),
+        (["--images", "18446744073709551615"], "images in each split"),
+        (["--val", "0"], "images in each split"),
+        (["--seed", "x"], "--seed"),
+        (["--out", folder.path().to_str().unwrap()], "something else"),
+    ] {
+        let folder = if bad[0] == "--out" { &[][..] } else { &["--out", &other] };
+        let message = fail("shapes", &[folder, &bad].concat());
+        assert!(message.contains(expected), "{bad:?}: {message}");
+    }
+    assert!(!Path::new(&other).exists());
 }
 
 #[test]
@@ -409,6 +497,9 @@ fn bad_arguments_configs_and_weights_give_one_clear_line() {
         (&["--set", "lr"], &["key.path=value"]),
         (&["--set", "train.optimizer=adam"], &["train.optimizer", "adam"]),
         (&["--size", "900,800"], &["--size"]),
+        (&["--size", "4294967295,4294967295"], &["data.size"]),
+        (&["--set", "anchors.strides=[4,8,16,32,64]"], &["model.anchors.strides", "[8, 16, 32, 64, 128]"]),
+        (&["--set", "anchors.strides=[8,16]"], &["model.anchors.strides"]),
         (&["--device", "cuda:99"], &["cuda:99"]),
         (&["--backbone", "vgg"], &["vgg", "pvig_ti"]),
         (&["--data", "/nowhere"], &["/nowhere"]),

@@ -437,7 +437,7 @@ fn bad_folders_images_arguments_and_weights_give_one_clear_line() {
         std::fs::write(entry.unwrap().path(), "no image").unwrap();
     }
     let printed = succeed("train_cls", &strs(&scene.train("skips", &["--max-iters", "1"])));
-    assert!(printed.contains("not evaluated: dark/0.png"), "{printed}");
+    assert!(printed.contains("val: 3 images could not be read: dark/0.png"), "{printed}");
     let stops = ["--max-iters", "1", "--set", "on_error=stop"];
     let stops = fail("train_cls", &strs(&scene.train("stops", &stops)));
     assert!(stops.contains("dark/0.png") && stops.contains("on_error"), "{stops}");

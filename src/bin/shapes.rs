@@ -1,9 +1,11 @@
 //! Draws a set of the built-in data.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use vigdet::cli;
 use vigdet::config::ShapesConfig;
 use vigdet::data::shapes;
 
@@ -28,8 +30,12 @@ struct Arguments {
     out: PathBuf,
 }
 
-fn main() -> Result<()> {
-    let Arguments { seed, images, val, side, out } = Arguments::parse();
+fn main() -> ExitCode {
+    cli::main(|args: Arguments| run(args).map(|()| ExitCode::SUCCESS))
+}
+
+fn run(args: Arguments) -> Result<()> {
+    let Arguments { seed, images, val, side, out } = args;
     let val = val.unwrap_or(images.div_ceil(5));
     shapes::ensure(&out, &ShapesConfig { train: images, val, side, seed })?;
     println!("{}: {images} images to train on, {val} to validate on", out.display());

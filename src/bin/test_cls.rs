@@ -13,7 +13,7 @@ use vigdet::config::ClassifyConfig;
 use vigdet::data::ImageFolder;
 use vigdet::threads::set_threads;
 use vigdet::train::classify_evaluate::ClassEvaluator;
-use vigdet::train::classify_unread::Unread;
+use vigdet::train::notices::{self, Notices};
 use vigdet::train::run_dir::write_text;
 use vigdet::weights::{load_classifier, read_metadata};
 
@@ -103,13 +103,15 @@ fn run(args: &Arguments) -> Result<()> {
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     let accuracy = accuracy.context("the evaluation was stopped")?;
-    for line in Unread::default().news(&evaluator.skipped(), "skipped") {
+    let unreadable = evaluator.skipped();
+    if let Some(line) = Notices::default().unreadable("val", &unreadable) {
         println!("{line}");
     }
     let out = args.out.clone().unwrap_or_else(|| beside(&args.weights));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
     let mut metrics = accuracy.to_json();
     metrics.extend([("weights".to_string(), json!(args.weights)), ("seconds".to_string(), json!(seconds))]);
+    metrics.extend(notices::metric(&unreadable));
     let path = out.join("metrics.json");
     write_text(&path, &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
     println!("top-1 by class, the worst first:\n{}", accuracy.class_lines(20).trim_end());
@@ -118,7 +120,7 @@ fn run(args: &Arguments) -> Result<()> {
         accuracy.top1(),
         accuracy.top5(),
         accuracy.loss,
-        evaluator.len() - evaluator.skipped().len(),
+        evaluator.len() - unreadable.len(),
         seconds / evaluator.len() as f64,
         path.display()
     );

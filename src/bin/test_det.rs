@@ -15,8 +15,9 @@ use vigdet::data::CocoDataset;
 use vigdet::predictor::{Predictor, PredictorOptions};
 use vigdet::threads::set_threads;
 use vigdet::train::evaluate::Evaluator;
+use vigdet::train::notices::{self, Notices};
 use vigdet::train::run_dir::write_text;
-use vigdet::train::trainer::data_root;
+use vigdet::train::trainer::{data_root, open};
 use vigdet::weights::read_metadata;
 
 /// Evaluate a detector on a validation split in COCO's layout.
@@ -68,7 +69,8 @@ fn run(args: &Arguments) -> Result<()> {
     let dataset = Arc::new(dataset(config)?);
     println!("{}", dataset.report());
     let batch = config.train.micro_batch.unwrap_or(config.train.batch_size);
-    let evaluator = Evaluator::new(dataset.clone(), &config.data, batch, predictor.classes())?;
+    let masks = predictor.detector().has_masks();
+    let evaluator = Evaluator::new(dataset.clone(), &config.data, batch, predictor.classes(), masks)?;
     let without = evaluator.classes_without_category();
     if without > 0 {
         println!(
@@ -88,30 +90,34 @@ fn run(args: &Arguments) -> Result<()> {
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     let found = found.unwrap_or_default();
-    let masks = predictor.detector().has_masks();
-    let scores = evaluator.score(&found, masks)?;
-    for (file, reason) in evaluator.skipped().iter().take(5) {
-        println!("skipped {file}: {reason}");
-    }
+    let mut notices = Notices::default();
+    let unreadable = evaluator.skipped();
+    let lines = [notices.unreadable("val", &unreadable), notices.resized("val", &evaluator.resized())];
+    lines.iter().flatten().for_each(|line| println!("{line}"));
 
     let out = args.out.clone().unwrap_or_else(|| beside(&args.weights));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    let detections = evaluator.write_results(&out, &found, masks)?;
+    let detections = evaluator.write_results(&out, &found)?;
     let split = &config.data.val;
     let annotations = data_root(config)?.join(&split.annotations);
     evaluator.write_ground_truth(&annotations, split.limit.is_none(), &out)?;
+    // Detections that took hours are written before anything can be wrong with their scores.
+    let scores = evaluator.score(&found)?;
+    let lines = scores.warnings.iter().filter_map(|warning| notices.warning("val", warning));
+    lines.for_each(|line| println!("{line}"));
     let mut metrics = scores.to_json();
     metrics.extend([
         ("weights".to_string(), json!(args.weights)),
         ("images".to_string(), json!(dataset.len())),
         ("seconds".to_string(), json!(seconds)),
     ]);
+    metrics.extend(notices::metric(&unreadable));
     write_text(&out.join("metrics.json"), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
     println!("{}", scores.lines().trim_end());
+    let images = dataset.len() - unreadable.len();
     println!(
-        "{} images, {:.3} s each; scores in {}, detections in {}",
-        dataset.len(),
-        seconds / dataset.len() as f64,
+        "{images} images, {:.3} s each; scores in {}, detections in {}",
+        seconds / images.max(1) as f64,
         out.join("metrics.json").display(),
         detections.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
     );
@@ -119,7 +125,7 @@ fn run(args: &Arguments) -> Result<()> {
 }
 
 fn dataset(config: &Config) -> Result<CocoDataset> {
-    CocoDataset::open(&config.data.val, &data_root(config)?, false)
+    open(config, &config.data.val, &data_root(config)?, false)
 }
 
 fn classes_of(dataset: &CocoDataset) -> Vec<(i64, String)> {

@@ -29,6 +29,11 @@ const PRESETS: &[(&str, &str)] = presets![
     "faster_rcnn_pvig_ti_bccd",
 ];
 
+/// Longest side that an image may be given, in pixels: a batch of one takes 12 GB.
+const MOST_PIXELS: u32 = 32_768;
+/// Most threads of one kind.
+const MOST_THREADS: usize = 1024;
+
 /// What a detector has no use for: such keys are unknown in its configs.
 fn unused(detector: DetectorKind) -> &'static [&'static str] {
     match detector {
@@ -162,14 +167,6 @@ impl Config {
     /// Values that no run could work with.
     fn check(&self) -> Result<()> {
         let (m, d, t) = (&self.model, &self.data, &self.train);
-        let positive = |name: &str, v: f64| {
-            ensure!(v.is_finite() && v > 0.0, "{name} must be above 0, not {v}");
-            Ok(())
-        };
-        let share = |name: &str, v: f64| {
-            ensure!((0.0..=1.0).contains(&v), "{name} must be between 0 and 1, not {v}");
-            Ok(())
-        };
         positive("model.backbone.k", m.backbone.k as f64)?;
         ensure!(
             (0.0..1.0).contains(&m.backbone.drop_path),
@@ -177,6 +174,7 @@ impl Config {
         );
         positive("model.backbone.heads", m.backbone.heads as f64)?;
         share("model.backbone.stochastic_dilation", m.backbone.stochastic_dilation)?;
+        not_negative("model.backbone.norm_eps", m.backbone.norm_eps)?;
         positive("model.fpn.channels", m.fpn.channels as f64)?;
         positive("model.head.channels", m.head.channels as f64)?;
         ensure!(m.head.convs >= 0, "model.head.convs must not be negative");
@@ -193,7 +191,11 @@ impl Config {
             m.matching.negative <= m.matching.positive,
             "model.match.negative must not be above model.match.positive"
         );
+        share("model.match.crowd", m.matching.crowd)?;
         share("model.loss.alpha", m.loss.alpha)?;
+        not_negative("model.loss.gamma", m.loss.gamma)?;
+        not_negative("model.loss.beta", m.loss.beta)?;
+        not_negative("model.loss.box_weight", m.loss.box_weight)?;
         self.check_two_stages()?;
         ensure!(m.outputs.is_none_or(|n| n > 1), "model.outputs must be above 1 (null: one for each class)");
         share("model.test.nms", m.test.nms)?;
@@ -205,7 +207,11 @@ impl Config {
             "data.size is [shorter side, most of the longer side]; {:?} is not",
             d.size
         );
-        positive("data.pad", f64::from(d.pad))?;
+        ensure!(
+            (1..=MOST_PIXELS).contains(&d.pad),
+            "data.pad must be 1 to {MOST_PIXELS} pixels, not {}",
+            d.pad
+        );
         share("data.flip", d.flip)?;
         share("data.flip_vertical", d.flip_vertical)?;
         share("data.color", d.color)?;
@@ -219,13 +225,23 @@ impl Config {
             "data.scale is [least, most] factor; {:?} is not",
             d.scale
         );
+        ensure!(
+            f64::from(d.size[1]) * d.scale[1].max(1.0) <= f64::from(MOST_PIXELS),
+            "data.size, {:?}, times data.scale, {:?}, is more than the {MOST_PIXELS} pixels that a side may have",
+            d.size,
+            d.scale
+        );
+        ensure!(d.workers <= MOST_THREADS, "data.workers must be at most {MOST_THREADS}, not {}", d.workers);
+        ensure!(d.mean.iter().all(|m| m.is_finite()), "data.mean must be numbers, not {:?}", d.mean);
         d.std.iter().try_for_each(|s| positive("data.std", f64::from(*s)))?;
         positive("train.lr", t.lr)?;
-        ensure!(
-            t.backbone_lr.is_finite() && t.backbone_lr >= 0.0,
-            "train.backbone_lr must not be negative, but is {}",
-            t.backbone_lr
-        );
+        not_negative("train.backbone_lr", t.backbone_lr)?;
+        not_negative("train.weight_decay", t.weight_decay)?;
+        averaging("train.momentum", t.momentum)?;
+        t.betas.iter().try_for_each(|beta| averaging("train.betas", *beta))?;
+        share("train.warmup_factor", t.warmup_factor)?;
+        not_negative("train.lr_gamma", t.lr_gamma)?;
+        not_negative("train.lr_end", t.lr_end)?;
         positive("train.batch_size", t.batch_size as f64)?;
         ensure!(
             t.micro_batch != Some(0),
@@ -236,23 +252,42 @@ impl Config {
             t.ema.is_none_or(|e| (0.0..1.0).contains(&e)),
             "train.ema must be at least 0 and below 1 (null: none)"
         );
-        ensure!(t.threads != Some(0), "train.threads must be above 0 (null: one per core)");
+        ensure!(
+            t.threads.is_none_or(|n| (1..=MOST_THREADS).contains(&n)),
+            "train.threads must be 1 to {MOST_THREADS} (null: one per core)"
+        );
         Ok(())
     }
+}
+
+/// A number above 0.
+fn positive(name: &str, v: f64) -> Result<()> {
+    ensure!(v.is_finite() && v > 0.0, "{name} must be above 0, not {v}");
+    Ok(())
+}
+
+/// A number of at least 0.
+fn not_negative(name: &str, v: f64) -> Result<()> {
+    ensure!(v.is_finite() && v >= 0.0, "{name} must not be negative, but is {v}");
+    Ok(())
+}
+
+/// A part of a whole.
+fn share(name: &str, v: f64) -> Result<()> {
+    ensure!((0.0..=1.0).contains(&v), "{name} must be between 0 and 1, not {v}");
+    Ok(())
+}
+
+/// The share of the old value in a running average, which never forgets at 1.
+fn averaging(name: &str, v: f64) -> Result<()> {
+    ensure!((0.0..1.0).contains(&v), "{name} must be at least 0 and below 1, not {v}");
+    Ok(())
 }
 
 impl Config {
     /// [`Config::check`] of what only two-stage detectors have.
     fn check_two_stages(&self) -> Result<()> {
         let m = &self.model;
-        let positive = |name: &str, v: f64| {
-            ensure!(v.is_finite() && v > 0.0, "{name} must be above 0, not {v}");
-            Ok(())
-        };
-        let share = |name: &str, v: f64| {
-            ensure!((0.0..=1.0).contains(&v), "{name} must be between 0 and 1, not {v}");
-            Ok(())
-        };
         for (name, matching, sample, loss) in [
             ("rpn", &m.rpn.matching, &m.rpn.sample, &m.rpn.loss),
             ("roi", &m.roi.matching, &m.roi.sample, &m.roi.loss),
@@ -265,7 +300,9 @@ impl Config {
             );
             share(&format!("model.{name}.sample.positive"), sample.positive)?;
             positive(&format!("model.{name}.sample.count"), sample.count as f64)?;
-            positive(&format!("model.{name}.loss.beta"), loss.beta)?;
+            share(&format!("model.{name}.match.crowd"), matching.crowd)?;
+            not_negative(&format!("model.{name}.loss.beta"), loss.beta)?;
+            not_negative(&format!("model.{name}.loss.box_weight"), loss.box_weight)?;
         }
         ensure!(m.rpn.convs >= 1, "model.rpn.convs must be at least 1");
         share("model.rpn.nms", m.rpn.nms)?;
@@ -280,6 +317,7 @@ impl Config {
         ensure!(m.mask_head.convs >= 0, "model.mask_head.convs must not be negative");
         positive("model.mask_head.channels", m.mask_head.channels as f64)?;
         positive("model.mask_head.pool", m.mask_head.pool as f64)?;
+        not_negative("model.mask_head.weight", m.mask_head.weight)?;
         share("model.mask_head.threshold", m.mask_head.threshold)
     }
 }
@@ -421,6 +459,25 @@ mod tests {
         assert!(text.contains("model.head.convs"), "{text}");
         let text = error("{}", &["train.lr=-1"]);
         assert!(text.contains("train.lr"), "{text}");
+        for change in [
+            "model.loss.beta=-1",
+            "model.loss.gamma=-0.5",
+            "model.backbone.norm_eps=-1e-5",
+            "train.betas=[0.9,1]",
+            "train.momentum=1.5",
+            "train.threads=4000000000",
+            "data.workers=4000000000",
+            "data.size=[4294967295,4294967295]",
+            "data.pad=4294967295",
+            "data.scale=[1,1e9]",
+        ] {
+            let text = error("{}", &[change]);
+            assert!(text.contains(change.split_once('=').unwrap().0), "{change}: {text}");
+        }
+        let text = error(r#"{"model": {"detector": "mask_rcnn"}}"#, &["model.roi.loss.beta=-1"]);
+        assert!(text.contains("model.roi.loss.beta"), "{text}");
+        // Smooth L1 that is linear from 0 on: L1.
+        assert!(Config::from_json_with("{}", &["model.loss.beta=0".into()]).is_ok());
         let text = error(r#"{"model": {"detector": "yolo"}}"#, &[]);
         assert!(text.contains("yolo") && text.contains("retinanet"), "{text}");
     }

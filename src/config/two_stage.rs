@@ -66,7 +66,7 @@ pub struct BoxLossConfig {
     /// The box loss.
     #[serde(rename = "box")]
     pub kind: BoxLoss,
-    /// Smooth L1: where it turns from square to linear.
+    /// Smooth L1: where it turns from square to linear; 0: nowhere, it is L1.
     pub beta: f64,
     /// Its factor.
     pub box_weight: f64,

@@ -1,6 +1,6 @@
 //! Samples to a batch: resize, normalise, pad.
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use image::RgbImage;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -62,8 +62,10 @@ fn assemble(parts: Vec<Part>, config: &DataConfig) -> Result<Batch> {
     };
     let (columns, rows) = (padded(|s| s.0), padded(|s| s.1));
 
-    let images =
-        Tensor::empty([parts.len() as i64, 3, rows as i64, columns as i64], (Kind::Float, Device::Cpu));
+    let shape = [parts.len() as i64, 3, rows as i64, columns as i64];
+    let images = Tensor::f_empty(shape, (Kind::Float, Device::Cpu)).ok().with_context(|| {
+        format!("there is no memory for {} images of {columns}×{rows} pixels: see data.size and train.micro_batch", parts.len())
+    })?;
     // SAFETY: a fresh, contiguous float tensor of exactly so many elements, which nothing else knows of yet; every element is
     // written before anyone reads it.
     let data = unsafe {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
-use vigdet_coco::types::{Annotation, Dataset};
+use vigdet_coco::types::{Annotation, Dataset, Segmentation};
 
 use super::decode;
 use super::mask::Mask;
@@ -34,6 +34,8 @@ pub struct Class {
 #[derive(Debug)]
 pub struct CocoDataset {
     folder: PathBuf,
+    /// The annotation file, where there is one.
+    source: Option<PathBuf>,
     dataset: Dataset,
     infos: Vec<ImageInfo>,
     /// For each image, where its annotations are in `dataset.annotations`.
@@ -52,6 +54,12 @@ impl CocoDataset {
     /// categories), file names that leave the image folder, a folder with none of the images, nothing left to use. What can be worked with is counted in
     /// [`CocoDataset::report`].
     pub fn open(split: &SplitConfig, root: &Path, for_training: bool) -> Result<Self> {
+        Self::open_with_exif(split, root, for_training, false)
+    }
+
+    /// [`CocoDataset::open`] for images that are turned as their EXIF orientation says, where `exif` is set: sizes that the file lacks are those
+    /// after turning.
+    pub fn open_with_exif(split: &SplitConfig, root: &Path, for_training: bool, exif: bool) -> Result<Self> {
         let path = root.join(&split.annotations);
         let folder = root.join(&split.images);
         ensure!(
@@ -66,17 +74,21 @@ impl CocoDataset {
              --set data.train.images=… and data.val.images=…",
             folder.display()
         );
-        let dataset = vigdet_coco::read_dataset(&path)?;
-        Self::from_dataset(dataset, folder, split.limit, for_training)
-            .with_context(|| format!("annotations {}", path.display()))
+        let (dataset, warnings) = vigdet_coco::read_dataset_with_warnings(&path)?;
+        let mut opened = Self::from_dataset(dataset, folder, split.limit, for_training, exif)
+            .with_context(|| format!("annotations {}", path.display()))?;
+        opened.report.notes = warnings.iter().map(ToString::to_string).collect();
+        opened.source = Some(path);
+        Ok(opened)
     }
 
-    /// [`CocoDataset::open`] for annotations in memory, whose ids must be unique; file names are relative to `folder`.
+    /// [`CocoDataset::open_with_exif`] for annotations in memory, whose ids must be unique; file names are relative to `folder`.
     pub fn from_dataset(
         mut dataset: Dataset,
         folder: PathBuf,
         limit: Option<usize>,
         for_training: bool,
+        exif: bool,
     ) -> Result<Self> {
         ensure!(!dataset.categories.is_empty(), "the file has no categories");
         let (classes, labels) = classes(&dataset);
@@ -87,8 +99,9 @@ impl CocoDataset {
             if image.width == 0 || image.height == 0 {
                 // Clipping and grouping need a size: it is in the file's header. An unreadable file is reported when it is used.
                 report.sizes_missing += 1;
-                if let Ok((width, height, _)) = decode::dimensions(&folder.join(&image.file_name)) {
-                    (image.width, image.height) = (width, height);
+                if let Ok((width, height, swaps)) = decode::dimensions(&folder.join(&image.file_name)) {
+                    (image.width, image.height) =
+                        if exif && swaps { (height, width) } else { (width, height) };
                 }
             }
         }
@@ -154,7 +167,7 @@ impl CocoDataset {
                 count(&mut report, &dataset.annotations[at], image.width, image.height);
             }
         }
-        Ok(Self { folder, dataset, infos, objects, classes, labels, report })
+        Ok(Self { folder, source: None, dataset, infos, objects, classes, labels, report })
     }
 
     /// The classes: label `i` is `classes()[i]`.
@@ -195,9 +208,55 @@ impl CocoDataset {
         self.folder.join(&self.infos[i].file)
     }
 
-    /// Whether any object has a mask.
+    /// Whether any object has a mask that training can use.
     pub fn has_masks(&self) -> bool {
-        self.dataset.annotations.iter().any(|a| !a.iscrowd && a.segmentation.is_some())
+        self.objects_with_masks().any(|has_mask| has_mask)
+    }
+
+    /// Counts the objects without such a mask for [`CocoDataset::report`].
+    pub fn count_masks(&mut self) {
+        self.report.without_mask = self.objects_with_masks().filter(|has_mask| !has_mask).count();
+    }
+
+    /// For each object that is not a crowd, whether it has a mask that training can use.
+    fn objects_with_masks(&self) -> impl Iterator<Item = bool> + '_ {
+        self.annotations().filter(|(info, a)| !a.iscrowd && clip(a, info.width, info.height).is_some()).map(
+            |(info, a)| {
+                a.segmentation.as_ref().is_some_and(|s| Mask::new(s, info.height, info.width).is_some())
+            },
+        )
+    }
+
+    /// Checks that masks can be evaluated, for which every annotation needs one, crowds too.
+    ///
+    /// # Errors
+    /// Names the first annotation without, and the file.
+    pub fn check_masks(&self) -> Result<()> {
+        for (info, annotation) in self.annotations() {
+            let reason = match &annotation.segmentation {
+                None => "it has no segmentation".to_string(),
+                Some(Segmentation::Polygons(polygons)) if polygons.is_empty() => {
+                    "its segmentation is empty".to_string()
+                }
+                Some(segmentation) => match segmentation.to_rle(info.height, info.width) {
+                    Ok(_) => continue,
+                    Err(error) => format!("its segmentation: {error}"),
+                },
+            };
+            let file = self.source.as_ref().map_or(String::new(), |path| format!(" in {}", path.display()));
+            bail!(
+                "masks cannot be evaluated on annotation {}{file}: {reason}; --set model.mask=false detects boxes only",
+                annotation.id
+            );
+        }
+        Ok(())
+    }
+
+    /// The annotations of the used images.
+    fn annotations(&self) -> impl Iterator<Item = (&ImageInfo, &Annotation)> {
+        self.infos.iter().zip(&self.objects).flat_map(move |(info, of_image)| {
+            of_image.iter().map(move |&at| (info, &self.dataset.annotations[at]))
+        })
     }
 
     /// What was found and what was left out.

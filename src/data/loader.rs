@@ -8,7 +8,7 @@ use anyhow::{bail, Result};
 use rand::Rng;
 use rayon::prelude::*;
 
-use super::ahead::{batches_ahead, pool, Ahead};
+use super::ahead::{batches_ahead, caught, pool, Ahead};
 use super::augment::{augment, draw_scale};
 use super::batch::collate;
 use super::coco::CocoDataset;
@@ -197,8 +197,13 @@ impl Shared {
 
     /// Decodes image `i`. `None`: it cannot be read, which is on record now.
     fn read(&self, i: usize) -> Result<Option<Sample>> {
+        self.read_with(i, || self.dataset.sample(i, self.config.exif))
+    }
+
+    /// [`Shared::read`] by `decode`. A decoder that panics has met a file that it cannot read.
+    fn read_with(&self, i: usize, decode: impl FnOnce() -> Result<Sample>) -> Result<Option<Sample>> {
         let info = self.dataset.info(i);
-        match self.dataset.sample(i, self.config.exif) {
+        match caught(|| format!("decoding {}", info.file), decode) {
             Ok(sample) => {
                 self.check_size(i, &sample);
                 Ok(Some(sample))
@@ -236,5 +241,37 @@ impl Shared {
         );
         let mut resized = self.resized.lock().unwrap_or_else(PoisonError::into_inner);
         resized.entry(is.file.clone()).or_insert(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vigdet_coco::types::{Category, Dataset, Image};
+
+    fn shared(on_error: OnError) -> (tempfile::TempDir, Shared) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.jpg"), "").unwrap();
+        let dataset = Dataset {
+            images: vec![Image { id: 1, file_name: "a.jpg".into(), width: 4, height: 4 }],
+            categories: vec![Category { id: 1, ..Category::default() }],
+            ..Dataset::default()
+        };
+        let dataset = CocoDataset::from_dataset(dataset, folder.path().into(), None, false, false).unwrap();
+        let config = DataConfig { on_error, ..DataConfig::default() };
+        let options = LoaderOptions { batch_size: 1, train: false, seed: 0 };
+        let loader = Loader::new(Arc::new(dataset), &config, options).unwrap();
+        (folder, Arc::into_inner(loader.shared).unwrap())
+    }
+
+    #[test]
+    fn a_decoder_that_panics_makes_an_unreadable_image() {
+        let (_folder, one) = shared(OnError::Skip);
+        assert!(one.read_with(0, || panic!("index out of bounds")).unwrap().is_none());
+        let (file, reason) = listed(&one.skipped).remove(0);
+        assert!(file == "a.jpg" && reason.contains("index out of bounds"), "{file}: {reason}");
+        let (_folder, other) = shared(OnError::Stop);
+        let error = format!("{:#}", other.read_with(0, || panic!("index out of bounds")).unwrap_err());
+        assert!(error.contains("data.on_error") && error.contains("decoding a.jpg"), "{error}");
     }
 }

@@ -20,6 +20,7 @@ pub mod resize;
 mod sample;
 pub mod shapes;
 
+pub(crate) use ahead::message as panic_message;
 pub use batch::prepare;
 pub use coco::{Class, CocoDataset};
 pub use image_folder::ImageFolder;

@@ -27,6 +27,10 @@ pub struct OpenReport {
     pub degenerate: usize,
     /// Images without width and height in the file: taken from the image itself.
     pub sizes_missing: usize,
+    /// Objects of the used images without a mask that training can use; 0 until [`super::CocoDataset::count_masks`].
+    pub without_mask: usize,
+    /// What else in the file is not used as one might think, each a line.
+    pub notes: Vec<String>,
 }
 
 impl fmt::Display for OpenReport {
@@ -47,6 +51,11 @@ impl fmt::Display for OpenReport {
         line(self.over_limit, "images are left out by data's `limit`")?;
         line(self.clipped, "boxes left their image and were clipped to it")?;
         line(self.degenerate, "boxes less than a pixel wide or high inside their image were dropped")?;
-        line(self.sizes_missing, "images have no size in the file: it was read from the image")
+        line(self.sizes_missing, "images have no size in the file: it was read from the image")?;
+        line(
+            self.without_mask,
+            "objects have no mask (none given, no polygon of three points, or run lengths of another size than the image): they train boxes only",
+        )?;
+        self.notes.iter().try_for_each(|note| write!(f, "\n{note}"))
     }
 }

@@ -109,6 +109,10 @@ pub fn box_loss(
     beta: f64,
 ) -> Tensor {
     let each = match kind {
+        // The square of no length: nothing to divide by.
+        BoxLoss::SmoothL1 if beta == 0.0 => {
+            return box_loss(predicted, target, anchors, weights, BoxLoss::L1, beta)
+        }
         BoxLoss::L1 => (predicted - target).abs().sum_dim_intlist([1].as_slice(), false, Kind::Float),
         BoxLoss::SmoothL1 => {
             let difference = (predicted - target).abs();
@@ -198,6 +202,21 @@ mod tests {
             let worst = (fused_grad - plain_grad).abs().max().double_value(&[]);
             assert!(worst < 1e-5, "{worst}");
         }
+    }
+
+    #[test]
+    fn smooth_l1_with_beta_0_is_l1_with_its_gradient() {
+        let run = |kind: BoxLoss, beta: f64| {
+            let predicted =
+                Tensor::from_slice(&[0.5f32, -2.0, 0.0, 3.0]).view([1, 4]).set_requires_grad(true);
+            let other = Tensor::zeros([1, 4], (Kind::Float, Device::Cpu));
+            let weights = Tensor::ones([1], (Kind::Float, Device::Cpu));
+            let loss = box_loss(&predicted, &other, &other, &weights, kind, beta);
+            loss.backward();
+            (loss.double_value(&[]), Vec::<f32>::try_from(predicted.grad().view(-1)).unwrap())
+        };
+        assert_eq!(run(BoxLoss::SmoothL1, 0.0), (5.5, vec![1.0, -1.0, 0.0, 1.0]));
+        assert_eq!(run(BoxLoss::SmoothL1, 0.0), run(BoxLoss::L1, 0.0));
     }
 
     #[test]

@@ -40,11 +40,6 @@ impl MaskRcnn {
     /// Random weights for `classes` classes; variables `backbone.body.*`, `backbone.fpn.*`, `rpn.*` and `roi_heads.*` under `path`.
     pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64) -> Result<Self> {
         ensure!(classes > 0, "a detector needs at least one class");
-        let levels = config.anchors.strides.len();
-        ensure!(
-            levels == LEVELS,
-            "Mask R-CNN has {LEVELS} pyramid levels, P2 to P6; model.anchors.strides names {levels}"
-        );
         let backbone = backbone::build(&(path / "backbone" / "body"), &config.backbone)?;
         let channels = backbone.channels();
         ensure!(
@@ -56,6 +51,7 @@ impl MaskRcnn {
         let stages = &channels[channels.len() - STAGES..];
         let strides = backbone.strides();
         let strides = strides[strides.len() - STAGES..].to_vec();
+        config.anchors.check_levels(&strides, LEVELS, &config.backbone.name)?;
         let fpn = Fpn::new(&(path / "backbone" / "fpn"), stages, &config.fpn, Coarse::Halved)?;
         let rpn = Rpn::new(&(path / "rpn"), config.fpn.channels, &config.anchors, &config.rpn);
         let heads = RoiHeads::new(&(path / "roi_heads"), config, classes, &strides);

@@ -39,11 +39,6 @@ impl RetinaNet {
     pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64) -> Result<Self> {
         ensure!(classes > 0, "a detector needs at least one class");
         let anchors = AnchorGenerator::new(&config.anchors);
-        ensure!(
-            anchors.levels() == LEVELS,
-            "RetinaNet has {LEVELS} pyramid levels, P3 to P7; model.anchors.strides names {}",
-            anchors.levels()
-        );
         let backbone = backbone::build(&(path / "backbone" / "body"), &config.backbone)?;
         let channels = backbone.channels();
         ensure!(
@@ -52,6 +47,8 @@ impl RetinaNet {
             config.backbone.name,
             channels.len()
         );
+        let strides = backbone.strides();
+        config.anchors.check_levels(&strides[strides.len() - STAGES..], LEVELS, &config.backbone.name)?;
         let fpn = Fpn::new(
             &(path / "backbone" / "fpn"),
             &channels[channels.len() - STAGES..],

@@ -161,6 +161,7 @@ mod tests {
         {
             assert!(svg.contains(words), "{words}");
         }
+        assert!(svg.contains("\n20\n") && !svg.contains("\n20.0\n"), "steps are whole numbers");
     }
 
     #[test]

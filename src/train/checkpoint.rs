@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{nn, Tensor};
 
 use super::ema::Ema;
 use super::optimizer::Optimizer;
 use super::run_dir::RunDir;
-use crate::weights::{write_tensors, Metadata, WeightFile};
+use crate::weights::{self, sorted_variables, write_tensors, Metadata, WeightFile};
 
 /// Prefixes of the parts of a state file.
 const MODEL: &str = "model.";
@@ -49,6 +49,26 @@ pub struct Best {
     pub epoch: usize,
     /// The step it came after.
     pub iter: u64,
+}
+
+/// Writes a run's newest weights for others (their average, where there is one), then the state for a resumed run.
+pub fn save(
+    run: &RunDir,
+    store: &nn::VarStore,
+    metadata: &Metadata,
+    optimizer: &Optimizer,
+    mut ema: Option<&mut Ema>,
+    progress: &Progress,
+) -> Result<()> {
+    if let Some(ema) = &mut ema {
+        ema.swap();
+    }
+    let saved = weights::save(store, &run.last(), metadata);
+    if let Some(ema) = &mut ema {
+        ema.swap();
+    }
+    saved?;
+    save_state(&run.state(), &sorted_variables(store), optimizer, ema.as_deref(), progress)
 }
 
 /// Writes everything that a resumed run needs: variables, optimizer, average, progress.

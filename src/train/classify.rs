@@ -8,12 +8,12 @@ use serde_json::json;
 use tch::nn;
 
 use super::autocast::autocast;
-use super::checkpoint::{load_state, number, save_state, Best, Progress};
+use super::checkpoint::{load_state, number, save, Best, Progress};
 use super::classify_evaluate::{cross_entropy, ClassEvaluator};
-use super::classify_unread::Unread;
 use super::ema::Ema;
 use super::epoch_cosine::EpochCosine;
 use super::log::{Logger, Step};
+use super::notices;
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::trainer::{clip_factor, device_name, Flow, Outcome, TrainOptions};
@@ -33,7 +33,6 @@ pub struct ClassTrainer {
     options: TrainOptions,
     run: RunDir,
     store: nn::VarStore,
-    variables: Vec<(String, tch::Tensor)>,
     model: Classifier,
     optimizer: Optimizer,
     ema: Option<Ema>,
@@ -46,8 +45,6 @@ pub struct ClassTrainer {
     /// Steps of the whole run.
     total: u64,
     best_lines: Option<String>,
-    /// What was said of unreadable images of the training and of the validation split.
-    unread: (Unread, Unread),
 }
 
 impl ClassTrainer {
@@ -96,7 +93,7 @@ impl ClassTrainer {
         let mut optimizer = Optimizer::new(&variables, &t.optimisation());
         let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, t.ema_warmup));
         let mut progress = Progress::default();
-        if options.resume && run.state().exists() {
+        if options.resume {
             progress = load_state(&run.state(), &variables, &mut optimizer, ema.as_mut())?;
         }
 
@@ -114,8 +111,11 @@ impl ClassTrainer {
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
         let schedule = EpochCosine::new(t, steps_per_epoch);
 
+        let metadata = weights::metadata_of_classifier(&config, &classes)?;
         if !options.resume {
             RunDir::create(&options.out)?;
+            // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
+            save(&run, &store, &metadata, &optimizer, ema.as_mut(), &progress)?;
         }
         let start = json!({
             "command": options.command,
@@ -146,14 +146,12 @@ impl ClassTrainer {
         if options.resume {
             println!("resuming after step {} (epoch {})", progress.iter, progress.epoch + 1);
         }
-        let metadata = weights::metadata_of_classifier(&config, &classes)?;
         Ok(Self {
             total: total as u64,
             config,
             options,
             run,
             store,
-            variables,
             model,
             optimizer,
             ema,
@@ -164,7 +162,6 @@ impl ClassTrainer {
             progress,
             log,
             best_lines: None,
-            unread: Default::default(),
         })
     }
 
@@ -276,9 +273,7 @@ impl ClassTrainer {
                 number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
             }
         }
-        for line in self.unread.0.news(&loader.skipped(), "skipped") {
-            self.log.say(&line);
-        }
+        self.log.unreadable("train", &loader.skipped());
         Ok(Flow::Done)
     }
 
@@ -380,18 +375,16 @@ impl ClassTrainer {
                 ("iter".to_string(), json!(iter)),
                 ("weights".to_string(), json!("checkpoints/best.safetensors")),
             ]);
+            metrics.extend(notices::metric(&evaluator.skipped()));
             write_text(&self.run.metrics(), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
             weights::save(&self.store, &self.run.best(), &self.metadata)?;
             self.progress.best = Some(Best { score: top1, epoch, iter });
             self.best_lines = Some(accuracy.class_lines(10));
         }
-        let unread = evaluator.skipped();
         let scalars = [("val/top1", top1), ("val/top5", top5), ("val/loss", accuracy.loss)];
         let scalars = scalars.map(|(tag, value)| (tag.to_string(), value));
         self.log.evaluation(iter, epoch, accuracy.summary_json(), &scalars, seconds)?;
-        for line in self.unread.1.news(&unread, "not evaluated") {
-            self.log.say(&line);
-        }
+        self.log.unreadable("val", &evaluator.skipped());
         self.log.say(&format!(
             "epoch {epoch}/{}: top-1 {top1:.4}, top-5 {top5:.4}, loss {:.3}{}; {:.0} s of training, {seconds:.0} s of evaluation",
             self.config.train.epochs,
@@ -404,11 +397,8 @@ impl ClassTrainer {
 
     /// Writes the weights for others, then the state for a resumed run.
     fn save(&mut self) -> Result<()> {
-        self.swap();
-        let saved = weights::save(&self.store, &self.run.last(), &self.metadata);
-        self.swap();
-        saved?;
-        save_state(&self.run.state(), &self.variables, &self.optimizer, self.ema.as_ref(), &self.progress)
+        let (run, store, ema) = (&self.run, &self.store, self.ema.as_mut());
+        save(run, store, &self.metadata, &self.optimizer, ema, &self.progress)
     }
 
     fn swap(&mut self) {

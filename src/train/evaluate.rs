@@ -6,12 +6,12 @@ use std::sync::Arc;
 use anyhow::{bail, Context, Result};
 use serde_json::{Map, Value};
 use tch::Device;
-use vigdet_coco::eval::{evaluate, IouType, Params, STAT_NAMES};
+use vigdet_coco::eval::{evaluate, IouType, Params, Warning, STAT_NAMES};
 use vigdet_coco::types::{Detection, Segmentation};
 
 use super::run_dir::write_text;
 use crate::config::DataConfig;
-use crate::data::{CocoDataset, ImageInfo, Loader, LoaderOptions};
+use crate::data::{Class, CocoDataset, ImageInfo, Loader, LoaderOptions};
 use crate::detect::{Detections, Detector};
 
 /// The result of an evaluation.
@@ -43,6 +43,8 @@ pub struct Evaluation {
     pub boxes: Scores,
     /// Mask scores.
     pub masks: Option<Scores>,
+    /// Where COCO's rules surprise.
+    pub warnings: Vec<Warning>,
 }
 
 impl Evaluation {
@@ -88,6 +90,16 @@ impl Evaluation {
     }
 }
 
+/// Detections on a split in COCO's format: what is scored is what is written, and the other way round.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Results {
+    /// Boxes, for bbox.json.
+    pub boxes: Vec<Detection>,
+    /// From a detector that gives them, the masks of the same detections, for segm.json: without boxes, since pycocotools would take its areas
+    /// from those.
+    pub masks: Option<Vec<Detection>>,
+}
+
 /// Runs detectors on one split and scores what they see.
 #[derive(Debug)]
 pub struct Evaluator {
@@ -98,28 +110,24 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// `classes`: (category id, name) of each label of the detector. `batch_size`: images that go through it at once.
+    /// `classes`: (category id, name) of each label of the detector. `masks`: whether it gives masks. `batch_size`: images that go through it
+    /// at once.
     ///
-    /// A class of the detector is the split's category of the same name, or else of the same id.
+    /// A class of the detector is the split's category of the same id and name, or else of the same name, or else of the same id where the split
+    /// has no name for it.
     ///
     /// # Errors
-    /// If the split has none of the classes.
+    /// If the split has none of the classes, or no masks for a detector that gives them.
     pub fn new(
         dataset: Arc<CocoDataset>,
         config: &DataConfig,
         batch_size: usize,
         classes: &[(i64, String)],
+        masks: bool,
     ) -> Result<Self> {
         let own = dataset.classes();
-        let categories: Vec<Option<i64>> = classes
-            .iter()
-            .map(|(id, name)| {
-                let named = own.iter().find(|class| class.name == *name && !name.is_empty());
-                named
-                    .or_else(|| own.iter().find(|class| class.id == *id && class.name.is_empty()))
-                    .map(|c| c.id)
-            })
-            .collect();
+        let categories: Vec<Option<i64>> =
+            classes.iter().map(|(id, name)| category_of(own, *id, name)).collect();
         if categories.iter().all(Option::is_none) {
             let names = |names: Vec<&str>| names.into_iter().take(4).collect::<Vec<_>>().join(", ");
             bail!(
@@ -127,6 +135,9 @@ impl Evaluator {
                 names(classes.iter().map(|c| c.1.as_str()).collect()),
                 names(own.iter().map(|c| c.name.as_str()).collect())
             );
+        }
+        if masks {
+            dataset.check_masks()?;
         }
         let options = LoaderOptions { batch_size, train: false, seed: 0 };
         let loader = Loader::new(dataset.clone(), config, options)?;
@@ -145,14 +156,15 @@ impl Evaluator {
         detector: &dyn Detector,
         device: Device,
         mut progress: impl FnMut(usize, usize) -> bool,
-    ) -> Result<Option<Vec<Detection>>> {
-        let (mut all, mut done) = (Vec::new(), 0);
+    ) -> Result<Option<Results>> {
+        let masks = detector.has_masks().then(Vec::new);
+        let (mut all, mut done) = (Results { masks, ..Results::default() }, 0);
         for batch in self.loader.epoch(0, 0) {
             let mut batch = batch?;
             batch.images = batch.images.to_device(device);
             let found = detector.detect(&batch)?;
             for (info, found) in batch.infos.iter().zip(&found) {
-                all.extend(self.to_coco(info, found));
+                self.to_coco(info, found, &mut all);
             }
             done += batch.len();
             if !progress(done, self.dataset.len()) {
@@ -167,39 +179,38 @@ impl Evaluator {
         self.loader.skipped()
     }
 
-    /// COCO's scores of detections on this split; of their masks too if they have any.
-    pub fn score(&self, detections: &[Detection], masks: bool) -> Result<Evaluation> {
-        let of = |kind: IouType| -> Result<Scores> {
-            let summary =
-                evaluate(self.dataset.ground_truth(), detections, kind, &Params::default())?.summary();
-            Ok(Scores { stats: summary.stats, lines: summary.to_string() })
-        };
-        Ok(Evaluation { boxes: of(IouType::Bbox)?, masks: masks.then(|| of(IouType::Segm)).transpose()? })
+    /// Images seen so far whose size is not the annotated one, and what that means.
+    pub fn resized(&self) -> Vec<(String, String)> {
+        self.loader.resized()
     }
 
-    /// Writes detections into a folder: boxes into bbox.json and, if they have any, masks into segm.json, without boxes: pycocotools would take
-    /// its areas from those. Gives the files.
-    pub fn write_results(
-        &self,
-        folder: &Path,
-        detections: &[Detection],
-        masks: bool,
-    ) -> Result<Vec<PathBuf>> {
-        let write = |name: &str, part: Vec<Detection>| -> Result<PathBuf> {
-            let path = folder.join(name);
-            vigdet_coco::write_results(&path, &part)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            Ok(path)
+    /// COCO's scores of results on this split.
+    pub fn score(&self, results: &Results) -> Result<Evaluation> {
+        let mut warnings: Vec<Warning> = Vec::new();
+        let mut of = |detections: &[Detection], kind: IouType| -> Result<Scores> {
+            let found = evaluate(self.dataset.ground_truth(), detections, kind, &Params::default())?;
+            warnings
+                .extend(found.warnings.iter().filter(|w| !warnings.contains(w)).cloned().collect::<Vec<_>>());
+            let summary = found.summary();
+            Ok(Scores { stats: summary.stats, lines: summary.to_string() })
         };
-        let boxes = detections.iter().map(|d| Detection { segmentation: None, ..*d }).collect();
-        let mut files = vec![write("bbox.json", boxes)?];
-        if masks {
-            files.push(write(
-                "segm.json",
-                detections.iter().map(|d| Detection { bbox: None, ..d.clone() }).collect(),
-            )?);
-        }
-        Ok(files)
+        let boxes = of(&results.boxes, IouType::Bbox)?;
+        let masks = results.masks.as_ref().map(|masks| of(masks, IouType::Segm)).transpose()?;
+        Ok(Evaluation { boxes, masks, warnings })
+    }
+
+    /// Writes results into a folder: bbox.json and, if there are masks, segm.json. Gives the files.
+    pub fn write_results(&self, folder: &Path, results: &Results) -> Result<Vec<PathBuf>> {
+        let parts = [("bbox.json", Some(&results.boxes)), ("segm.json", results.masks.as_ref())];
+        parts
+            .into_iter()
+            .filter_map(|(name, part)| Some((folder.join(name), part?)))
+            .map(|(path, part)| {
+                vigdet_coco::write_results(&path, part)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                Ok(path)
+            })
+            .collect()
     }
 
     /// Writes which annotations detections on this split belong to: the annotation file, or a copy of the part that is used.
@@ -215,25 +226,32 @@ impl Evaluator {
         write_text(&folder.join("ground_truth.json"), &text)
     }
 
-    fn to_coco<'a>(
-        &'a self,
-        info: &'a ImageInfo,
-        found: &'a Detections,
-    ) -> impl Iterator<Item = Detection> + 'a {
-        found.boxes.iter().zip(&found.scores).zip(&found.labels).enumerate().filter_map(
-            move |(i, ((corners, score), label))| {
-                let category_id = self.categories.get(usize::try_from(*label).ok()?).copied().flatten()?;
-                let [x1, y1, x2, y2] = corners.map(f64::from);
-                Some(Detection {
-                    image_id: info.id,
-                    category_id,
-                    bbox: Some([x1, y1, x2 - x1, y2 - y1].map(thousandths)),
-                    score: shortest(*score),
-                    segmentation: found.mask(i, info.height, info.width).map(Segmentation::Rle),
-                })
-            },
-        )
+    fn to_coco(&self, info: &ImageInfo, found: &Detections, out: &mut Results) {
+        for (i, ((corners, score), label)) in
+            found.boxes.iter().zip(&found.scores).zip(&found.labels).enumerate()
+        {
+            let Ok(label) = usize::try_from(*label) else { continue };
+            let Some(category_id) = self.categories.get(label).copied().flatten() else { continue };
+            let [x1, y1, x2, y2] = corners.map(f64::from);
+            let bare =
+                Detection { image_id: info.id, category_id, score: shortest(*score), ..Detection::default() };
+            let mask = found.mask(i, info.height, info.width).map(Segmentation::Rle);
+            if let (Some(masks), Some(mask)) = (&mut out.masks, mask) {
+                masks.push(Detection { segmentation: Some(mask), ..bare });
+            }
+            let bbox = Some([x1, y1, x2 - x1, y2 - y1].map(thousandths));
+            out.boxes.push(Detection { bbox, ..bare });
+        }
     }
+}
+
+/// The id of the category of a split that a detector's class is, if there is one.
+fn category_of(own: &[Class], id: i64, name: &str) -> Option<i64> {
+    let named = |class: &&Class| class.name == name && !name.is_empty();
+    // Names need not be unique: of several, the one with the same id is meant.
+    let same = own.iter().find(|class| named(class) && class.id == id);
+    let found = same.or_else(|| own.iter().find(named));
+    found.or_else(|| own.iter().find(|class| class.id == id && class.name.is_empty())).map(|class| class.id)
 }
 
 /// Pixels to a thousandth: what is written is what is scored, and files stay half as long.
@@ -244,4 +262,144 @@ fn thousandths(value: f64) -> f64 {
 /// The float64 of fewest digits that is this float32.
 fn shortest(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Batch;
+    use crate::describe::{Layer, Size};
+    use crate::detect::Losses;
+    use vigdet_coco::types::{Annotation, Category, Dataset, Image};
+
+    /// Sees exactly what is annotated, under the labels of its own classes.
+    struct Oracle {
+        truth: Dataset,
+        /// The category that each of its labels is in `truth`.
+        categories: Vec<i64>,
+    }
+
+    impl Detector for Oracle {
+        fn losses(&self, _: &Batch) -> Result<Losses> {
+            bail!("it does not learn")
+        }
+
+        fn detect(&self, batch: &Batch) -> Result<Vec<Detections>> {
+            let of = |info: &ImageInfo| {
+                let mut found = Detections::default();
+                for a in self.truth.annotations.iter().filter(|a| a.image_id == info.id) {
+                    let [x, y, w, h] = a.bbox.map(|v| v as f32);
+                    found.boxes.push([x, y, x + w, y + h]);
+                    found.scores.push(0.9);
+                    let label = self.categories.iter().position(|id| *id == a.category_id).unwrap();
+                    found.labels.push(label as i64);
+                }
+                found
+            };
+            Ok(batch.infos.iter().map(of).collect())
+        }
+
+        fn describe(&self, _: Size, _: &mut dyn FnMut(Layer)) {}
+    }
+
+    /// Two images with an object of each of two categories.
+    fn truth(categories: [(i64, &str); 2]) -> (tempfile::TempDir, Dataset) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut truth = Dataset::default();
+        for (id, name) in categories {
+            truth.categories.push(Category { id, name: name.into(), supercategory: None });
+        }
+        for image in 1..=2 {
+            let file_name = format!("{image}.png");
+            image::RgbImage::new(64, 48).save(folder.path().join(&file_name)).unwrap();
+            truth.images.push(Image { id: image, file_name, width: 64, height: 48 });
+            for (at, (category_id, _)) in categories.into_iter().enumerate() {
+                let bbox = [4.0 + 30.0 * at as f64, 5.0, 20.0, 10.0 + image as f64];
+                let id = truth.annotations.len() as i64 + 1;
+                let area = bbox[2] * bbox[3];
+                let annotation =
+                    Annotation { id, image_id: image, category_id, bbox, area, ..Annotation::default() };
+                truth.annotations.push(annotation);
+            }
+        }
+        (folder, truth)
+    }
+
+    /// What an oracle that has `classes` finds on `truth`, whose category each class stands for, and its box AP.
+    fn evaluated(
+        folder: &Path,
+        truth: &Dataset,
+        classes: &[(i64, &str)],
+        categories: &[i64],
+    ) -> (Vec<(i64, i64)>, f64) {
+        let dataset = CocoDataset::from_dataset(truth.clone(), folder.into(), None, false, false).unwrap();
+        let classes: Vec<(i64, String)> = classes.iter().map(|(id, name)| (*id, name.to_string())).collect();
+        let config = DataConfig { size: [48, 64], workers: 1, ..DataConfig::default() };
+        let evaluator = Evaluator::new(Arc::new(dataset), &config, 2, &classes, false).unwrap();
+        let oracle = Oracle { truth: truth.clone(), categories: categories.to_vec() };
+        let results = evaluator.detect(&oracle, Device::Cpu, |_, _| true).unwrap().unwrap();
+        let ids = results.boxes.iter().map(|d| (d.image_id, d.category_id)).collect();
+        (ids, evaluator.score(&results).unwrap().boxes.ap())
+    }
+
+    #[test]
+    fn who_sees_what_is_annotated_scores_one_under_the_ids_of_the_file() {
+        let expected = vec![(1, 3), (1, 7), (2, 3), (2, 7)];
+        let (folder, file) = truth([(3, "dark"), (7, "bright")]);
+        let same = evaluated(folder.path(), &file, &[(3, "dark"), (7, "bright")], &[3, 7]);
+        assert_eq!(same, (expected.clone(), 1.0));
+        // Another order and numbering: the names tell.
+        let renumbered =
+            evaluated(folder.path(), &file, &[(1, "bright"), (3, "cat"), (9, "dark")], &[7, 0, 3]);
+        assert_eq!(renumbered, (expected.clone(), 1.0));
+        // Two categories of one name: the ids tell.
+        let (folder, file) = truth([(3, "bolt"), (7, "bolt")]);
+        let twins = evaluated(folder.path(), &file, &[(3, "bolt"), (7, "bolt")], &[3, 7]);
+        assert_eq!(twins, (expected.clone(), 1.0));
+        // No names: the ids tell.
+        let (folder, file) = truth([(3, ""), (7, "")]);
+        assert_eq!(evaluated(folder.path(), &file, &[(3, "bolt"), (7, "")], &[3, 7]), (expected, 1.0));
+    }
+
+    #[test]
+    fn scores_of_masks_are_those_of_the_results_that_are_written() {
+        let triangle = |points: [f64; 6]| Some(Segmentation::Polygons(vec![points.to_vec()]));
+        let (folder, mut truth) = truth([(3, "dark"), (7, "bright")]);
+        // 800 pixels, small, in a box of 1600, which would be medium.
+        let (seen, bbox) = (triangle([0.0, 0.0, 40.0, 0.0, 0.0, 40.0]), [0.0, 0.0, 40.0, 40.0]);
+        let first = truth.annotations.swap_remove(0);
+        truth.annotations = vec![Annotation { bbox, area: 800.0, segmentation: seen.clone(), ..first }];
+        let dataset =
+            CocoDataset::from_dataset(truth.clone(), folder.path().into(), None, false, false).unwrap();
+        let classes = [(3, "dark".to_string())];
+        let evaluator = Evaluator::new(Arc::new(dataset), &DataConfig::default(), 1, &classes, true).unwrap();
+        // A false alarm as large comes first.
+        let alarm = triangle([24.0, 8.0, 64.0, 8.0, 64.0, 48.0]);
+        let boxes = [(0.9, [24.0, 8.0, 40.0, 40.0]), (0.5, bbox)].map(|(score, bbox)| Detection {
+            image_id: 1,
+            category_id: 3,
+            bbox: Some(bbox),
+            score,
+            ..Detection::default()
+        });
+        let masks = [alarm, seen].into_iter().zip(&boxes);
+        let masks =
+            masks.map(|(segmentation, d)| Detection { segmentation, bbox: None, ..d.clone() }).collect();
+        let results = Results { boxes: boxes.to_vec(), masks: Some(masks) };
+        let scores = evaluator.score(&results).unwrap();
+        assert_eq!(scores.warnings, []);
+        let small = |kind: &str| scores.to_json()[kind]["APs"].as_f64().unwrap();
+        assert!((small("segm") - 0.5).abs() < 1e-12, "one of two small masks is right: {}", small("segm"));
+        assert!((small("bbox") - 1.0).abs() < 1e-12, "the false alarm's box is not small: {}", small("bbox"));
+
+        let files = evaluator.write_results(folder.path(), &results).unwrap();
+        for (file, (kind, scores)) in files
+            .iter()
+            .zip([(IouType::Bbox, &scores.boxes), (IouType::Segm, scores.masks.as_ref().unwrap())])
+        {
+            let written = vigdet_coco::read_results(file).unwrap();
+            let again = evaluate(&truth, &written, kind, &Params::default()).unwrap().summary();
+            assert_eq!(again.stats, scores.stats, "{}", file.display());
+        }
+    }
 }

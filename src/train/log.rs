@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde_json::{json, Map, Value};
+use vigdet_coco::eval::Warning;
 
 use super::events::EventWriter;
+use super::notices::Notices;
 use super::run_dir::RunDir;
 
 /// How often a run that has no terminal to draw on prints a line.
@@ -67,6 +69,7 @@ pub struct Logger {
     timed: (u64, f64, f64),
     /// Seconds of the last evaluation, and how many are left to do.
     evaluation: f64,
+    notices: Notices,
 }
 
 impl Logger {
@@ -93,6 +96,7 @@ impl Logger {
             printed: Instant::now(),
             timed: (0, 0.0, 0.0),
             evaluation: 0.0,
+            notices: Notices::default(),
         })
     }
 
@@ -171,6 +175,26 @@ impl Logger {
     pub fn say(&mut self, text: &str) {
         self.printed = Instant::now();
         self.bar.suspend(|| println!("{text}"));
+    }
+
+    /// Prints which images of a split could not be read, and why, but for those that it was said of before.
+    pub fn unreadable(&mut self, split: &str, images: &[(String, String)]) {
+        let line = self.notices.unreadable(split, images);
+        line.iter().for_each(|line| self.say(line));
+    }
+
+    /// Prints which images of a split have another size than annotated, but for those that it was said of before.
+    pub fn resized(&mut self, split: &str, images: &[(String, String)]) {
+        let line = self.notices.resized(split, images);
+        line.iter().for_each(|line| self.say(line));
+    }
+
+    /// Prints what an evaluation warns of, once.
+    pub fn warn(&mut self, split: &str, warnings: &[Warning]) {
+        for warning in warnings {
+            let line = self.notices.warning(split, warning);
+            line.iter().for_each(|line| self.say(line));
+        }
     }
 
     /// Takes the bar away.

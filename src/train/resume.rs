@@ -81,6 +81,7 @@ mod tests {
         let run = RunDir::create(folder.path()).unwrap();
         let config = Config::default();
         run.describe(&config.to_json().unwrap(), json!({}), false).unwrap();
+        std::fs::write(run.state(), "").unwrap();
         check(folder.path(), &config).unwrap();
         let changed = |change: &str| config_of(folder.path(), &[change.to_string()]).unwrap();
         check(folder.path(), &changed("train.epochs=99")).unwrap();

@@ -48,13 +48,19 @@ impl RunDir {
     /// The folder of a run that is to go on.
     ///
     /// # Errors
-    /// If it holds none.
+    /// If it holds none, or one without a state to go on from.
     pub fn open(path: &Path) -> Result<Self> {
         let run = Self { path: path.to_path_buf() };
         ensure!(
             run.is_run(),
             "there is no run to resume in {}: it has no config.json (without --resume, a new run starts there)",
             path.display()
+        );
+        ensure!(
+            run.state().exists(),
+            "the run in {} cannot go on: {} is not there; without it, start anew in another folder (--out)",
+            path.display(),
+            run.state().display()
         );
         Ok(run)
     }
@@ -198,6 +204,8 @@ mod tests {
         assert_eq!(RunDir::numbered(&path, false), path);
         run.describe("{}", json!({"n": 1}), false).unwrap();
         assert!(format!("{:#}", RunDir::create(&path).unwrap_err()).contains("--resume"));
+        assert!(format!("{:#}", RunDir::open(&path).unwrap_err()).contains("last.state is not there"));
+        std::fs::write(run.state(), "").unwrap();
         assert!(RunDir::numbered(&path, false).ends_with("a-2"));
         assert_eq!(RunDir::numbered(&path, true), path);
         RunDir::open(&path).unwrap().describe("{}", json!({"n": 2}), true).unwrap();

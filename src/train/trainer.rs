@@ -9,14 +9,15 @@ use anyhow::{bail, ensure, Context, Result};
 use serde_json::json;
 use tch::{nn, Device, Kind, Tensor};
 
-use super::checkpoint::{load_state, number, save_state, Best, Progress};
+use super::checkpoint::{load_state, number, save, Best, Progress};
 use super::ema::Ema;
 use super::evaluate::Evaluator;
 use super::log::{Logger, Step};
+use super::notices;
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
-use crate::config::{Config, DataConfig};
+use crate::config::{Config, DataConfig, SplitConfig};
 use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
@@ -61,7 +62,6 @@ pub struct Trainer {
     options: TrainOptions,
     run: RunDir,
     store: nn::VarStore,
-    variables: Vec<(String, Tensor)>,
     detector: Box<dyn Detector>,
     optimizer: Optimizer,
     ema: Option<Ema>,
@@ -102,7 +102,11 @@ impl Trainer {
             t.batch_size
         );
         let root = data_root(&config)?;
-        let train = Arc::new(CocoDataset::open(&config.data.train, &root, true)?);
+        let train = open(&config, &config.data.train, &root, true)?;
+        ensure!(
+            !config.model.has_masks() || train.has_masks(),
+            "no object of the training split has a mask: Mask R-CNN needs segmentations (--set model.mask=false trains Faster R-CNN on boxes)"
+        );
         println!("train: {}", indented(&train.report().to_string()));
         let categories: Vec<(i64, String)> = train.classes().iter().map(|c| (c.id, c.name.clone())).collect();
         let ids: Vec<i64> = categories.iter().map(|c| c.0).collect();
@@ -117,10 +121,6 @@ impl Trainer {
         tch::manual_seed(t.seed as i64);
         let store = nn::VarStore::new(options.device);
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
-        ensure!(
-            !detector.has_masks() || train.has_masks(),
-            "no object of the training split has a mask: Mask R-CNN needs segmentations (--set model.mask=false trains Faster R-CNN on boxes)"
-        );
         let variables = sorted_variables(&store);
         if let (Some(path), false) = (&options.weights, options.resume) {
             let report = load_into(&store, path, &LoadOptions { other_classes: true, ..Default::default() })?;
@@ -132,20 +132,23 @@ impl Trainer {
         let mut optimizer = Optimizer::new(&variables, t);
         let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, true));
         let mut progress = Progress::default();
-        if options.resume && run.state().exists() {
+        if options.resume {
             progress = load_state(&run.state(), &variables, &mut optimizer, ema.as_mut())?;
         }
 
         let loader_options = LoaderOptions { batch_size: micro_batch, train: true, seed: t.seed };
-        let loader = Arc::new(Loader::new(train, &config.data, loader_options)?);
+        let loader = Arc::new(Loader::new(Arc::new(train), &config.data, loader_options)?);
         let micro_steps = t.batch_size / micro_batch;
         let steps_per_epoch = loader.batches_per_epoch().div_ceil(micro_steps);
-        let total = (t.epochs * steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
+        let total = t.epochs.saturating_mul(steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
         let schedule = Schedule::new(t, steps_per_epoch, total);
 
+        let metadata = weights::metadata_of(&config, &classes)?;
         if !options.resume {
             RunDir::create(&options.out)?;
+            // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
+            save(&run, &store, &metadata, &optimizer, ema.as_mut(), &progress)?;
         }
         let start = json!({
             "command": options.command,
@@ -177,14 +180,12 @@ impl Trainer {
         if options.resume {
             println!("resuming after step {} (epoch {})", progress.iter, progress.epoch + 1);
         }
-        let metadata = weights::metadata_of(&config, &classes)?;
         Ok(Self {
             total: total as u64,
             config,
             options,
             run,
             store,
-            variables,
             detector,
             optimizer,
             ema,
@@ -308,12 +309,8 @@ impl Trainer {
                 number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
             }
         }
-        for (file, reason) in loader.skipped().iter().take(5) {
-            self.log.say(&format!("skipped {file}: {reason}"));
-        }
-        for (file, text) in loader.resized().iter().take(5) {
-            self.log.say(&format!("{file} {text}"));
-        }
+        self.log.unreadable("train", &loader.skipped());
+        self.log.resized("train", &loader.resized());
         Ok(Flow::Done)
     }
 
@@ -379,12 +376,10 @@ impl Trainer {
     }
 
     fn advice(&self) -> String {
-        let advice = "a lower --lr, a longer train.warmup_iters or train.clip_norm may help";
-        if self.run.last().exists() {
-            format!("{advice}; the last checkpoint, {}, is from before", self.run.last().display())
-        } else {
-            format!("{advice}; there was no checkpoint yet")
-        }
+        format!(
+            "a lower --lr, a longer train.warmup_iters or train.clip_norm may help; the last checkpoint, {}, is from before",
+            self.run.last().display()
+        )
     }
 
     fn evaluations_left(&self) -> usize {
@@ -412,8 +407,7 @@ impl Trainer {
             !stop.load(Ordering::Relaxed)
         })?;
         let Some(found) = found else { return Ok(Flow::Interrupted) };
-        let masks = self.detector.has_masks();
-        let scores = evaluator.score(&found, masks)?;
+        let scores = evaluator.score(&found)?;
         let seconds = start.elapsed().as_secs_f64();
         let (iter, epoch) = (self.progress.iter, self.progress.epoch + 1);
         self.progress.seconds += seconds;
@@ -421,7 +415,7 @@ impl Trainer {
         let best = self.progress.best.as_ref().is_none_or(|best| scores.boxes.ap() > best.score);
         if best {
             // The weights come last but the record of them: a kill in between repeats this.
-            evaluator.write_results(self.run.path(), &found, masks)?;
+            evaluator.write_results(self.run.path(), &found)?;
             let split = &self.config.data.val;
             let annotations = data_root(&self.config)?.join(&split.annotations);
             evaluator.write_ground_truth(&annotations, split.limit.is_none(), self.run.path())?;
@@ -431,16 +425,16 @@ impl Trainer {
                 ("iter".to_string(), json!(iter)),
                 ("weights".to_string(), json!("checkpoints/best.safetensors")),
             ]);
+            metrics.extend(notices::metric(&evaluator.skipped()));
             write_text(&self.run.metrics(), &(serde_json::to_string_pretty(&metrics)? + "\n"))?;
             weights::save(&self.store, &self.run.best(), &self.metadata)?;
             self.progress.best = Some(Best { score: scores.boxes.ap(), epoch, iter });
             self.best_lines = Some(scores.lines());
         }
-        let unread = evaluator.skipped();
         self.log.evaluation(iter, epoch, scores.to_json(), &scores.scalars(), seconds)?;
-        for (file, reason) in unread.iter().take(5) {
-            self.log.say(&format!("not evaluated, {file}: {reason}"));
-        }
+        self.log.unreadable("val", &evaluator.skipped());
+        self.log.resized("val", &evaluator.resized());
+        self.log.warn("val", &scores.warnings);
         self.log.say(&format!(
             "epoch {epoch}/{}: {}{}; {:.0} s of training, {seconds:.0} s of evaluation",
             self.config.train.epochs,
@@ -453,11 +447,8 @@ impl Trainer {
 
     /// Writes the weights for others, then the state for a resumed run.
     fn save(&mut self) -> Result<()> {
-        self.swap();
-        let saved = weights::save(&self.store, &self.run.last(), &self.metadata);
-        self.swap();
-        saved?;
-        save_state(&self.run.state(), &self.variables, &self.optimizer, self.ema.as_ref(), &self.progress)
+        let (run, store, ema) = (&self.run, &self.store, self.ema.as_mut());
+        save(run, store, &self.metadata, &self.optimizer, ema, &self.progress)
     }
 
     fn swap(&mut self) {
@@ -505,15 +496,24 @@ fn normalised_otherwise(weights: &Path, config: &Config) -> Result<Option<String
 }
 
 fn evaluator(config: &Config, root: &Path, batch: usize, classes: &[(i64, String)]) -> Result<Evaluator> {
-    let val = CocoDataset::open(&config.data.val, root, false)
+    let val = open(config, &config.data.val, root, false)
         .context("validation split (--set train.eval_every=0 trains without one)")?;
     println!("val: {}", indented(&val.report().to_string()));
-    let evaluator = Evaluator::new(Arc::new(val), &config.data, batch, classes)?;
+    let evaluator = Evaluator::new(Arc::new(val), &config.data, batch, classes, config.model.has_masks())?;
     match evaluator.classes_without_category() {
         0 => {}
         n => println!("val: {n} classes of the training split are not in it"),
     }
     Ok(evaluator)
+}
+
+/// A split of a config's data; for a detector that gives masks, with those that are missing counted.
+pub fn open(config: &Config, split: &SplitConfig, root: &Path, for_training: bool) -> Result<CocoDataset> {
+    let mut dataset = CocoDataset::open_with_exif(split, root, for_training, config.data.exif)?;
+    if config.model.has_masks() {
+        dataset.count_masks();
+    }
+    Ok(dataset)
 }
 
 /// The folder that a config's paths are relative to; built-in data is drawn there if it is not yet.

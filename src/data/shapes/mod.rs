@@ -9,6 +9,7 @@ mod region;
 mod scene;
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -39,13 +40,18 @@ struct Stamp {
     config: ShapesConfig,
 }
 
+/// Sides that can be drawn, in pixels: below, the smallest objects have no room; above, one image would take hours.
+const SIDES: RangeInclusive<u32> = 64..=8192;
+
+/// Most images of a split: their names have twelve digits, and nobody's disk holds more.
+const MOST_IMAGES: usize = 10_000_000;
+
 /// Draws the set that `config` describes into `root`, unless it is there already. A set with other settings is replaced.
 ///
-/// It is made beside `root` and then renamed: `root` never holds half a set. Errors: a `root` that holds anything but such a set, a side that
-/// is too small, files that cannot be written.
+/// It is made beside `root` and then renamed: `root` never holds half a set. Errors: a `root` that holds anything but such a set, a side or a
+/// number of images that cannot be drawn, files that cannot be written.
 pub fn ensure(root: &Path, config: &ShapesConfig) -> Result<()> {
-    ensure!(config.side >= 64, "shapes need a side of at least 64 pixels, not {}", config.side);
-    ensure!(config.train > 0 && config.val > 0, "shapes need at least one image in each split");
+    check(config)?;
     let wanted = Stamp { version: VERSION, config: config.clone() };
     if stamp(root).is_some_and(|found| found == wanted) {
         return Ok(());
@@ -78,6 +84,7 @@ pub fn ensure(root: &Path, config: &ShapesConfig) -> Result<()> {
 /// [`ensure`] for a config: draws its built-in data if it names any. Says first that it does.
 pub fn ensure_for(config: &DataConfig, say: impl FnOnce(&str)) -> Result<()> {
     let (Some(shapes), Some(root)) = (&config.builtin, &config.root) else { return Ok(()) };
+    check(shapes)?;
     if stamp(root).is_none_or(|found| found != Stamp { version: VERSION, config: shapes.clone() }) {
         say(&format!(
             "drawing {} images of built-in data into {}",
@@ -86,6 +93,23 @@ pub fn ensure_for(config: &DataConfig, say: impl FnOnce(&str)) -> Result<()> {
         ));
     }
     ensure(root, shapes)
+}
+
+fn check(config: &ShapesConfig) -> Result<()> {
+    ensure!(
+        SIDES.contains(&config.side),
+        "shapes need a side of {} to {} pixels, not {}",
+        SIDES.start(),
+        SIDES.end(),
+        config.side
+    );
+    for (split, images) in [("train", config.train), ("val", config.val)] {
+        ensure!(
+            (1..=MOST_IMAGES).contains(&images),
+            "shapes need 1 to {MOST_IMAGES} images in each split, not {images} in {split}"
+        );
+    }
+    Ok(())
 }
 
 fn stamp(root: &Path) -> Option<Stamp> {

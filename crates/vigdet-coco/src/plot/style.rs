@@ -25,6 +25,7 @@
 use plotters::chart::SeriesLabelPosition;
 use plotters::coord::types::RangedCoordf64;
 use plotters::coord::Shift;
+use plotters::data::float::FloatPrettyPrinter;
 use plotters::prelude::*;
 use std::ops::Range;
 use std::sync::Once;
@@ -33,6 +34,8 @@ use std::sync::Once;
 pub const FONT: &str = "sans-serif";
 /// Width and height of a plot, in pixels.
 pub const SIZE: (u32, u32) = (960, 640);
+/// Labels of an axis, about.
+const LABELS: usize = 8;
 /// Background.
 pub const PAPER: RGBColor = RGBColor(255, 255, 255);
 /// Text and axes.
@@ -132,11 +135,20 @@ impl Axes<'_> {
             .axis_style(INK)
             .bold_line_style(GRID)
             .light_line_style(TRANSPARENT)
-            .x_labels(8)
+            .x_labels(LABELS)
+            .x_label_formatter(&|x| label(*x, &self.x_range))
             .y_labels(8)
             .draw()?;
         Ok(chart)
     }
+}
+
+/// A number beside the x axis: whole where whole numbers are apart enough for labels of their own (steps, blocks).
+fn label(x: f64, range: &Range<f64>) -> String {
+    if range.end - range.start >= LABELS as f64 {
+        return format!("{x:.0}");
+    }
+    FloatPrettyPrinter { allow_scientific: false, min_decimal: 1, max_decimal: 5 }.print(x)
 }
 
 /// A range that axes can be drawn for: finite, and not empty.
