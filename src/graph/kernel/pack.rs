@@ -55,7 +55,7 @@ impl Points<'_> {
         }
     }
 
-    /// Packs `width` rows from `first` on as one panel of the right side, `[columns, width]`, and its `bias`.
+    /// Packs `width` rows from `first` on as one panel of the right side, `[columns, width]`, and its `bias`, `[width]`.
     ///
     /// distance / 2 = |x|²/2 + |y|²/2 − x·y, where |x| does not matter and |y| is one, unless y is zero: then it is nearer by
     /// half its missing square. What is beyond the last row is zero with a bias of minus infinity.
@@ -67,13 +67,13 @@ impl Points<'_> {
         out: &mut [f32],
         bias: &mut [f32],
     ) {
-        for j in 0..width {
+        for (j, bias) in bias.iter_mut().enumerate() {
             if first + j < self.rows {
                 let short = self.read(item, first + j, width, j, out);
-                bias[j] = short.map_or(0.0, |square| 0.5 * (1.0 - square));
+                *bias = short.map_or(0.0, |square| 0.5 * (1.0 - square));
             } else {
                 out.iter_mut().skip(j).step_by(width).for_each(|v| *v = 0.0);
-                bias[j] = f32::NEG_INFINITY;
+                *bias = f32::NEG_INFINITY;
             }
         }
     }
