@@ -95,6 +95,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::create(folder.path()).unwrap();
         run.describe(&ClassifyConfig::default().to_json().unwrap(), json!({}), false).unwrap();
+        std::fs::write(run.state(), "").unwrap();
         let check = |change: &str| {
             let changed = classify_config_of(folder.path(), &[change.to_string()]).unwrap();
             check_classify(folder.path(), &changed)
