@@ -105,8 +105,11 @@ fn detector(config: &ClassifyConfig) -> Option<String> {
         return None;
     }
     let written = [("channels", &backbone.channels), ("blocks", &backbone.blocks)];
+    // A ResNet's shape is in its name; the config's numbers are for ViG.
+    let shaped = !backbone.name.starts_with("resnet");
     let mut values: Vec<(String, String)> = written
         .iter()
+        .filter(|_| shaped)
         .filter_map(|(key, values)| Some((format!("model.backbone.{key}"), list(values.as_ref()?))))
         .collect();
     values.push(("data.mean".into(), list(&data.mean)));
