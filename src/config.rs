@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{bail, ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 
+mod check;
 mod classify;
 mod classify_read;
 mod read;

@@ -26,11 +26,6 @@ impl AnchorGenerator {
         self.config.octaves * self.config.ratios.len() as i64
     }
 
-    /// Number of pyramid levels.
-    pub fn levels(&self) -> usize {
-        self.cells.len()
-    }
-
     /// The anchors of each level, for maps of (height, width) places under images of `image` = (height, width) pixels, padding included.
     pub fn anchors(&self, maps: &[(i64, i64)], image: (i64, i64)) -> Vec<Vec<Box4>> {
         let strides = self.strides(maps, image);
