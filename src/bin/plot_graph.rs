@@ -175,7 +175,7 @@ fn statistics(args: &Args, viewer: &GraphViewer) -> Result<()> {
     let root = args.data.as_deref().context("--image or --data is missing")?;
     let mut split: SplitConfig = viewer.config().data.val.clone();
     split.limit = args.limit.or(split.limit);
-    let dataset = CocoDataset::open(&split, root, false)?;
+    let dataset = CocoDataset::open_with_exif(&split, root, false, viewer.config().data.exif)?;
     let (stats, images, skipped) = of_dataset(viewer, &dataset, |done| {
         if done % 10 == 0 {
             eprintln!("{done} of {} images", dataset.len());

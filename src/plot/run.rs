@@ -61,7 +61,7 @@ fn detections(run_dir: &Path, results: &Path, plots: &Path, options: &RunPicture
     let root = options.data.clone().or(config.root).with_context(|| {
         format!("{} does not name the folder of the data", run_dir.join("config.json").display())
     })?;
-    let dataset = CocoDataset::open(&config.val, &root, false)?;
+    let dataset = CocoDataset::open_with_exif(&config.val, &root, false, config.exif)?;
     let names: Vec<String> = dataset.classes().iter().map(|class| class.name.clone()).collect();
     let boxes = read_results(results)?;
     let segm = run_dir.join("segm.json");
