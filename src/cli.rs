@@ -46,6 +46,8 @@ impl ModelArgs {
         if let Some(size) = &self.size {
             let [short, long] = parse_size(size)?;
             changes.push(format!("data.size=[{short},{long}]"));
+            // One size for all: a config's own for tests would be of other images.
+            changes.push("data.test_size=null".into());
         }
         changes.extend(self.set.iter().cloned());
         Ok(changes)
@@ -308,6 +310,8 @@ mod tests {
         let changes = args.changes([change("train.lr", 2.0), change("data.root", "a \"b\"")]).unwrap();
         let config = Config::from_json_with("{}", &changes).unwrap();
         assert_eq!((config.train.lr, config.data.size), (3.0, [5, 6]));
+        let with_own = r#"{"data": {"test_size": [7, 8]}}"#;
+        assert_eq!(Config::from_json_with(with_own, &changes).unwrap().data.size_in_test(), [5, 6]);
         assert_eq!(config.data.root.as_deref(), Some(Path::new("a \"b\"")));
     }
 }

@@ -294,7 +294,8 @@ pub enum HeadInit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AnchorConfig {
-    /// Pixels between places, one per level, fine to coarse.
+    /// Pixels between places, one per level, fine to coarse. RetinaNet's pyramid starts at the stage of the first (4: C2, for small objects)
+    /// and has P6 and P7 if there are two more than stages; Mask R-CNN's levels are always five, from 4.
     pub strides: Vec<i64>,
     /// √area of the smallest anchor of a level, in strides.
     pub base: f64,
@@ -447,6 +448,8 @@ pub struct DataConfig {
     pub val: SplitConfig,
     /// Shorter side, and the most that the longer side may have, in pixels.
     pub size: [u32; 2],
+    /// The same for validation, testing and detection; null: `size`. Larger than in training, it finds more small objects at no cost in training.
+    pub test_size: Option<[u32; 2]>,
     /// Sides are padded to a multiple of this, in pixels.
     pub pad: u32,
     /// How images are resized.
@@ -479,6 +482,13 @@ pub struct DataConfig {
     pub group_by_aspect: bool,
 }
 
+impl DataConfig {
+    /// Shorter side, and the most that the longer side may have, of images that are not trained on, in pixels.
+    pub fn size_in_test(&self) -> [u32; 2] {
+        self.test_size.unwrap_or(self.size)
+    }
+}
+
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
@@ -487,6 +497,7 @@ impl Default for DataConfig {
             train: SplitConfig::coco("train"),
             val: SplitConfig::coco("val"),
             size: [800, 1333],
+            test_size: None,
             pad: 32,
             resize: ResizeKind::Antialias,
             flip: 0.5,
@@ -614,6 +625,9 @@ pub struct TrainConfig {
     pub epochs: usize,
     /// Stop after so many steps, whatever `epochs` says.
     pub max_iters: Option<usize>,
+    /// Stop after about so many minutes of training, evaluations not counted: the first steps are timed, and the schedule is laid over as many as
+    /// fit, but no more than `epochs` and `max_iters` say.
+    pub max_minutes: Option<f64>,
     /// Steps of linear warm-up.
     pub warmup_iters: usize,
     /// Where the warm-up starts, as a share of the learning rate.
@@ -652,6 +666,7 @@ impl Default for TrainConfig {
             micro_batch: Some(2),
             epochs: 12,
             max_iters: None,
+            max_minutes: None,
             warmup_iters: 500,
             warmup_factor: 0.001,
             schedule: ScheduleKind::Step,

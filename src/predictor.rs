@@ -115,7 +115,7 @@ impl Predictor {
         let classes = classes_of_outputs(&config.model, classes)?;
         let mut store = nn::VarStore::new(options.device);
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
-        weights::load_into(&store, weights, &LoadOptions { complete: true, other_classes: false })?;
+        weights::load_into(&store, weights, &LoadOptions { complete: true, ..Default::default() })?;
         store.freeze();
         Ok(Self { detector, config, classes, device: options.device, _store: store })
     }

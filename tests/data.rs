@@ -619,6 +619,20 @@ fn boxes_are_scaled_with_their_image() {
 }
 
 #[test]
+fn images_that_are_not_trained_on_may_have_another_size() {
+    let (folder, split) = patch();
+    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let config = DataConfig { size: [32, 64], test_size: Some([48, 200]), ..DataConfig::default() };
+    let size = |train: bool| {
+        let options = LoaderOptions { batch_size: 1, train, seed: 0 };
+        Loader::new(data.clone(), &config, options).unwrap().epoch(0, 0).next().unwrap().unwrap().sizes[0]
+    };
+    assert_eq!((size(true), size(false)), ((32, 64), (48, 96)));
+    let (image, info) = (RgbImage::new(64, 32), data.info(0).clone());
+    assert_eq!(prepare(&[image], &[info], &config).unwrap().sizes, [(48, 96)]);
+}
+
+#[test]
 fn an_unreadable_image_is_named_and_skipped_or_stops_the_run() {
     let (folder, split) = forty();
     std::fs::write(folder.path().join("pictures/7.png"), b"not an image").unwrap();

@@ -181,7 +181,7 @@ fn a_detectors_checkpoint_shows_the_graph_of_its_backbone_as_it_sees_the_image()
         .iter()
         .filter(|a| **a != "--set")
         .map(|a| a.to_string())
-        .chain(["data.size=[64,96]".into()])
+        .chain(["data.size=[32,48]".into(), "data.test_size=[64,96]".into()])
         .collect();
     let config = Config::preset("retinanet_pvig_ti_shapes", &changes).unwrap();
     let store = nn::VarStore::new(Device::Cpu);

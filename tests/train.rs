@@ -346,6 +346,33 @@ fn a_run_that_is_killed_before_its_first_epoch_goes_on_from_the_weights_it_was_g
 }
 
 #[test]
+fn a_run_that_is_limited_in_time_ends_once_its_steps_were_timed_and_stays_ended() {
+    let scene = Scene::new();
+    let each = [
+        "--epochs",
+        "100",
+        "--set",
+        "train.eval_every=0",
+        "--set",
+        "every_iters=null",
+        "--set",
+        "warmup_iters=50",
+    ];
+    let train = |out: &str, more: &[&str]| {
+        succeed("train_det", &strs(&scene.train(out, &[&each[..], more].concat())))
+    };
+    let limit = ["--set", "max_minutes=1e-9"];
+    let said = train("timed", &limit);
+    assert!(said.contains("--max-iters 50 does the same again"), "{said}");
+    let steps = log(&scene.path("timed"));
+    assert_eq!(steps.len(), 50);
+    train("timed", &[&limit[..], &["--resume"]].concat());
+    assert_eq!(log(&scene.path("timed")), steps);
+    train("fixed", &["--max-iters", "50"]);
+    assert_eq!(log(&scene.path("fixed")), steps);
+}
+
+#[test]
 fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
     let scene = Scene::new();
     // Images of one size and fixed norms: then nothing else depends on who is in a batch.
@@ -498,7 +525,8 @@ fn bad_arguments_configs_and_weights_give_one_clear_line() {
         (&["--set", "train.optimizer=adam"], &["train.optimizer", "adam"]),
         (&["--size", "900,800"], &["--size"]),
         (&["--size", "4294967295,4294967295"], &["data.size"]),
-        (&["--set", "anchors.strides=[4,8,16,32,64]"], &["model.anchors.strides", "[8, 16, 32, 64, 128]"]),
+        (&["--set", "anchors.strides=[7,8,16,32,64]"], &["model.anchors.strides", "[8, 16, 32, 64, 128]"]),
+        (&["--set", "anchors.strides=[4,8,16,32,64]"], &["model.anchors.strides", "[4, 8, 16, 32, 64, 128]"]),
         (&["--set", "anchors.strides=[8,16]"], &["model.anchors.strides"]),
         (&["--device", "cuda:99"], &["cuda:99"]),
         (&["--backbone", "vgg"], &["vgg", "pvig_ti"]),

@@ -48,11 +48,17 @@ impl Config {
         share("model.test.score", m.test.score)?;
         positive("model.test.top_k", m.test.top_k as f64)?;
         positive("model.test.max_detections", m.test.max_detections as f64)?;
-        ensure!(
-            d.size[0] >= 1 && d.size[0] <= d.size[1],
-            "data.size is [shorter side, most of the longer side]; {:?} is not",
-            d.size
-        );
+        let test_size = d.test_size.map(|size| ("data.test_size", size));
+        for (name, size) in [("data.size", d.size)].into_iter().chain(test_size) {
+            ensure!(
+                size[0] >= 1 && size[0] <= size[1],
+                "{name} is [shorter side, most of the longer side]; {size:?} is not"
+            );
+            ensure!(
+                size[1] <= MOST_PIXELS,
+                "{name}, {size:?}, is more than the {MOST_PIXELS} pixels that a side may have"
+            );
+        }
         ensure!(
             (1..=MOST_PIXELS).contains(&d.pad),
             "data.pad must be 1 to {MOST_PIXELS} pixels, not {}",
@@ -88,6 +94,7 @@ impl Config {
         share("train.warmup_factor", t.warmup_factor)?;
         not_negative("train.lr_gamma", t.lr_gamma)?;
         not_negative("train.lr_end", t.lr_end)?;
+        t.max_minutes.map_or(Ok(()), |minutes| positive("train.max_minutes", minutes))?;
         positive("train.batch_size", t.batch_size as f64)?;
         ensure!(
             t.micro_batch != Some(0),

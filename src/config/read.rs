@@ -306,6 +306,7 @@ mod tests {
             "train.threads=4000000000",
             "data.workers=4000000000",
             "data.size=[4294967295,4294967295]",
+            "data.test_size=[9,8]",
             "data.pad=4294967295",
             "data.scale=[1,1e9]",
         ] {

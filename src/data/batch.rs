@@ -24,18 +24,23 @@ pub fn prepare(images: &[RgbImage], infos: &[ImageInfo], config: &DataConfig) ->
         let info = ImageInfo { width: image.width(), height: image.height(), ..info.clone() };
         Part { image, info, target: Target::default(), scale: 1.0 }
     });
-    assemble(parts.collect(), config)
+    assemble(parts.collect(), config.size_in_test(), config)
 }
 
-/// [`prepare`] with objects: `scales` multiply the size that `config` asks for, one factor per sample.
-pub(super) fn collate(samples: Vec<Sample>, scales: &[f64], config: &DataConfig) -> Result<Batch> {
+/// [`prepare`] with objects, at a size of \[shorter side, most of the longer\] that `scales` multiply, one factor per sample.
+pub(super) fn collate(
+    samples: Vec<Sample>,
+    scales: &[f64],
+    size: [u32; 2],
+    config: &DataConfig,
+) -> Result<Batch> {
     let parts = samples.iter().zip(scales).map(|(sample, &scale)| Part {
         image: &sample.image,
         info: sample.info.clone(),
         target: sample.target.clone(),
         scale,
     });
-    assemble(parts.collect(), config)
+    assemble(parts.collect(), size, config)
 }
 
 struct Part<'a> {
@@ -45,9 +50,9 @@ struct Part<'a> {
     scale: f64,
 }
 
-fn assemble(parts: Vec<Part>, config: &DataConfig) -> Result<Batch> {
+fn assemble(parts: Vec<Part>, size: [u32; 2], config: &DataConfig) -> Result<Batch> {
     ensure!(!parts.is_empty(), "a batch needs at least one image");
-    let [short, long] = config.size.map(f64::from);
+    let [short, long] = size.map(f64::from);
     let sizes: Vec<(u32, u32)> = parts
         .iter()
         .map(|part| {

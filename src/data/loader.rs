@@ -151,7 +151,8 @@ impl Shared {
         if samples.is_empty() {
             return Ok(None);
         }
-        collate(samples, &scales, &self.config).map(Some)
+        let size = if self.options.train { self.config.size } else { self.config.size_in_test() };
+        collate(samples, &scales, size, &self.config).map(Some)
     }
 
     /// Image `i`, augmented, and the factor of its size. `None`: it is unreadable and left out.

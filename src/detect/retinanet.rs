@@ -17,10 +17,15 @@ use crate::config::{ModelConfig, TestConfig};
 use crate::data::Batch;
 use crate::describe::{Layer, Size};
 
-/// Backbone, pyramid on its last three stages, dense head.
+/// Backbone, pyramid on its last stages, dense head.
+///
+/// The strides of the anchors say which stages: from the one whose stride is the first (8, so C3 to C5, in the paper; 4 adds C2, for small
+/// objects). As many strides as stages: those levels alone; two more: P6 and P7 above.
 #[derive(Debug)]
 pub struct RetinaNet {
     backbone: Box<dyn Backbone>,
+    /// Stages of the backbone below the pyramid's.
+    unused: usize,
     fpn: Fpn,
     head: DenseHead,
     anchors: AnchorGenerator,
@@ -29,10 +34,8 @@ pub struct RetinaNet {
     classes: i64,
 }
 
-/// Stages that the pyramid is built on: C3 to C5.
+/// Stages that the paper's pyramid is built on: C3 to C5.
 const STAGES: usize = 3;
-/// Pyramid levels: P3 to P7.
-const LEVELS: usize = 5;
 
 impl RetinaNet {
     /// Random weights for `classes` classes; variables `backbone.body.*`, `backbone.fpn.*` and `head.*` under `path`.
@@ -47,14 +50,19 @@ impl RetinaNet {
             config.backbone.name,
             channels.len()
         );
-        let strides = backbone.strides();
-        config.anchors.check_levels(&strides[strides.len() - STAGES..], LEVELS, &config.backbone.name)?;
-        let fpn = Fpn::new(
-            &(path / "backbone" / "fpn"),
-            &channels[channels.len() - STAGES..],
-            &config.fpn,
-            Coarse::P6P7,
-        )?;
+        let (strides, anchor_strides) = (backbone.strides(), &config.anchors.strides);
+        let paper = strides.len() - STAGES;
+        let unused = match config.anchors.strides_from_image {
+            true => paper,
+            false => strides.iter().position(|s| anchor_strides.first() == Some(s)).unwrap_or(paper),
+        };
+        let stages = &strides[unused..];
+        let (coarse, levels) = match anchor_strides.len() == stages.len() {
+            true => (Coarse::None, stages.len()),
+            false => (Coarse::P6P7, stages.len() + 2),
+        };
+        config.anchors.check_levels(stages, levels, &config.backbone.name)?;
+        let fpn = Fpn::new(&(path / "backbone" / "fpn"), &channels[unused..], &config.fpn, coarse)?;
         let head =
             DenseHead::new(&(path / "head"), config.fpn.channels, anchors.per_place(), classes, &config.head);
         let m = &config.matching;
@@ -66,6 +74,7 @@ impl RetinaNet {
         };
         Ok(Self {
             backbone,
+            unused,
             fpn,
             head,
             anchors,
@@ -77,7 +86,7 @@ impl RetinaNet {
 
     fn outputs(&self, images: &Tensor, train: bool) -> Result<Vec<LevelOutput>> {
         let maps = self.backbone.forward(images, train, None)?;
-        Ok(self.head.forward(&self.fpn.forward(&maps[maps.len() - STAGES..])))
+        Ok(self.head.forward(&self.fpn.forward(&maps[self.unused..])))
     }
 
     fn anchors_of(&self, outputs: &[LevelOutput], images: &Tensor) -> Vec<Vec<Box4>> {
@@ -129,7 +138,43 @@ impl Detector for RetinaNet {
 
     fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
         let maps = self.backbone.describe(image, visit);
-        let levels = self.fpn.describe(&maps[maps.len() - STAGES..], visit);
+        let levels = self.fpn.describe(&maps[self.unused..], visit);
         self.head.describe(&levels, visit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_strides_say_on_which_stages_the_pyramid_stands() {
+        let (height, width) = (64, 96);
+        let images = Tensor::randn([1, 3, height, width], (Kind::Float, Device::Cpu));
+        for strides in
+            [vec![8, 16, 32, 64, 128], vec![8, 16, 32], vec![4, 8, 16, 32], vec![4, 8, 16, 32, 64, 128]]
+        {
+            let mut config = ModelConfig::default();
+            config.backbone.name = "pvig_ti".into();
+            (config.fpn.channels, config.head.channels, config.head.convs) = (8, 8, 1);
+            config.anchors.strides = strides.clone();
+            let store = nn::VarStore::new(Device::Cpu);
+            let model = RetinaNet::new(&store.root(), &config, 2).unwrap();
+            let outputs = tch::no_grad(|| model.outputs(&images, true).unwrap());
+            let found: Vec<(i64, i64)> = outputs.iter().map(|o| o.map).collect();
+            let wanted: Vec<(i64, i64)> =
+                strides.iter().map(|s| ((height + s - 1) / s, (width + s - 1) / s)).collect();
+            assert_eq!(found, wanted, "{strides:?}");
+            // The place in the middle of a level's first row stands where its stride says.
+            for ((anchors, &(_, columns)), stride) in
+                model.anchors_of(&outputs, &images).iter().zip(&wanted).zip(&strides)
+            {
+                let place = columns / 2;
+                let b = anchors[(place * model.anchors.per_place()) as usize];
+                assert_eq!((b[0] + b[2]) / 2.0, (place * stride) as f32, "{strides:?}, stride {stride}");
+            }
+            let coarse = store.variables().keys().any(|name| name.contains("extra_blocks"));
+            assert_eq!(coarse, strides.contains(&128), "{strides:?}");
+        }
     }
 }

@@ -165,7 +165,7 @@ impl GraphViewer {
         let (width, height) = image.dimensions();
         ensure!(width > 0 && height > 0, "{file} has no pixels");
         let data = &self.config.data;
-        let size = self.size.or(self.detector.then_some(data.size));
+        let size = self.size.or(self.detector.then(|| data.size_in_test()));
         let (w, h) = match size {
             Some([short, long]) => output_size(width, height, short.into(), long.into(), data.resize),
             None => (width, height),

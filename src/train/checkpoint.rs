@@ -35,6 +35,9 @@ pub struct Progress {
     pub evaluated: Option<u64>,
     /// The best evaluation so far.
     pub best: Option<Best>,
+    /// Steps of the whole run, where `train.max_minutes` decided them.
+    #[serde(default)]
+    pub planned: Option<u64>,
     /// Seconds spent in all, evaluations included.
     pub seconds: f64,
 }

@@ -100,6 +100,12 @@ impl Logger {
         })
     }
 
+    /// The run has another length than it was thought to have.
+    pub fn set_total(&mut self, total: u64) {
+        self.total = total;
+        self.bar.set_length(total);
+    }
+
     /// A step was done; after it, `evaluations` evaluations are left in the run.
     pub fn step(&mut self, step: &Step, evaluations: usize) -> Result<()> {
         self.line(&step.to_json())?;

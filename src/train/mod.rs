@@ -16,4 +16,5 @@ pub mod resume;
 pub mod run_dir;
 pub mod schedule;
 mod slices;
+mod time_limit;
 pub mod trainer;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
-use serde_json::json;
+use serde_json::{json, Value};
 use tch::{nn, Device, Kind, Tensor};
 
 use super::checkpoint::{load_state, number, save, Best, Progress};
@@ -17,6 +17,7 @@ use super::notices;
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
+use super::time_limit::TimeLimit;
 use crate::config::{Config, DataConfig, SplitConfig};
 use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
@@ -73,6 +74,8 @@ pub struct Trainer {
     log: Logger,
     /// Steps of the whole run.
     total: u64,
+    /// Where the length of the run is a time that steps are still measured for.
+    limit: Option<TimeLimit>,
     /// Forward passes of a step.
     micro_steps: usize,
     /// The detector's label of each of the data's.
@@ -123,8 +126,14 @@ impl Trainer {
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
         let variables = sorted_variables(&store);
         if let (Some(path), false) = (&options.weights, options.resume) {
-            let report = load_into(&store, path, &LoadOptions { other_classes: true, ..Default::default() })?;
+            let other = other_detector(path, &config)?;
+            let load =
+                LoadOptions { other_classes: true, backbone_only: other.is_some(), ..Default::default() };
+            let report = load_into(&store, path, &load)?;
             println!("weights: {report}");
+            if let Some(other) = other {
+                println!("weights: they are of {other}: only their backbone is taken");
+            }
             if let Some(note) = normalised_otherwise(path, &config)? {
                 println!("{note}");
             }
@@ -141,6 +150,8 @@ impl Trainer {
         let micro_steps = t.batch_size / micro_batch;
         let steps_per_epoch = loader.batches_per_epoch().div_ceil(micro_steps);
         let total = t.epochs.saturating_mul(steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
+        let total = total.min(progress.planned.map_or(usize::MAX, |steps| steps as usize));
+        let limit = t.max_minutes.filter(|_| progress.planned.is_none()).map(TimeLimit::new);
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
         let schedule = Schedule::new(t, steps_per_epoch, total);
 
@@ -182,6 +193,7 @@ impl Trainer {
         }
         Ok(Self {
             total: total as u64,
+            limit,
             config,
             options,
             run,
@@ -285,6 +297,7 @@ impl Trainer {
                 waited = now_waited;
                 let left = self.evaluations_left();
                 self.log.step(&line, left)?;
+                self.plan(line.seconds);
             }
             if self.options.stop.load(Ordering::Relaxed) {
                 return Ok(Flow::Interrupted);
@@ -312,6 +325,23 @@ impl Trainer {
         self.log.unreadable("train", &loader.skipped());
         self.log.resized("train", &loader.resized());
         Ok(Flow::Done)
+    }
+
+    /// Decides the length of a run that is limited in time, once enough of its steps have been timed. With a warm-up of as many steps, in which the
+    /// learning rate does not depend on the length, `--max-iters` with the number of steps does the same again.
+    fn plan(&mut self, seconds: f64) {
+        let Some(limit) = &mut self.limit else { return };
+        let Some(more) = limit.step(seconds, self.progress.seconds) else { return };
+        self.limit = None;
+        let t = &self.config.train;
+        let total = (self.progress.iter + more).min(self.total);
+        let steps_per_epoch = self.loader.batches_per_epoch().div_ceil(self.micro_steps);
+        self.schedule = Schedule::new(t, steps_per_epoch, total as usize);
+        self.total = total;
+        self.progress.planned = Some(total);
+        self.log.set_total(total);
+        let minutes = t.max_minutes.unwrap_or_default();
+        self.log.say(&format!("{total} steps in the {minutes} minutes of train.max_minutes: --max-iters {total} does the same again"));
     }
 
     /// Adds the gradient of one micro batch, times its share of a full batch.
@@ -478,6 +508,14 @@ fn part_values(parts: &[(&'static str, Tensor)]) -> Result<Vec<f64>> {
     let tensors: Vec<Tensor> =
         parts.iter().map(|(_, t)| t.detach().to_kind(Kind::Double).reshape([])).collect();
     Ok(Tensor::stack(&tensors, 0).to_device(Device::Cpu).try_into()?)
+}
+
+/// The detector that weights are of, if it is another one than the config's: its pyramid and heads have the same names, but not the same use.
+fn other_detector(weights: &Path, config: &Config) -> Result<Option<String>> {
+    let metadata = weights::read_metadata(weights)?;
+    let own: Option<Value> = metadata.get("config").and_then(|text| serde_json::from_str(text).ok());
+    let name = own.as_ref().and_then(|own| own.pointer("/model/detector")?.as_str());
+    Ok(name.filter(|name| *name != config.model.detector.name()).map(String::from))
 }
 
 /// What to say if weights were trained on images that were normalised with other numbers.

@@ -25,6 +25,8 @@ pub struct LoadOptions {
     /// Layers whose size is the number of classes may have another in the file: they then keep their start. For training on
     /// other classes than those the file knows.
     pub other_classes: bool,
+    /// Nothing but the backbone is taken from the file, whatever else of it has a name in the model: for weights of another kind of detector.
+    pub backbone_only: bool,
 }
 
 /// What happened to each name. All lists are sorted.
@@ -103,7 +105,8 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
         if entry.ends_with("num_batches_tracked") {
             continue;
         }
-        let Some(index) = find(entry) else {
+        let wanted = |index: &usize| !options.backbone_only || variables[*index].0.starts_with(BACKBONE);
+        let Some(index) = find(entry).filter(wanted) else {
             report.unused.push(entry.to_string());
             continue;
         };
@@ -267,6 +270,22 @@ mod tests {
         assert_eq!((report.loaded.len(), report.missing.len(), report.unused.len()), (3, 0, 0));
         assert_eq!(value(&to, "head.cls_logits.weight"), 2.0);
         assert_eq!(read_metadata(&path).unwrap(), metadata);
+    }
+
+    #[test]
+    fn of_another_kind_of_detector_the_backbone_is_taken_whatever_the_rest_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        save(&model(3, 2.0), &path, &Metadata::default()).unwrap();
+        let to = model(4, 0.0);
+        let options = LoadOptions { backbone_only: true, ..Default::default() };
+        let report = load_into(&to, &path, &options).unwrap();
+        assert_eq!(
+            (report.loaded.len(), report.unused.as_slice()),
+            (2, &["head.cls_logits.weight".to_string()][..])
+        );
+        assert_eq!(value(&to, "backbone.body.stem.weight"), 2.0);
+        assert_eq!(value(&to, "head.cls_logits.weight"), 0.0);
     }
 
     #[test]

@@ -1,0 +1,51 @@
+//! How many steps fit into a time (`train.max_minutes`).
+
+/// Steps that are watched before the length of the run is decided.
+const WATCHED: usize = 50;
+/// The first of them, which warm caches, allocators and the loader up, say nothing of the others.
+const WARM_UP: usize = 10;
+
+/// Watches the first steps of a run.
+#[derive(Debug)]
+pub struct TimeLimit {
+    seconds: f64,
+    steps: Vec<f64>,
+}
+
+impl TimeLimit {
+    /// A run of so many minutes of training.
+    pub fn new(minutes: f64) -> Self {
+        Self { seconds: 60.0 * minutes, steps: Vec::with_capacity(WATCHED) }
+    }
+
+    /// Takes note of a step's seconds, and of those of the whole run so far. Once enough steps have been seen: how many more fit.
+    pub fn step(&mut self, seconds: f64, so_far: f64) -> Option<u64> {
+        self.steps.push(seconds);
+        if self.steps.len() < WATCHED {
+            return None;
+        }
+        let usual = &self.steps[WARM_UP..];
+        let each = usual.iter().sum::<f64>() / usual.len() as f64;
+        Some(((self.seconds - so_far) / each.max(1e-9)).max(0.0) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_steps_fit_as_the_time_left_has_after_a_slow_start() {
+        let mut limit = TimeLimit::new(2.0);
+        let mut so_far = 0.0;
+        for step in 1..=50 {
+            let seconds = if step <= 10 { 5.0 } else { 0.5 };
+            so_far += seconds;
+            // 120 seconds less 10 of 5 and 40 of 0.5.
+            assert_eq!(limit.step(seconds, so_far), (step == 50).then_some(100), "step {step}");
+        }
+        let mut short = TimeLimit::new(0.1);
+        let fits: Vec<u64> = (1..=50).filter_map(|i| short.step(1.0, f64::from(i))).collect();
+        assert_eq!(fits, [0]);
+    }
+}
