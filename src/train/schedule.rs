@@ -29,6 +29,11 @@ impl Schedule {
         }
     }
 
+    /// Lays the rest of the schedule over a run of another length.
+    pub fn set_total(&mut self, total: usize) {
+        self.total = total;
+    }
+
     /// The factor at a step, counted from 0.
     ///
     /// Warm-up: from `warmup_factor` at step 0 to 1 at step `warmup_iters`, linearly. `step`: × `lr_gamma` from each milestone on, also

@@ -333,14 +333,12 @@ impl Trainer {
         let Some(limit) = &mut self.limit else { return };
         let Some(more) = limit.step(seconds, self.progress.seconds) else { return };
         self.limit = None;
-        let t = &self.config.train;
         let total = (self.progress.iter + more).min(self.total);
-        let steps_per_epoch = self.loader.batches_per_epoch().div_ceil(self.micro_steps);
-        self.schedule = Schedule::new(t, steps_per_epoch, total as usize);
+        self.schedule.set_total(total as usize);
         self.total = total;
         self.progress.planned = Some(total);
         self.log.set_total(total);
-        let minutes = t.max_minutes.unwrap_or_default();
+        let minutes = self.config.train.max_minutes.unwrap_or_default();
         self.log.say(&format!("{total} steps in the {minutes} minutes of train.max_minutes: --max-iters {total} does the same again"));
     }
 
