@@ -619,8 +619,14 @@ pub struct TrainConfig {
     pub betas: [f64; 2],
     /// Images of a step.
     pub batch_size: usize,
-    /// Images that go through the network at once; gradients add up to a step. Null: as many as `batch_size`.
+    /// Images that go through the network at once; gradients add up to a step. Null: as many as `batch_size`, divided among the `replicas`.
     pub micro_batch: Option<usize>,
+    /// Micro batches that are worked on at the same time on a CPU, each by a copy of the network with its share of the threads: small images do not
+    /// keep several threads busy with one layer. On other devices they follow each other.
+    pub replicas: usize,
+    /// Mixed precision: the forward pass in bfloat16 where PyTorch's autocast has it so, on CUDA and on processors with instructions for it
+    /// (elsewhere float32).
+    pub amp: bool,
     /// Passes through the training split.
     pub epochs: usize,
     /// Stop after so many steps, whatever `epochs` says.
@@ -664,6 +670,8 @@ impl Default for TrainConfig {
             betas: [0.9, 0.999],
             batch_size: 16,
             micro_batch: Some(2),
+            replicas: 1,
+            amp: false,
             epochs: 12,
             max_iters: None,
             max_minutes: None,
@@ -679,6 +687,13 @@ impl Default for TrainConfig {
             seed: 0,
             threads: None,
         }
+    }
+}
+
+impl TrainConfig {
+    /// Images of a micro batch, and of a batch in evaluation.
+    pub fn images_of_micro_batch(&self) -> usize {
+        self.micro_batch.unwrap_or(self.batch_size.div_ceil(self.replicas)).min(self.batch_size)
     }
 }
 

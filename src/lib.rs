@@ -14,6 +14,7 @@
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
 //! - [`plot`]: pictures: training curves, detections on their images, graphs.
 //! - [`predictor`]: a trained detector, ready for images.
+//! - [`precision`]: bfloat16 and back.
 //! - [`weights`]: reading and writing them, by name.
 
 pub mod backbone;
@@ -26,6 +27,7 @@ pub mod explore;
 pub mod graph;
 pub mod memory;
 pub mod plot;
+pub mod precision;
 pub mod predictor;
 pub mod stats;
 pub mod threads;

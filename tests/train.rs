@@ -1,5 +1,6 @@
 //! The programs as users start them: training, stopping, resuming, testing, and everything that can go wrong on the way.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -268,7 +269,7 @@ fn a_run_explains_itself_and_its_best_weights_test_the_same() {
 #[test]
 fn a_run_that_is_killed_and_resumed_is_the_uninterrupted_run_to_the_bit() {
     let scene = Scene::new();
-    let longer = ["--epochs", "12"];
+    let longer = ["--epochs", "12", "--set", "train.replicas=2", "--set", "train.amp=true"];
     succeed("train_det", &strs(&scene.train("whole", &longer)));
     let args = scene.train("killed", &longer);
     let mut resume = args.clone();
@@ -409,6 +410,67 @@ fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
             assert!((value / expected - 1.0).abs() < 1e-3, "{micro}: {value} {expected}");
         }
     }
+}
+
+/// What a run's newest weights hold that was learned, and the running statistics of its norms.
+fn learned_and_running(run: &Path) -> [BTreeMap<String, Vec<f32>>; 2] {
+    let all = tch::Tensor::read_safetensors(run.join("checkpoints/last.safetensors")).unwrap();
+    let values = |(name, t): (String, tch::Tensor)| (name, Vec::<f32>::try_from(t.reshape(-1)).unwrap());
+    let (running, learned) = all.into_iter().map(values).partition(|(name, _)| name.contains(".running_"));
+    [learned, running]
+}
+
+#[test]
+fn replicas_learn_what_micro_batches_one_after_another_do_to_the_bit() {
+    let scene = Scene::new();
+    // One thread for each micro batch, as sums of several threads round otherwise. Ten images make five micro batches of two an epoch.
+    let train = |out: &str, changes: &[&str]| {
+        let set = [&["train.eval_every=0", "train.ema=null"], changes].concat();
+        let set: Vec<&str> = set.iter().flat_map(|change| ["--set", change]).collect();
+        let said = succeed("train_det", &strs(&scene.train(out, &set)));
+        let run = scene.path(out);
+        let [learned, running] = learned_and_running(&run);
+        let replicas = read_json(run.join("run.json"))["starts"][0]["replicas"].as_u64().unwrap();
+        assert_eq!(said.contains(&format!("and {replicas} replicas")), replicas > 1, "{said}");
+        (log(&run), learned, running, replicas)
+    };
+    let one = train("one", &["threads=1"]);
+    assert_eq!((one.0.len(), one.3), (12, 1));
+    let two = train("two", &["threads=2", "replicas=2"]);
+    assert_eq!((two.0, two.1, two.3), (one.0.clone(), one.1.clone(), 2));
+    // They move once a step, not once for each micro batch: that there were replicas can be seen.
+    assert!(two.2.len() > 20 && two.2.keys().eq(one.2.keys()) && two.2 != one.2);
+    // More than there are micro batches, and fewer threads.
+    let many = train("many", &["threads=1", "replicas=5"]);
+    assert_eq!((many.0, many.1, many.2, many.3), (one.0, one.1, two.2, 2));
+    // Rounds of three, then one.
+    let [one, three] = [("one of one", "replicas=1"), ("three of one", "replicas=3")]
+        .map(|(out, replicas)| train(out, &["threads=1", "micro_batch=1", "data.size=[96,96]", replicas]));
+    assert_eq!((three.0, three.1, three.3), (one.0, one.1, 3));
+
+    let odd = ["--batch-size", "5", "--set", "micro_batch=null", "--set", "replicas=2"];
+    let message = fail("train_det", &strs(&scene.train("odd", &odd)));
+    assert!(message.contains("5, cannot be divided evenly among 2 train.replicas"), "{message}");
+}
+
+#[test]
+fn mixed_precision_is_used_where_the_processor_has_it_and_said() {
+    let scene = Scene::new();
+    let train = |out: &str, amp: &str| {
+        let set = ["--set", "train.eval_every=0", "--max-iters", "2", "--set", amp];
+        let said = succeed("train_det", &strs(&scene.train(out, &set)));
+        let precision = read_json(scene.path(out).join("run.json"))["starts"][0]["precision"].clone();
+        let precision = precision.as_str().unwrap().to_string();
+        assert!(said.contains(&format!(" in {precision}: ")), "{said}");
+        (log(&scene.path(out)), precision)
+    };
+    let (exact, mixed) = (train("exact", "train.amp=false"), train("mixed", "train.amp=true"));
+    assert_eq!(exact.1, "float32");
+    let has = vigdet::precision::has_bfloat16(tch::Device::Cpu);
+    assert_eq!(mixed.1, if has { "float32 and bfloat16" } else { "float32" });
+    assert_eq!(mixed.0 != exact.0, has);
+    let loss = |log: &[Value]| log[1]["loss"].as_f64().unwrap();
+    assert!((loss(&mixed.0) / loss(&exact.0) - 1.0).abs() < 0.02);
 }
 
 #[test]

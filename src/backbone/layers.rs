@@ -8,6 +8,7 @@ use tch::Tensor;
 use crate::describe::{convolution, Describe, Layer, Size};
 use crate::graph::kernel::gelu_in_place;
 use crate::graph::slices::f32_memory;
+use crate::precision::strided;
 
 /// How much of a batch's statistics enters the running ones.
 const MOMENTUM: f64 = 0.1;
@@ -176,6 +177,13 @@ impl ConvBn {
     /// With running statistics the norm is a factor and a shift of each channel, and the weights take them in, so that the map is written once:
     /// for good where the layer does not learn, else each time. Both ways give the same bits: a run's own evaluation and a later test agree.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        match self.spec.stride {
+            1 => self.apply(x, train),
+            _ => strided(x, |x| self.apply(x, train)),
+        }
+    }
+
+    fn apply(&self, x: &Tensor, train: bool) -> Tensor {
         if train {
             return self.norm.forward_t(&self.conv.forward(x), true);
         }

@@ -23,7 +23,7 @@ pub const NAMES: [&str; 9] =
     ["pvig_ti", "pvig_s", "pvig_m", "pvig_b", "vig_ti", "vig_s", "vig_b", "resnet18", "resnet50"];
 
 /// A feature extractor: a detector owns one and never asks which.
-pub trait Backbone: std::fmt::Debug {
+pub trait Backbone: std::fmt::Debug + Send {
     /// Channels of each map, fine to coarse.
     fn channels(&self) -> &[i64];
 

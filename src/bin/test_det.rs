@@ -68,7 +68,7 @@ fn run(args: &Arguments) -> Result<()> {
     set_threads(config.train.threads);
     let dataset = Arc::new(dataset(config)?);
     println!("{}", dataset.report());
-    let batch = config.train.micro_batch.unwrap_or(config.train.batch_size);
+    let batch = config.train.images_of_micro_batch();
     let masks = predictor.detector().has_masks();
     let evaluator = Evaluator::new(dataset.clone(), &config.data, batch, predictor.classes(), masks)?;
     let without = evaluator.classes_without_category();

@@ -100,6 +100,11 @@ impl Config {
             t.micro_batch != Some(0),
             "train.micro_batch must be above 0 (null: as many as train.batch_size)"
         );
+        ensure!(
+            (1..=MOST_THREADS).contains(&t.replicas),
+            "train.replicas must be 1 to {MOST_THREADS}, not {}",
+            t.replicas
+        );
         ensure!(t.clip_norm.is_none_or(|c| c > 0.0), "train.clip_norm must be above 0 (null: no clipping)");
         ensure!(
             t.ema.is_none_or(|e| (0.0..1.0).contains(&e)),

@@ -231,7 +231,8 @@ pub struct ClassifyTrainConfig {
     pub ema: Option<f64>,
     /// Whether the average's decay starts small, (1 + n) / (10 + n) after n updates: for short runs. The published code's is constant.
     pub ema_warmup: bool,
-    /// Mixed precision on CUDA: the forward pass in bfloat16 where PyTorch's autocast has it so.
+    /// Mixed precision: the forward pass in bfloat16 where PyTorch's autocast has it so, on CUDA and on processors with instructions for it
+    /// (elsewhere float32).
     pub amp: bool,
     /// Evaluate after every so many epochs (and after the last); 0: never.
     pub eval_every: usize,

@@ -88,6 +88,12 @@ impl Loader {
         self.ahead
     }
 
+    /// The same with at least so many ahead, for whoever takes several at a time.
+    #[must_use]
+    pub fn keep_ahead(self, batches: usize) -> Self {
+        Self { ahead: self.ahead.max(batches), ..self }
+    }
+
     /// Starts `epoch` at its batch `first_batch` (0: from the beginning; a resumed run: where it stopped).
     pub fn epoch(&self, epoch: usize, first_batch: usize) -> Epoch<'_> {
         let sizes: Vec<(u32, u32)> = (0..self.shared.dataset.len())

@@ -8,6 +8,7 @@ use super::mask_head::pooler;
 use super::roi_align::{Roi, RoiPooler};
 use crate::config::RoiConfig;
 use crate::describe::Layer;
+use crate::precision::full_precision;
 
 /// Pools regions and says of each which class it is and how its box should move.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl BoxHead {
     pub fn forward(&self, levels: &[Tensor], rois: &[Roi]) -> (Tensor, Tensor) {
         let x = self.pooler.pool(levels, rois).flatten(1, -1);
         let x = self.hidden.iter().fold(x, |x, layer| layer.forward(&x).relu());
-        (self.class.forward(&x), self.deltas.forward(&x))
+        (full_precision(&self.class.forward(&x)), full_precision(&self.deltas.forward(&x)))
     }
 
     /// Reports every layer to `visit` for so many regions.

@@ -6,6 +6,7 @@ use tch::{nn, Tensor};
 use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{HeadConfig, HeadInit, HeadNorm};
 use crate::describe::{convolution, Layer, Size};
+use crate::precision::full_precision;
 
 /// Class and box branch: `convs` × (3×3 convolution, relu), then one convolution that predicts.
 #[derive(Debug)]
@@ -70,7 +71,7 @@ impl Branch {
             }
             x = x.relu();
         }
-        let x = self.predict.forward(&x);
+        let x = full_precision(&self.predict.forward(&x));
         // Channels are anchor by anchor; in channels-last memory this is a view.
         let batch = x.size()[0];
         x.permute([0, 2, 3, 1]).reshape([batch, -1, per_anchor])

@@ -9,7 +9,7 @@ use crate::data::Batch;
 use crate::describe::{Layer, Size};
 
 /// A detector in training and in inference. It owns its backbone.
-pub trait Detector {
+pub trait Detector: Send {
     /// Training: the parts of the loss for a batch, each a scalar tensor with gradients, named as in logs
     /// (`classification`, `box`, …). Their sum is what is minimised.
     fn losses(&self, batch: &Batch) -> Result<Losses>;

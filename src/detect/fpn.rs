@@ -7,6 +7,7 @@ use tch::{nn, Tensor};
 use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{FpnConfig, P6Source};
 use crate::describe::{convolution, Layer, Size};
+use crate::precision::strided;
 
 /// Feature pyramid network (Lin et al., 2017, section 3).
 ///
@@ -85,11 +86,12 @@ impl Fpn {
         }
         levels.reverse();
         if let (Some(extra), Some(c5), Some(p5)) = (&self.extra, maps.last(), levels.last()) {
-            let p6 = extra.p6.forward(match extra.source {
+            let source = match extra.source {
                 P6Source::C5 => c5,
                 P6Source::P5 => p5,
-            });
-            let p7 = extra.p7.forward(&p6.relu());
+            };
+            let p6 = strided(source, |x| extra.p6.forward(x));
+            let p7 = strided(&p6.relu(), |x| extra.p7.forward(x));
             levels.extend([p6, p7]);
         }
         if let (true, Some(p5)) = (self.halved, levels.last()) {

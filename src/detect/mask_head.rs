@@ -10,6 +10,7 @@ use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{MaskHeadConfig, MaskTargets, RoiConfig};
 use crate::data::mask::{Drawn, Mask};
 use crate::describe::Layer;
+use crate::precision::full_precision;
 
 /// A positive region in training: where, of which class (from 0), and the mask that it should have.
 #[derive(Debug)]
@@ -94,7 +95,7 @@ impl MaskHead {
         let own = Tensor::from_slice(&own).to_device(x.device());
         // A 1×1 convolution is a product with one row of weights per class.
         let weights = self.logits.ws.flatten(1, -1).index_select(0, &own).unsqueeze(1);
-        let product = weights.bmm(&x.flatten(2, 3)).squeeze_dim(1);
+        let product = full_precision(&weights.bmm(&x.flatten(2, 3)).squeeze_dim(1));
         match &self.logits.bs {
             Some(bias) => product + bias.index_select(0, &own).unsqueeze(1),
             None => product,

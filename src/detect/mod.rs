@@ -38,3 +38,91 @@ pub fn build(path: &nn::Path, config: &ModelConfig, classes: i64) -> Result<Box<
         DetectorKind::MaskRcnn => Box::new(MaskRcnn::new(path, config, classes)?),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+    use vigdet_coco::types::Segmentation;
+
+    use super::*;
+    use crate::config::GraphConvKind;
+    use crate::data::mask::Mask;
+    use crate::data::{Batch, Target};
+    use crate::precision::Autocast;
+
+    /// Two images with one object each.
+    fn batch(height: i64, width: i64) -> Batch {
+        let polygon = Segmentation::Polygons(vec![vec![4.0, 6.0, 28.0, 6.0, 28.0, 40.0, 4.0, 40.0]]);
+        let target = Target {
+            boxes: vec![[4.0, 6.0, 28.0, 40.0]],
+            labels: vec![1],
+            crowd: vec![false],
+            masks: vec![Mask::new(&polygon, height as u32, width as u32)],
+        };
+        Batch {
+            images: Tensor::randn([2, 3, height, width], (Kind::Float, Device::Cpu)),
+            sizes: vec![(height, width); 2],
+            targets: vec![target; 2],
+            infos: Vec::new(),
+        }
+    }
+
+    /// Frees memory full of what is not a number, in pieces like the gradients of `store`, so that whoever reads before writing is found out.
+    fn poison(store: &nn::VarStore) {
+        let of = |kind| move |v: &Tensor| v.detach().to_kind(kind).full_like(f64::NAN);
+        let variables = store.trainable_variables();
+        let pieces: Vec<Tensor> = variables
+            .iter()
+            .flat_map(|v| [of(Kind::Float)(v), of(Kind::BFloat16)(v), of(Kind::BFloat16)(v)])
+            .collect();
+        drop(pieces);
+    }
+
+    #[test]
+    fn mixed_precision_has_nearly_the_same_losses_and_finite_gradients_in_float32() {
+        let convs = [GraphConvKind::Mr, GraphConvKind::Edge, GraphConvKind::Gin, GraphConvKind::Sage];
+        let kinds = [DetectorKind::Retinanet, DetectorKind::MaskRcnn];
+        for (detector, conv) in kinds.into_iter().flat_map(|kind| convs.map(|conv| (kind, conv))) {
+            let mut config = ModelConfig { detector, ..ModelConfig::default() };
+            config.backbone.name = "pvig_ti".into();
+            config.backbone.conv = conv;
+            config.backbone.channels = Some(vec![8, 8, 16, 16]);
+            config.backbone.blocks = Some(vec![1, 1, 1, 1]);
+            (config.fpn.channels, config.head.channels, config.head.convs) = (16, 16, 1);
+            (config.roi.channels, config.mask_head.channels) = (16, 16);
+            if detector == DetectorKind::MaskRcnn {
+                config.anchors.strides = vec![4, 8, 16, 32, 64];
+            }
+            tch::manual_seed(3);
+            let store = nn::VarStore::new(Device::Cpu);
+            let model = build(&store.root(), &config, 2).unwrap();
+            // The second has maps of one column.
+            for (height, width) in [(64, 96), (96, 32)] {
+                let batch = batch(height, width);
+                let losses = |on: bool| {
+                    let autocast = Autocast::set(Device::Cpu, on);
+                    let losses = model.losses(&batch).unwrap();
+                    drop(autocast);
+                    losses
+                };
+                let (exact, mixed) = (losses(false), losses(true));
+                let case = format!("{detector:?} {conv:?} {height}×{width}");
+                assert!(mixed.parts.iter().all(|(_, part)| part.kind() == Kind::Float), "{case}");
+                // Parts of Mask R-CNN differ by more: other proposals are sampled.
+                let (exact, total) = (exact.total().double_value(&[]), mixed.total().double_value(&[]));
+                assert!((total / exact - 1.0).abs() < 0.05 && total != exact, "{case}: {exact} {total}");
+                poison(&store);
+                mixed.total().backward();
+                for (name, variable) in store.variables() {
+                    let gradient = variable.grad();
+                    if gradient.defined() {
+                        let finite = gradient.isfinite().all().int64_value(&[]) == 1;
+                        assert!(finite && gradient.kind() == Kind::Float, "{case} {name}");
+                    }
+                }
+                assert!(store.trainable_variables().iter().all(|v| v.grad().defined()), "{case}");
+                store.trainable_variables().iter_mut().for_each(Tensor::zero_grad);
+            }
+        }
+    }
+}

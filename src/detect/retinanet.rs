@@ -146,6 +146,23 @@ impl Detector for RetinaNet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::precision::Autocast;
+
+    #[test]
+    fn what_the_head_says_is_float32_whatever_the_network_computes_in() {
+        let mut config = ModelConfig::default();
+        config.backbone.name = "pvig_ti".into();
+        (config.fpn.channels, config.head.channels, config.head.convs) = (8, 8, 1);
+        let store = nn::VarStore::new(Device::Cpu);
+        let model = RetinaNet::new(&store.root(), &config, 2).unwrap();
+        let images = Tensor::randn([1, 3, 64, 64], (Kind::Float, Device::Cpu));
+        let autocast = Autocast::set(Device::Cpu, true);
+        let outputs = tch::no_grad(|| model.outputs(&images, true).unwrap());
+        drop(autocast);
+        for output in outputs {
+            assert_eq!((output.logits.kind(), output.deltas.kind()), (Kind::Float, Kind::Float));
+        }
+    }
 
     #[test]
     fn the_strides_say_on_which_stages_the_pyramid_stands() {

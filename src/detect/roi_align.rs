@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::boxes::{area, Box4};
+use crate::precision::full_precision;
 
 /// A region of an image of a batch: which image, and where, in pixels of the batch's images.
 pub type Roi = (usize, Box4);
@@ -36,7 +37,7 @@ impl Taps {
 }
 
 impl RoiAlign {
-    /// `map` float32 `[B, C, H, W]`, with `scale` of its pixels per pixel of the images, to `[R, C, size, size]`; gradients go to the map.
+    /// `map` `[B, C, H, W]`, with `scale` of its pixels per pixel of the images, to float32 `[R, C, size, size]`; gradients go to the map.
     ///
     /// A bin is a weighted sum of few pixels, so the whole is a sum over rows of `[B·H·W, C]`: libtorch's `embedding_bag` with weights, which
     /// has the gradient, too. A map in channels-last memory is used as it lies.
@@ -82,7 +83,7 @@ impl RoiAlign {
             weights.extend_from_slice(w);
             offsets.extend(ends.iter().map(|end| before + end));
         }
-        let table = map.permute([0, 2, 3, 1]).reshape([-1, channels]);
+        let table = full_precision(map).permute([0, 2, 3, 1]).reshape([-1, channels]);
         let to = |t: Tensor| t.to_device(map.device());
         let (pooled, ..) = Tensor::embedding_bag(
             &table,

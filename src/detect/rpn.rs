@@ -16,6 +16,7 @@ use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{AnchorConfig, ProposalConfig, RpnConfig};
 use crate::data::Target;
 use crate::describe::{convolution, Layer, Size};
+use crate::precision::full_precision;
 
 /// Proposals with a side shorter than this, in pixels, are dropped.
 const SHORTEST_SIDE: f32 = 1e-3;
@@ -80,7 +81,7 @@ impl Rpn {
             let size = x.size();
             maps.push((size[2], size[3]));
             // Channels are anchor by anchor.
-            let flat = |t: Tensor, shape: &[i64]| t.permute([0, 2, 3, 1]).reshape(shape);
+            let flat = |t: Tensor, shape: &[i64]| full_precision(&t).permute([0, 2, 3, 1]).reshape(shape);
             objectness.push(flat(self.objectness.forward(&x), &[size[0], -1]));
             deltas.push(flat(self.deltas.forward(&x), &[size[0], -1, 4]));
         }

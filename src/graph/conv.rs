@@ -16,6 +16,7 @@ use super::knn::Search;
 use crate::backbone::layers::{gelu, ConvBn, ConvSpec};
 use crate::config::GraphConvKind;
 use crate::describe::{Describe, Layer, Size};
+use crate::precision::without_autocast;
 
 /// A graph convolution.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ enum Layers {
 /// Nodes, candidates and the edges between them.
 #[derive(Clone, Copy, Debug)]
 pub struct Graph<'a> {
-    /// Nodes `[B, C, H, W]`, channels last in memory.
+    /// Nodes `[B, C, H, W]`, float32, channels last in memory.
     pub nodes: &'a Tensor,
     /// Candidates `[B, C, h, w]`, channels last in memory.
     pub candidates: &'a Tensor,
@@ -85,6 +86,16 @@ impl GraphConv {
 
     /// `[B, output, H, W]`, channels last in memory.
     pub fn forward(&self, graph: Graph, train: bool) -> Result<Tensor> {
+        match &self.layers {
+            Layers::Mr { .. } | Layers::Gin { .. } => self.apply(graph, train),
+            // What follows has differences of sums over edges and of neighbours, which bfloat16 would lose.
+            Layers::Edge { .. } | Layers::Sage { .. } => {
+                without_autocast(graph.nodes.device(), || self.apply(graph, train))
+            }
+        }
+    }
+
+    fn apply(&self, graph: Graph, train: bool) -> Result<Tensor> {
         let x = graph.nodes;
         let how = self.how;
         match &self.layers {
@@ -223,4 +234,37 @@ pub(super) fn rows(maps: &Tensor) -> Result<Tensor> {
 /// The inverse of [`rows`]: channels-last.
 fn maps(rows: &Tensor, h: i64, w: i64) -> Tensor {
     rows.contiguous().unflatten(1, [h, w]).permute([0, 3, 1, 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::backbone::layers::channels_last;
+    use crate::precision::Autocast;
+
+    #[test]
+    fn convolutions_with_sums_over_edges_stay_in_float32() {
+        for kind in [GraphConvKind::Edge, GraphConvKind::Sage] {
+            for how in [Search::Fused, Search::Dense] {
+                let store = nn::VarStore::new(Device::Cpu);
+                let conv = GraphConv::new(&store.root(), kind, 8, 16, 1, 1e-5, how).unwrap();
+                // Neighbours that differ by what bfloat16 cannot hold.
+                let base = Tensor::randn([1, 8, 1, 1], (Kind::Float, Device::Cpu));
+                let nodes =
+                    channels_last(&(base + Tensor::randn([1, 8, 5, 6], (Kind::Float, Device::Cpu)) * 1e-3));
+                let edges =
+                    (Tensor::arange(30 * 4, (Kind::Int64, Device::Cpu)) * 7).remainder(30).view([1, 30, 4]);
+                let out = |on: bool, train: bool| {
+                    let _autocast = Autocast::set(Device::Cpu, on);
+                    let graph = Graph { nodes: &nodes, candidates: &nodes, edges: &edges };
+                    tch::no_grad(|| conv.forward(graph, train)).unwrap()
+                };
+                for train in [true, false] {
+                    assert_eq!(out(true, train), out(false, train), "{kind:?} {how:?} {train}");
+                }
+            }
+        }
+    }
 }

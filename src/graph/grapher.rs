@@ -14,6 +14,7 @@ use super::trace::{BlockTrace, GraphTrace};
 use crate::backbone::layers::{channels_last, ConvBn, ConvSpec};
 use crate::config::GraphConvKind;
 use crate::describe::{Describe, Layer, Size};
+use crate::precision::full_precision;
 
 /// What a Grapher is made from.
 #[derive(Clone, Debug)]
@@ -81,10 +82,11 @@ impl Grapher {
         trace: Option<&mut GraphTrace>,
     ) -> Result<Tensor> {
         let (_, _, h, w) = x.size4()?;
-        let nodes = channels_last(&match &self.fc {
+        // What is small between neighbours is lost in bfloat16: the graph has float32.
+        let nodes = channels_last(&full_precision(&match &self.fc {
             Some((fc1, _)) => fc1.forward(x, train),
             None => x.shallow_clone(),
-        });
+        }));
         let pooled = (self.spec.reduce > 1).then(|| {
             let kernel = [self.spec.reduce.min(h), self.spec.reduce.min(w)];
             channels_last(&nodes.avg_pool2d(kernel, kernel, [0, 0], false, true, None::<i64>))

@@ -16,7 +16,9 @@ use super::slices;
 use anyhow::{bail, ensure, Result};
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
-use tch::{autocast, no_grad, Device, Kind, Tensor};
+use tch::{no_grad, Device, Kind, Tensor};
+
+use crate::precision::{full_precision, without_autocast};
 
 /// Distances that [`Search::Chunked`] holds at a time: 64 MB.
 const CHUNK: i64 = 16 << 20;
@@ -92,7 +94,7 @@ impl Neighbours {
         let sizes = Sizes { nodes: (h as usize, w as usize), candidates: (hy as usize, wy as usize) };
         // Neither gradients nor autocast: in bfloat16, near candidates would be equal by the dozen.
         no_grad(|| {
-            autocast(false, || match self.search {
+            without_autocast(x.device(), || match self.search {
                 Search::Dense => self.dense(x, y, position, sizes),
                 Search::Fused if x.device() == Device::Cpu => self.fused(x, y, position, sizes),
                 Search::Fused | Search::Chunked => self.chunked(x, y, position, sizes),
@@ -200,11 +202,7 @@ impl Sizes {
 
 /// `[B, C, H, W]` to `[B, C, H·W]`, every column of norm one, in at least float32.
 fn unit(maps: &Tensor) -> Tensor {
-    let maps = match maps.kind() {
-        Kind::Half | Kind::BFloat16 => maps.to_kind(Kind::Float),
-        _ => maps.shallow_clone(),
-    };
-    let x = maps.flatten(2, -1);
+    let x = full_precision(maps).flatten(2, -1);
     let norm = x.norm_scalaropt_dim(2, [1i64].as_slice(), true).clamp_min(1e-12);
     x / norm
 }

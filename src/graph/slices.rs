@@ -60,7 +60,7 @@ pub fn f32_memory(tensor: &mut Tensor) -> Option<&mut [f32]> {
         return None;
     }
     // SAFETY: `numel` numbers of this kind lie behind the pointer, in one piece, and the tensor keeps them while it is borrowed. Other handles
-    // of the same memory are only used when this borrow is over: the networks run in one thread.
+    // of the same memory are only used when this borrow is over: an activation belongs to one forward pass, in one thread.
     Some(unsafe { slice_mut(tensor.data_ptr().cast(), tensor.numel()) })
 }
 

@@ -7,7 +7,6 @@ use anyhow::{bail, ensure, Context, Result};
 use serde_json::json;
 use tch::nn;
 
-use super::autocast::autocast;
 use super::checkpoint::{load_state, number, save, Best, Progress};
 use super::classify_evaluate::{cross_entropy, ClassEvaluator};
 use super::ema::Ema;
@@ -21,6 +20,7 @@ use crate::backbone::Classifier;
 use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassBatch, ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
+use crate::precision::autocast;
 use crate::threads::set_threads;
 use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
 

@@ -4,11 +4,11 @@ use anyhow::{ensure, Result};
 use serde_json::{json, Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use super::autocast::autocast;
 use crate::backbone::Classifier;
 use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
+use crate::precision::autocast;
 
 /// Guesses that top-5 looks at; with fewer classes, all.
 const GUESSES: usize = 5;
@@ -155,8 +155,10 @@ impl ClassEvaluator {
         for batch in self.loader.epoch(0, 0) {
             let batch = batch?;
             let images = batch.images.to_device(device);
-            let logits =
-                tch::no_grad(|| autocast(self.amp, device, || model.forward(&images, false, None)))?.logits;
+            // Results on CPUs shall not depend on the instructions that they have.
+            let amp = self.amp && device.is_cuda();
+            let forward = || autocast(amp, device, || model.forward(&images, false, None));
+            let logits = tch::no_grad(forward)?.logits;
             let logits = logits.to_device(Device::Cpu).to_kind(Kind::Float);
             loss += cross_entropy(&logits, &batch.targets).double_value(&[]) * batch.len() as f64;
             let guesses = logits.topk(GUESSES.min(classes.len()) as i64, 1, true, true).1;

@@ -1,7 +1,6 @@
 //! Training: optimizer, schedule, checkpoints, logs, and the loops that tie them to a detector ([`trainer`]) or a classifier ([`classify`])
 //! and its data.
 
-mod autocast;
 pub mod checkpoint;
 pub mod classify;
 pub mod classify_evaluate;
@@ -10,8 +9,10 @@ pub mod epoch_cosine;
 pub mod evaluate;
 pub mod events;
 pub mod log;
+mod micro_batch;
 pub mod notices;
 pub mod optimizer;
+mod replicas;
 pub mod resume;
 pub mod run_dir;
 pub mod schedule;

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::{json, Value};
-use tch::{nn, Device, Kind, Tensor};
+use tch::{nn, Device};
 
 use super::checkpoint::{load_state, number, save, Best, Progress};
 use super::ema::Ema;
 use super::evaluate::Evaluator;
 use super::log::{Logger, Step};
+use super::micro_batch::{Micro, MicroBatches};
 use super::notices;
 use super::optimizer::Optimizer;
+use super::replicas::Replicas;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
 use super::time_limit::TimeLimit;
@@ -22,6 +24,7 @@ use crate::config::{Config, DataConfig, SplitConfig};
 use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
+use crate::precision::has_bfloat16;
 use crate::threads::set_threads;
 use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
 
@@ -64,6 +67,8 @@ pub struct Trainer {
     run: RunDir,
     store: nn::VarStore,
     detector: Box<dyn Detector>,
+    /// Copies of the detector for micro batches at the same time.
+    replicas: Option<Replicas>,
     optimizer: Optimizer,
     ema: Option<Ema>,
     schedule: Schedule,
@@ -98,10 +103,16 @@ impl Trainer {
         set_threads(config.train.threads);
         let run = if options.resume { RunDir::open(&options.out)? } else { RunDir::free(&options.out)? };
         let t = &config.train;
-        let micro_batch = t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size);
+        let micro_batch = t.images_of_micro_batch();
+        ensure!(
+            t.micro_batch.is_some() || t.batch_size.is_multiple_of(micro_batch),
+            "train.batch_size, {}, cannot be divided evenly among {} train.replicas: change either, or set train.micro_batch",
+            t.batch_size,
+            t.replicas
+        );
         ensure!(
             t.batch_size.is_multiple_of(micro_batch),
-            "train.batch_size, {}, must be a multiple of train.micro_batch, {micro_batch} (--set micro_batch=null: all at once)",
+            "train.batch_size, {}, must be a multiple of train.micro_batch, {micro_batch} (--set micro_batch=null: all at once, divided among train.replicas)",
             t.batch_size
         );
         let root = data_root(&config)?;
@@ -120,7 +131,7 @@ impl Trainer {
         let evaluator =
             (t.eval_every > 0).then(|| evaluator(&config, &root, micro_batch, &classes)).transpose()?;
 
-        // Initial weights come from libtorch's generator; nothing after this draws from it.
+        // Initial weights come from libtorch's generator; nothing after this draws from it but for weights that others take the place of.
         tch::manual_seed(t.seed as i64);
         let store = nn::VarStore::new(options.device);
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
@@ -146,8 +157,17 @@ impl Trainer {
         }
 
         let loader_options = LoaderOptions { batch_size: micro_batch, train: true, seed: t.seed };
-        let loader = Arc::new(Loader::new(Arc::new(train), &config.data, loader_options)?);
         let micro_steps = t.batch_size / micro_batch;
+        let at_once = if options.device == Device::Cpu { t.replicas.min(micro_steps) } else { 1 };
+        let loader = Loader::new(Arc::new(train), &config.data, loader_options)?.keep_ahead(at_once + 1);
+        let loader = Arc::new(loader);
+        let replicas = (at_once > 1)
+            .then(|| {
+                Replicas::new(at_once, &store, |path| {
+                    detect::build(path, &config.model, classes.len() as i64)
+                })
+            })
+            .transpose()?;
         let steps_per_epoch = loader.batches_per_epoch().div_ceil(micro_steps);
         let total = t.epochs.saturating_mul(steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
         let total = total.min(progress.planned.map_or(usize::MAX, |steps| steps as usize));
@@ -161,6 +181,8 @@ impl Trainer {
             // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
             save(&run, &store, &metadata, &optimizer, ema.as_mut(), &progress)?;
         }
+        let precision =
+            if t.amp && has_bfloat16(options.device) { "float32 and bfloat16" } else { "float32" };
         let start = json!({
             "command": options.command,
             "unix_time": unix_time(),
@@ -169,6 +191,8 @@ impl Trainer {
             "libtorch": "2.13.0",
             "device": device_name(options.device),
             "threads": tch::get_num_threads(),
+            "replicas": at_once,
+            "precision": precision,
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             "classes": classes.iter().map(|c| &c.1).collect::<Vec<_>>(),
             "trained_numbers": optimizer.numbers(),
@@ -179,12 +203,13 @@ impl Trainer {
         run.rewind_log(progress.iter, evaluation_pending)?;
         let log = Logger::new(&run, progress.iter, total as u64, t.epochs)?;
         println!(
-            "{} with {}, {:.1} M trained numbers, on {} with {} threads: {total} steps of {} images into {}",
+            "{} with {}, {:.1} M trained numbers, on {} with {} threads{} in {precision}: {total} steps of {} images into {}",
             config.model.detector.name(),
             config.model.backbone.name,
             optimizer.numbers() as f64 / 1e6,
             device_name(options.device),
             tch::get_num_threads(),
+            if at_once > 1 { format!(" and {at_once} replicas") } else { String::new() },
             t.batch_size,
             run.path().display()
         );
@@ -199,6 +224,7 @@ impl Trainer {
             run,
             store,
             detector,
+            replicas,
             optimizer,
             ema,
             schedule,
@@ -276,8 +302,12 @@ impl Trainer {
             let start = Instant::now();
             let mut step = Accumulated::default();
             while step.forwards < self.micro_steps {
-                let Some(batch) = batches.next() else { break };
-                self.forward_backward(batch?, &mut step)?;
+                let most = (self.micro_steps - step.forwards).min(self.at_once());
+                let together = batches.by_ref().take(most).collect::<Result<Vec<_>>>()?;
+                if together.is_empty() {
+                    break;
+                }
+                self.learn(together, &mut step)?;
             }
             if step.images > 0 {
                 let (lr, grad_norm) = self.update(&step)?;
@@ -342,38 +372,40 @@ impl Trainer {
         self.log.say(&format!("{total} steps in the {minutes} minutes of train.max_minutes: --max-iters {total} does the same again"));
     }
 
-    /// Adds the gradient of one micro batch, times its share of a full batch.
-    fn forward_backward(&mut self, mut batch: Batch, step: &mut Accumulated) -> Result<()> {
-        self.detector.set_iteration(self.config.train.seed, self.progress.forwards);
-        batch.images = batch.images.to_device(self.options.device);
-        for label in batch.targets.iter_mut().flat_map(|target| &mut target.labels) {
-            *label = self.labels[*label as usize];
+    /// Adds the gradients of micro batches, with replicas of all at the same time.
+    fn learn(&mut self, batches: Vec<Batch>, step: &mut Accumulated) -> Result<()> {
+        let micro =
+            MicroBatches { config: &self.config.train, device: self.options.device, labels: &self.labels };
+        let numbered: Vec<(u64, Batch)> = (self.progress.forwards..).zip(batches).collect();
+        let detector = &mut self.detector;
+        let learned: Vec<Result<Micro>> = match &mut self.replicas {
+            Some(replicas) => {
+                replicas.run(detector, numbered, |d, (number, batch)| micro.learn(d, number, batch))
+            }
+            None => {
+                numbered.into_iter().map(|(number, batch)| micro.learn(&**detector, number, batch)).collect()
+            }
+        };
+        for one in learned {
+            let Micro { parts, images, names } = one?;
+            for (name, value) in &parts {
+                ensure!(
+                    value.is_finite(),
+                    "the loss `{name}` became {value} at step {} on {names}; {}",
+                    self.progress.iter + 1,
+                    self.advice()
+                );
+            }
+            step.parts.resize(parts.len(), ("", 0.0));
+            for (sum, (name, value)) in step.parts.iter_mut().zip(parts) {
+                *sum = (name, sum.1 + value * images as f64);
+            }
+            step.images += images;
+            step.forwards += 1;
+            step.names.push(names);
+            self.progress.forwards += 1;
+            self.progress.batch += 1;
         }
-        let losses = self.detector.losses(&batch)?;
-        let values = part_values(&losses.parts)?;
-        for ((name, _), value) in losses.parts.iter().zip(&values) {
-            ensure!(
-                value.is_finite(),
-                "the loss `{name}` became {value} at step {} on {}; {}",
-                self.progress.iter + 1,
-                batch.names(),
-                self.advice()
-            );
-        }
-        let images = batch.len();
-        let total = losses.total();
-        let share = images as f64 / self.config.train.batch_size as f64;
-        if share == 1.0 { total } else { total * share }.backward();
-
-        step.parts.resize(losses.parts.len(), ("", 0.0));
-        for ((sum, (name, _)), value) in step.parts.iter_mut().zip(&losses.parts).zip(&values) {
-            *sum = (name, sum.1 + value * images as f64);
-        }
-        step.images += images;
-        step.forwards += 1;
-        step.names.push(batch.names());
-        self.progress.forwards += 1;
-        self.progress.batch += 1;
         Ok(())
     }
 
@@ -401,6 +433,11 @@ impl Trainer {
         }
         self.progress.iter += 1;
         Ok((lr, norm))
+    }
+
+    /// Micro batches at the same time.
+    fn at_once(&self) -> usize {
+        self.replicas.as_ref().map_or(1, Replicas::count)
     }
 
     fn advice(&self) -> String {
@@ -499,13 +536,6 @@ struct Accumulated {
 /// What gradients of norm `norm` are multiplied with so that it is at most `most` (`torch.nn.utils.clip_grad_norm_`).
 pub fn clip_factor(norm: f64, most: f64) -> f64 {
     (most / (norm + 1e-6)).min(1.0)
-}
-
-/// The values of the parts of a loss, with one transfer from the device.
-fn part_values(parts: &[(&'static str, Tensor)]) -> Result<Vec<f64>> {
-    let tensors: Vec<Tensor> =
-        parts.iter().map(|(_, t)| t.detach().to_kind(Kind::Double).reshape([])).collect();
-    Ok(Tensor::stack(&tensors, 0).to_device(Device::Cpu).try_into()?)
 }
 
 /// The detector that weights are of, if it is another one than the config's: its pyramid and heads have the same names, but not the same use.
