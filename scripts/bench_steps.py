@@ -4,8 +4,8 @@
     python3 scripts/bench_steps.py [--config NAME] [--steps 40] [--skip 15] [--rounds 2] [--threads N]
         [--images 4] [-- further arguments of train_det]
 
-A step has two micro batches of --images each. Prints the median of the steps after the first --skip, the least of all rounds. Runs are made in a temporary folder; the config's data must be there
-(built-in data is drawn).
+A step has two micro batches of --images each. Prints the median of the steps after the first --skip, the least of all rounds. Runs are made in a
+temporary folder; the config's data must be there (built-in data is drawn).
 """
 import argparse
 import json

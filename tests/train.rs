@@ -144,6 +144,11 @@ impl Scene {
     }
 }
 
+/// `--set` before each change.
+fn set<'a>(changes: &[&'a str]) -> Vec<&'a str> {
+    changes.iter().flat_map(|change| ["--set", change]).collect()
+}
+
 fn strs(args: &[String]) -> Vec<&str> {
     args.iter().map(String::as_str).collect()
 }
@@ -349,16 +354,7 @@ fn a_run_that_is_killed_before_its_first_epoch_goes_on_from_the_weights_it_was_g
 #[test]
 fn a_run_that_is_limited_in_time_ends_once_its_steps_were_timed_and_stays_ended() {
     let scene = Scene::new();
-    let each = [
-        "--epochs",
-        "100",
-        "--set",
-        "train.eval_every=0",
-        "--set",
-        "every_iters=null",
-        "--set",
-        "warmup_iters=50",
-    ];
+    let each = set(&["train.epochs=100", "train.eval_every=0", "every_iters=null", "warmup_iters=50"]);
     let train = |out: &str, more: &[&str]| {
         succeed("train_det", &strs(&scene.train(out, &[&each[..], more].concat())))
     };
@@ -377,26 +373,17 @@ fn a_run_that_is_limited_in_time_ends_once_its_steps_were_timed_and_stays_ended(
 fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
     let scene = Scene::new();
     // Images of one size and fixed norms: then nothing else depends on who is in a batch.
-    let still = [
-        "--max-iters",
-        "1",
-        "--set",
+    let still = set(&[
+        "max_iters=1",
         "train.eval_every=0",
-        "--set",
         "freeze_norms=true",
-        "--set",
         "drop_path=0",
-        "--set",
         "normalizer=image",
-        "--set",
         "data.scale=[1,1]",
-        "--set",
         "data.size=[96,96]",
-        "--set",
         "data.pad=96",
-        "--set",
         "group_by_aspect=false",
-    ];
+    ]);
     let step = |micro: &str| {
         let args =
             scene.train(micro, &[&still[..], &["--set", &format!("train.micro_batch={micro}")]].concat());
@@ -425,9 +412,8 @@ fn replicas_learn_what_micro_batches_one_after_another_do_to_the_bit() {
     let scene = Scene::new();
     // One thread for each micro batch, as sums of several threads round otherwise. Ten images make five micro batches of two an epoch.
     let train = |out: &str, changes: &[&str]| {
-        let set = [&["train.eval_every=0", "train.ema=null"], changes].concat();
-        let set: Vec<&str> = set.iter().flat_map(|change| ["--set", change]).collect();
-        let said = succeed("train_det", &strs(&scene.train(out, &set)));
+        let changes = set(&[&["train.eval_every=0", "train.ema=null"], changes].concat());
+        let said = succeed("train_det", &strs(&scene.train(out, &changes)));
         let run = scene.path(out);
         let [learned, running] = learned_and_running(&run);
         let replicas = read_json(run.join("run.json"))["starts"][0]["replicas"].as_u64().unwrap();
@@ -448,7 +434,7 @@ fn replicas_learn_what_micro_batches_one_after_another_do_to_the_bit() {
         .map(|(out, replicas)| train(out, &["threads=1", "micro_batch=1", "data.size=[96,96]", replicas]));
     assert_eq!((three.0, three.1, three.3), (one.0, one.1, 3));
 
-    let odd = ["--batch-size", "5", "--set", "micro_batch=null", "--set", "replicas=2"];
+    let odd = set(&["batch_size=5", "micro_batch=null", "replicas=2"]);
     let message = fail("train_det", &strs(&scene.train("odd", &odd)));
     assert!(message.contains("5, cannot be divided evenly among 2 train.replicas"), "{message}");
 }
@@ -457,8 +443,8 @@ fn replicas_learn_what_micro_batches_one_after_another_do_to_the_bit() {
 fn mixed_precision_is_used_where_the_processor_has_it_and_said() {
     let scene = Scene::new();
     let train = |out: &str, amp: &str| {
-        let set = ["--set", "train.eval_every=0", "--max-iters", "2", "--set", amp];
-        let said = succeed("train_det", &strs(&scene.train(out, &set)));
+        let changes = set(&["train.eval_every=0", "max_iters=2", amp]);
+        let said = succeed("train_det", &strs(&scene.train(out, &changes)));
         let precision = read_json(scene.path(out).join("run.json"))["starts"][0]["precision"].clone();
         let precision = precision.as_str().unwrap().to_string();
         assert!(said.contains(&format!(" in {precision}: ")), "{said}");

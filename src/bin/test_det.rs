@@ -17,7 +17,7 @@ use vigdet::threads::set_threads;
 use vigdet::train::evaluate::Evaluator;
 use vigdet::train::notices::{self, Notices};
 use vigdet::train::run_dir::write_text;
-use vigdet::train::trainer::{data_root, open};
+use vigdet::train::splits::{data_root, open};
 use vigdet::weights::read_metadata;
 
 /// Evaluate a detector on a validation split in COCO's layout.

@@ -98,7 +98,7 @@ impl Config {
         positive("train.batch_size", t.batch_size as f64)?;
         ensure!(
             t.micro_batch != Some(0),
-            "train.micro_batch must be above 0 (null: as many as train.batch_size)"
+            "train.micro_batch must be above 0 (null: train.batch_size, divided among train.replicas)"
         );
         ensure!(
             (1..=MOST_THREADS).contains(&t.replicas),

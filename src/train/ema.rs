@@ -1,9 +1,8 @@
 //! Exponential moving average of the weights.
 
-use rayon::prelude::*;
 use tch::Tensor;
 
-use super::slices::{is_plain, numbers, CHUNK};
+use super::slices::for_each_pair;
 
 /// An average of every variable (statistics of batch norms included) that follows it slowly: average ← d·average + (1 − d)·variable
 /// after each step. With a warm-up, d = min(decay, (1 + n) / (10 + n)) after n updates, so that the start is soon forgotten; without, d = decay, as
@@ -78,23 +77,10 @@ impl Ema {
         self.updates = updates;
     }
 
-    /// Works on pairs of numbers (average, variable) where they lie in plain memory, on pairs of tensors where not.
+    /// [`for_each_pair`] of (average, variable).
     fn for_each(&self, plain: impl Fn(&mut f32, &mut f32) + Sync, tensors: impl Fn(&Tensor, &Tensor)) {
-        let (here, elsewhere): (Vec<_>, Vec<_>) =
-            self.entries.iter().partition(|(_, variable, average)| is_plain(variable) && is_plain(average));
-        let chunks: Vec<(&mut [f32], &mut [f32])> = here
-            .iter()
-            .flat_map(|(_, variable, average)| {
-                // SAFETY: each variable and each average is there once, and the caller's borrow of the trainer's state is the only
-                // use of them while this runs.
-                let (average, variable) = unsafe { (numbers(average), numbers(variable)) };
-                average.chunks_mut(CHUNK).zip(variable.chunks_mut(CHUNK))
-            })
-            .collect();
-        chunks.into_par_iter().for_each(|(averages, values)| {
-            averages.iter_mut().zip(values).for_each(|(average, value)| plain(average, value));
-        });
-        elsewhere.iter().for_each(|(_, variable, average)| tensors(average, variable));
+        let pairs = self.entries.iter().map(|(_, variable, average)| (average, variable));
+        for_each_pair(pairs, plain, tensors);
     }
 }
 

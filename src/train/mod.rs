@@ -17,5 +17,7 @@ pub mod resume;
 pub mod run_dir;
 pub mod schedule;
 mod slices;
+pub mod splits;
+mod start;
 mod time_limit;
 pub mod trainer;

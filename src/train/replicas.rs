@@ -8,11 +8,10 @@
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tch::{nn, Device, Kind, Tensor};
 
-use super::slices::{is_plain, numbers, CHUNK};
+use super::slices::for_each_pair;
 use crate::detect::Detector;
 use crate::weights::sorted_variables;
 
@@ -159,38 +158,25 @@ impl Replica {
 
     /// Adds the copy's gradients to the detector's and clears them.
     fn hand_over_gradients(&self) {
-        let mut plain = Vec::new();
+        let mut pairs = Vec::new();
         for (main, own) in &self.parameters {
-            let (mut sum, mut gradient) = (main.grad(), own.grad());
-            if !gradient.defined() {
-                continue;
-            }
-            if !sum.defined() {
+            let (sum, mut gradient) = (main.grad(), own.grad());
+            if sum.defined() && gradient.defined() {
+                pairs.push((sum, gradient));
+            } else if gradient.defined() {
                 // The detector's micro batch had no use for this parameter. Only a backward pass makes a gradient.
                 tch::with_grad(|| (main * &gradient).sum(Kind::Float).backward());
-            } else if is_plain(&sum) && is_plain(&gradient) {
-                plain.push((sum, gradient));
-                continue;
-            } else {
-                sum += &gradient;
+                let _ = gradient.zero_();
             }
-            let _ = gradient.zero_();
         }
-        let chunks: Vec<(&mut [f32], &mut [f32])> = plain
-            .iter()
-            .flat_map(|(sum, gradient)| {
-                // SAFETY: the two are different tensors, every parameter has its own, and the training loop does nothing else with them
-                // during this call.
-                let (sum, gradient) = unsafe { (numbers(sum), numbers(gradient)) };
-                sum.chunks_mut(CHUNK).zip(gradient.chunks_mut(CHUNK))
-            })
-            .collect();
-        chunks.into_par_iter().for_each(|(sum, gradient)| {
-            for (sum, g) in sum.iter_mut().zip(gradient) {
-                *sum += *g;
-                *g = 0.0;
-            }
-        });
+        for_each_pair(
+            pairs.iter().map(|(sum, gradient)| (sum, gradient)),
+            |sum, g| *sum += std::mem::take(g),
+            |sum, gradient| {
+                let _ = sum.shallow_clone().g_add_(gradient);
+                let _ = gradient.shallow_clone().zero_();
+            },
+        );
     }
 }
 

@@ -1,12 +1,12 @@
 //! The training loop.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Context, Result};
-use serde_json::{json, Value};
+use anyhow::{bail, ensure, Result};
+use serde_json::json;
 use tch::{nn, Device};
 
 use super::checkpoint::{load_state, number, save, Best, Progress};
@@ -19,14 +19,16 @@ use super::optimizer::Optimizer;
 use super::replicas::Replicas;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::schedule::Schedule;
+use super::splits::{data_root, evaluator, indented, open};
+use super::start::start_from;
 use super::time_limit::TimeLimit;
-use crate::config::{Config, DataConfig, SplitConfig};
-use crate::data::{shapes, Batch, CocoDataset, Loader, LoaderOptions};
+use crate::config::Config;
+use crate::data::{Batch, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
 use crate::precision::has_bfloat16;
 use crate::threads::set_threads;
-use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
+use crate::weights::{self, sorted_variables, Metadata};
 
 /// How a run starts, beside its config.
 #[derive(Clone, Debug)]
@@ -137,17 +139,7 @@ impl Trainer {
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
         let variables = sorted_variables(&store);
         if let (Some(path), false) = (&options.weights, options.resume) {
-            let other = other_detector(path, &config)?;
-            let load =
-                LoadOptions { other_classes: true, backbone_only: other.is_some(), ..Default::default() };
-            let report = load_into(&store, path, &load)?;
-            println!("weights: {report}");
-            if let Some(other) = other {
-                println!("weights: they are of {other}: only their backbone is taken");
-            }
-            if let Some(note) = normalised_otherwise(path, &config)? {
-                println!("{note}");
-            }
+            start_from(&store, path, &config)?;
         }
         let mut optimizer = Optimizer::new(&variables, t);
         let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, true));
@@ -538,69 +530,12 @@ pub fn clip_factor(norm: f64, most: f64) -> f64 {
     (most / (norm + 1e-6)).min(1.0)
 }
 
-/// The detector that weights are of, if it is another one than the config's: its pyramid and heads have the same names, but not the same use.
-fn other_detector(weights: &Path, config: &Config) -> Result<Option<String>> {
-    let metadata = weights::read_metadata(weights)?;
-    let own: Option<Value> = metadata.get("config").and_then(|text| serde_json::from_str(text).ok());
-    let name = own.as_ref().and_then(|own| own.pointer("/model/detector")?.as_str());
-    Ok(name.filter(|name| *name != config.model.detector.name()).map(String::from))
-}
-
-/// What to say if weights were trained on images that were normalised with other numbers.
-fn normalised_otherwise(weights: &Path, config: &Config) -> Result<Option<String>> {
-    let metadata = weights::read_metadata(weights)?;
-    let own = metadata.get("config").and_then(|text| Config::of_weights(text, &[]).ok()).map(|own| own.data);
-    let list = |values: [f32; 3]| format!("[{}]", values.map(|v| v.to_string()).join(","));
-    let same = |own: &DataConfig| (own.mean, own.std) == (config.data.mean, config.data.std);
-    Ok(own.filter(|own| !same(own)).map(|own| {
-        format!(
-            "weights: they were trained on images normalised otherwise; --set data.mean={} --set data.std={} does the same here",
-            list(own.mean),
-            list(own.std)
-        )
-    }))
-}
-
-fn evaluator(config: &Config, root: &Path, batch: usize, classes: &[(i64, String)]) -> Result<Evaluator> {
-    let val = open(config, &config.data.val, root, false)
-        .context("validation split (--set train.eval_every=0 trains without one)")?;
-    println!("val: {}", indented(&val.report().to_string()));
-    let evaluator = Evaluator::new(Arc::new(val), &config.data, batch, classes, config.model.has_masks())?;
-    match evaluator.classes_without_category() {
-        0 => {}
-        n => println!("val: {n} classes of the training split are not in it"),
-    }
-    Ok(evaluator)
-}
-
-/// A split of a config's data; for a detector that gives masks, with those that are missing counted.
-pub fn open(config: &Config, split: &SplitConfig, root: &Path, for_training: bool) -> Result<CocoDataset> {
-    let mut dataset = CocoDataset::open_with_exif(split, root, for_training, config.data.exif)?;
-    if config.model.has_masks() {
-        dataset.count_masks();
-    }
-    Ok(dataset)
-}
-
-/// The folder that a config's paths are relative to; built-in data is drawn there if it is not yet.
-pub fn data_root(config: &Config) -> Result<PathBuf> {
-    let root = config.data.root.clone().context(
-        "there is no data: --data DIR names a folder with COCO's layout (annotations/instances_train2017.json, train2017/, …)",
-    )?;
-    shapes::ensure_for(&config.data, |text| println!("{text}"))?;
-    Ok(root)
-}
-
 pub(super) fn device_name(device: Device) -> String {
     match device {
         Device::Cpu => "cpu".into(),
         Device::Cuda(index) => format!("cuda:{index}"),
         other => format!("{other:?}").to_lowercase(),
     }
-}
-
-fn indented(text: &str) -> String {
-    text.replace('\n', "\n  ")
 }
 
 impl std::fmt::Debug for Trainer {
