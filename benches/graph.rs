@@ -8,9 +8,10 @@ use criterion::{criterion_group, criterion_main, BenchmarkGroup, Criterion};
 use tch::{nn, no_grad, Device, Kind, Tensor};
 use vigdet::backbone;
 use vigdet::config::BackboneConfig;
+use vigdet::config::{RelativeKind, Search};
 use vigdet::graph::aggregate::with_max_relative;
-use vigdet::graph::knn::{Neighbours, Search};
-use vigdet::graph::relative::{RelativeKind, RelativePosition};
+use vigdet::graph::knn::Neighbours;
+use vigdet::graph::relative::RelativePosition;
 use vigdet::memory;
 
 const BOTH: [(&str, Search); 2] = [("fused", Search::Fused), ("dense", Search::Dense)];

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tch::{nn, Device, Kind, Tensor};
 use vigdet::backbone::Classifier;
+use vigdet::config::Search;
 use vigdet::config::{BackboneConfig, GraphConvKind};
-use vigdet::graph::knn::Search;
 use vigdet::graph::GraphTrace;
 
 /// Stage maps and logits: largest difference over the largest value.

@@ -8,8 +8,8 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::kernel::{arg_max_rows, interleave_relative};
-use super::knn::Search;
 use super::slices::{f32_slice, f32_tensor, i32_tensor, i64_slice};
+use crate::config::Search;
 
 /// The largest of each node's neighbours, channel by channel: `[B, N, C]`.
 ///

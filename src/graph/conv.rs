@@ -12,9 +12,9 @@ use tch::nn::Module;
 use tch::{nn, Kind, Tensor};
 
 use super::aggregate::{largest, neighbours, popularity, sum, with_max_relative};
-use super::knn::Search;
 use crate::backbone::layers::{gelu, ConvBn, ConvSpec};
 use crate::config::GraphConvKind;
+use crate::config::Search;
 use crate::describe::{Describe, Layer, Size};
 use crate::precision::without_autocast;
 

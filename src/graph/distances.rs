@@ -65,9 +65,9 @@ pub fn edge_distances(
 
 #[cfg(test)]
 mod tests {
-    use super::super::knn::{Neighbours, Search};
-    use super::super::relative::RelativeKind;
+    use super::super::knn::Neighbours;
     use super::*;
+    use crate::config::{RelativeKind, Search};
 
     #[test]
     fn distances_are_those_of_unit_features() {

@@ -11,43 +11,16 @@
 //! Equal distances are ordered by index in all of them. Indices carry no gradient, and none is recorded.
 
 use super::kernel::{nearest_points, Isa, Points};
-use super::relative::{native_matrix, Factors, RelativeKind, RelativePosition};
+use super::relative::{native_matrix, Factors, RelativePosition};
 use super::slices;
-use anyhow::{bail, ensure, Result};
-use serde::{Deserialize, Serialize};
-use std::str::FromStr;
+use crate::config::{RelativeKind, Search};
+use anyhow::{ensure, Result};
 use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::precision::{full_precision, without_autocast};
 
 /// Distances that [`Search::Chunked`] holds at a time: 64 MB.
 const CHUNK: i64 = 16 << 20;
-
-/// How neighbours are searched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Search {
-    /// The fused kernel on the CPU, and [`Search::Chunked`] on other devices.
-    #[default]
-    Fused,
-    /// All distances in one matrix, `[B, N, M]`.
-    Dense,
-    /// Tensor operations on some rows at a time.
-    Chunked,
-}
-
-impl FromStr for Search {
-    type Err = anyhow::Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "fused" => Ok(Search::Fused),
-            "dense" => Ok(Search::Dense),
-            "chunked" => Ok(Search::Chunked),
-            _ => bail!("unknown neighbour search `{s}`: use `fused`, `dense` or `chunked`"),
-        }
-    }
-}
 
 /// What a layer asks of its neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -432,6 +405,5 @@ mod tests {
         assert!(n.find(&x, &noise(&[1, 5, 3, 3], 6), None).is_err());
         assert!(n.find(&x, &noise(&[2, 4, 3, 3], 6), None).is_err());
         assert!(n.find(&x, &noise(&[1, 4, 0, 3], 6), None).is_err());
-        assert!("fast".parse::<Search>().unwrap_err().to_string().contains("dense"));
     }
 }

@@ -5,9 +5,8 @@
 //! so smooth that a handful of eigenvectors hold it, and resizing is linear; so the resized matrix is `U·Vᵀ` with at most 36
 //! columns, in place of nodes × candidates numbers.
 
-use anyhow::{bail, ensure, Context, Result};
-use serde::{Deserialize, Serialize};
-use std::str::FromStr;
+use crate::config::RelativeKind;
+use anyhow::{ensure, Context, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is left out of one axis's similarity, at most, when its small eigenvalues are dropped. Two axes, each resized, stay
@@ -15,31 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 const TOLERANCE: f64 = 5e-7;
 /// Bytes of factors that are kept for sizes seen before. An image of 800×1280 needs 11 MB for all stages.
 const CACHE: usize = 32 << 20;
-
-/// Where the positions of an image come from that is not of the native size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RelativeKind {
-    /// The native matrix, resized bicubically by the flattened index: what the published code does. For another width the
-    /// entries no longer point at the right places.
-    #[default]
-    Published,
-    /// The table of the real grid: a node stands at the centre of its cell, a candidate at the centre of the cells pooled into
-    /// it, and the grid spans as much as the native one does, whatever its number of cells.
-    Grid,
-}
-
-impl FromStr for RelativeKind {
-    type Err = anyhow::Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "published" => Ok(RelativeKind::Published),
-            "grid" => Ok(RelativeKind::Grid),
-            _ => bail!("unknown relative position `{s}`: use `published` or `grid`"),
-        }
-    }
-}
 
 /// The relative position of one stage; small, and compared by value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -483,7 +457,6 @@ mod tests {
     fn impossible_stages_are_refused() {
         assert!(RelativePosition::new(3, 8, 1, RelativeKind::Published).is_err());
         assert!(RelativePosition::new(80, 3, 4, RelativeKind::Published).is_err());
-        assert!("row".parse::<RelativeKind>().unwrap_err().to_string().contains("grid"));
     }
 
     #[test]
