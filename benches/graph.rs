@@ -6,13 +6,13 @@
 
 use criterion::{criterion_group, criterion_main, BenchmarkGroup, Criterion};
 use tch::{nn, no_grad, Device, Kind, Tensor};
+use vigdet::allocator;
 use vigdet::backbone;
 use vigdet::config::BackboneConfig;
 use vigdet::config::{RelativeKind, Search};
 use vigdet::graph::aggregate::with_max_relative;
 use vigdet::graph::knn::Neighbours;
 use vigdet::graph::relative::RelativePosition;
-use vigdet::memory;
 
 const BOTH: [(&str, Search); 2] = [("fused", Search::Fused), ("dense", Search::Dense)];
 
@@ -25,7 +25,7 @@ const STAGES: [(&str, i64, i64, i64, i64, usize, usize); 4] = [
 ];
 
 fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, criterion::measurement::WallTime> {
-    memory::keep_freed();
+    allocator::keep_freed();
     let mut group = c.benchmark_group(name);
     group.sample_size(10).warm_up_time(std::time::Duration::from_secs(1));
     group

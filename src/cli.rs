@@ -216,7 +216,7 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    crate::memory::keep_freed();
+    crate::allocator::keep_freed();
     match caught(|| run(args)) {
         Ok(code) => code,
         Err(error) => {

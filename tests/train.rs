@@ -452,7 +452,7 @@ fn mixed_precision_is_used_where_the_processor_has_it_and_said() {
     };
     let (exact, mixed) = (train("exact", "train.amp=false"), train("mixed", "train.amp=true"));
     assert_eq!(exact.1, "float32");
-    let has = vigdet::precision::has_bfloat16(tch::Device::Cpu);
+    let has = vigdet::nn::precision::has_bfloat16(tch::Device::Cpu);
     assert_eq!(mixed.1, if has { "float32 and bfloat16" } else { "float32" });
     assert_eq!(mixed.0 != exact.0, has);
     let loss = |log: &[Value]| log[1]["loss"].as_f64().unwrap();

@@ -4,11 +4,11 @@ use anyhow::{ensure, Result};
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use super::layers::{ConvBn, ConvSpec};
 use super::{build, Backbone};
 use crate::config::BackboneConfig;
-use crate::describe::{convolution, Describe, Layer, Size};
 use crate::graph::GraphTrace;
+use crate::nn::cost::{convolution, Flops, Layer, Size};
+use crate::nn::layers::{ConvBn, ConvSpec};
 
 /// Width of ViG's hidden layer before the classes.
 const HIDDEN: i64 = 1024;
@@ -97,16 +97,16 @@ impl Classifier {
     }
 }
 
-impl Describe for Classifier {
-    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Size {
-        self.backbone.describe(image, visit);
+impl Flops for Classifier {
+    fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+        self.backbone.flops(image, visit);
         let one = (1, 1);
         match &self.head {
             Head::Prediction { hidden, classes } => {
-                hidden.describe(one, visit);
+                hidden.flops(one, visit);
                 convolution(classes, 1, one, visit);
             }
-            Head::Linear(linear) => visit(Layer::Weights { weights: linear.ws.numel() as u64, places: 1 }),
+            Head::Linear(linear) => visit(Layer::Weights { weights: linear.ws.numel() as u64, locations: 1 }),
         }
         one
     }

@@ -1,18 +1,15 @@
 //! Feature extractors: images to one map per stage.
 
 mod classifier;
-pub mod layers;
-pub mod pyramid_vig;
 pub mod resnet;
 pub mod vig;
-mod vig_block;
 
 use anyhow::{ensure, Result};
 use tch::{nn, Tensor};
 
 use crate::config::BackboneConfig;
-use crate::describe::{Layer, Size};
 use crate::graph::GraphTrace;
+use crate::nn::cost::{Layer, Size};
 
 pub use classifier::{Classified, Classifier};
 pub use resnet::ResNet;
@@ -43,7 +40,7 @@ pub trait Backbone: std::fmt::Debug + Send {
     fn set_iteration(&self, _seed: u64, _iteration: u64) {}
 
     /// Reports every layer to `visit` for one image of this size in pixels, and gives the size of each stage's map.
-    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size>;
+    fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size>;
 }
 
 /// Builds the backbone that a config names, with random weights under `path`, in the published names.

@@ -4,11 +4,11 @@
 use anyhow::{bail, ensure, Result};
 use tch::{nn, Tensor};
 
-use super::layers::{channels_last, ConvBn, ConvSpec, Init};
 use super::{check_batch, Backbone};
 use crate::config::BackboneConfig;
-use crate::describe::{Describe, Layer, Size};
 use crate::graph::GraphTrace;
+use crate::nn::cost::{Flops, Layer, Size};
+use crate::nn::layers::{channels_last, ConvBn, ConvSpec, Init};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 
@@ -138,17 +138,17 @@ impl Backbone for ResNet {
         Ok(maps)
     }
 
-    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
+    fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
         let half = |(h, w): Size| ((h + 1) / 2, (w + 1) / 2);
-        let mut size = half(self.stem.describe(image, visit));
+        let mut size = half(self.stem.flops(image, visit));
         let mut sizes = Vec::new();
         for stage in &self.stages {
             for block in stage {
                 if let Some(downsample) = &block.downsample {
-                    downsample.describe(size, visit);
+                    downsample.flops(size, visit);
                 }
                 for layer in &block.layers {
-                    size = layer.describe(size, visit);
+                    size = layer.flops(size, visit);
                 }
             }
             sizes.push(size);

@@ -3,12 +3,12 @@
 use anyhow::{ensure, Context, Result};
 use image::RgbImage;
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
 
 use super::augment::scale_objects;
 use super::resize::{output_size, resize_into, Normalise, Slot};
 use super::sample::{Batch, ImageInfo, Sample, Target};
 use crate::config::DataConfig;
+use crate::nn::memory::f32_tensor;
 
 /// Resizes, normalises and pads images that are in memory: a batch for inference, without objects.
 ///
@@ -68,20 +68,20 @@ fn assemble(parts: Vec<Part>, size: [u32; 2], config: &DataConfig) -> Result<Bat
     let (columns, rows) = (padded(|s| s.0), padded(|s| s.1));
 
     let shape = [parts.len() as i64, 3, rows as i64, columns as i64];
-    let images = Tensor::f_empty(shape, (Kind::Float, Device::Cpu)).ok().with_context(|| {
+    let normalise = Normalise::new(config.mean, config.std);
+    let mut resized = Ok(());
+    let images = f32_tensor(&shape, |data| {
+        resized = data.par_chunks_exact_mut(3 * rows * columns).zip(&parts).zip(&sizes).try_for_each(
+            |((data, part), &size)| {
+                resize_into(part.image, size, config.resize, &normalise, Slot { data, rows, columns })
+            },
+        );
+    })
+    .ok()
+    .with_context(|| {
         format!("there is no memory for {} images of {columns}×{rows} pixels: see data.size and train.micro_batch", parts.len())
     })?;
-    // SAFETY: a fresh, contiguous float tensor of exactly so many elements, which nothing else knows of yet; every element is
-    // written before anyone reads it.
-    let data = unsafe {
-        std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), parts.len() * 3 * rows * columns)
-    };
-    let normalise = Normalise::new(config.mean, config.std);
-    data.par_chunks_exact_mut(3 * rows * columns).zip(&parts).zip(&sizes).try_for_each(
-        |((data, part), &size)| {
-            resize_into(part.image, size, config.resize, &normalise, Slot { data, rows, columns })
-        },
-    )?;
+    resized?;
 
     let mut batch = Batch { images, sizes: Vec::new(), targets: Vec::new(), infos: Vec::new() };
     for (part, (width, height)) in parts.into_iter().zip(sizes) {

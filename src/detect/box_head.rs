@@ -7,8 +7,8 @@ use tch::{nn, Tensor};
 use super::mask_head::pooler;
 use super::roi_align::{Roi, RoiPooler};
 use crate::config::RoiConfig;
-use crate::describe::Layer;
-use crate::precision::full_precision;
+use crate::nn::cost::Layer;
+use crate::nn::precision::full_precision;
 
 /// Pools regions and says of each which class it is and how its box should move.
 #[derive(Debug)]
@@ -51,9 +51,9 @@ impl BoxHead {
     }
 
     /// Reports every layer to `visit` for so many regions.
-    pub fn describe(&self, regions: u64, visit: &mut dyn FnMut(Layer)) {
+    pub fn flops(&self, regions: u64, visit: &mut dyn FnMut(Layer)) {
         for layer in self.hidden.iter().chain([&self.class, &self.deltas]) {
-            visit(Layer::Weights { weights: layer.ws.numel() as u64, places: regions });
+            visit(Layer::Weights { weights: layer.ws.numel() as u64, locations: regions });
         }
     }
 }

@@ -3,10 +3,10 @@
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{HeadConfig, HeadInit, HeadNorm};
-use crate::describe::{convolution, Layer, Size};
-use crate::precision::full_precision;
+use crate::nn::cost::{convolution, Layer, Size};
+use crate::nn::layers::{ConvSpec, Init};
+use crate::nn::precision::full_precision;
 
 /// Class and box branch: `convs` × (3×3 convolution, relu), then one convolution that predicts.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl DenseHead {
     }
 
     /// Reports every layer to `visit` for levels of these sizes.
-    pub fn describe(&self, levels: &[Size], visit: &mut dyn FnMut(Layer)) {
+    pub fn flops(&self, levels: &[Size], visit: &mut dyn FnMut(Layer)) {
         for branch in [&self.classification, &self.regression] {
             for &level in levels {
                 for conv in branch.convs.iter().map(|(conv, _)| conv).chain([&branch.predict]) {

@@ -6,7 +6,7 @@ use vigdet_coco::rle::Rle;
 
 use super::mask::InstanceMask;
 use crate::data::Batch;
-use crate::describe::{Layer, Size};
+use crate::nn::cost::{Layer, Size};
 
 /// A detector in training and in inference. It owns its backbone.
 pub trait Detector: Send {
@@ -27,7 +27,7 @@ pub trait Detector: Send {
     fn set_iteration(&self, _seed: u64, _iteration: u64) {}
 
     /// Reports every layer to `visit` for one image of this size in pixels.
-    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer));
+    fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer));
 }
 
 /// Named parts of a training loss.

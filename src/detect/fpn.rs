@@ -4,10 +4,10 @@ use anyhow::{ensure, Result};
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{FpnConfig, P6Source};
-use crate::describe::{convolution, Layer, Size};
-use crate::precision::strided;
+use crate::nn::cost::{convolution, Layer, Size};
+use crate::nn::layers::{ConvSpec, Init};
+use crate::nn::precision::strided;
 
 /// Feature pyramid network (Lin et al., 2017, section 3).
 ///
@@ -101,7 +101,7 @@ impl Fpn {
     }
 
     /// Reports every layer to `visit` for stage maps of these sizes, and gives the sizes of the levels.
-    pub fn describe(&self, maps: &[Size], visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
+    pub fn flops(&self, maps: &[Size], visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
         for ((&map, inner), layer) in maps.iter().zip(&self.inner).zip(&self.layer) {
             convolution(inner, 1, map, visit);
             convolution(layer, 1, map, visit);

@@ -6,11 +6,11 @@ use tch::{nn, Kind, Reduction, Tensor};
 
 use super::boxes::Box4;
 use super::roi_align::{Roi, RoiAlign, RoiPooler};
-use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{MaskHeadConfig, MaskTargets, RoiConfig};
 use crate::data::mask::{Drawn, Mask};
-use crate::describe::Layer;
-use crate::precision::full_precision;
+use crate::nn::cost::Layer;
+use crate::nn::layers::{ConvSpec, Init};
+use crate::nn::precision::full_precision;
 
 /// A positive region in training: where, of which class (from 0), and the mask that it should have.
 #[derive(Debug)]
@@ -135,10 +135,11 @@ impl MaskHead {
     }
 
     /// Reports every layer to `visit` for so many regions.
-    pub fn describe(&self, regions: u64, visit: &mut dyn FnMut(Layer)) {
+    pub fn flops(&self, regions: u64, visit: &mut dyn FnMut(Layer)) {
         let pooled = (self.pooler.align.size * self.pooler.align.size) as u64 * regions;
-        let mut layer =
-            |weight: &Tensor, places: u64| visit(Layer::Weights { weights: weight.numel() as u64, places });
+        let mut layer = |weight: &Tensor, locations: u64| {
+            visit(Layer::Weights { weights: weight.numel() as u64, locations })
+        };
         self.convs.iter().for_each(|conv| layer(&conv.ws, pooled));
         layer(&self.deconv.ws, pooled);
         layer(&self.logits.ws, 4 * pooled);

@@ -14,7 +14,7 @@ use super::rpn::Rpn;
 use crate::backbone::{self, Backbone};
 use crate::config::{ModelConfig, RpnConfig};
 use crate::data::Batch;
-use crate::describe::{Layer, Size};
+use crate::nn::cost::{Layer, Size};
 
 /// Backbone, pyramid on its last four stages, region proposal network, box and mask heads.
 #[derive(Debug)]
@@ -114,10 +114,10 @@ impl Detector for MaskRcnn {
     }
 
     /// The box head is counted for as many proposals as there are at most in inference, the mask head for as many detections.
-    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
-        let maps = self.backbone.describe(image, visit);
-        let levels = self.fpn.describe(&maps[maps.len() - STAGES..], visit);
-        self.rpn.describe(&levels, visit);
-        self.heads.describe(self.config.test.keep as u64, self.most_detections as u64, visit);
+    fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
+        let maps = self.backbone.flops(image, visit);
+        let levels = self.fpn.flops(&maps[maps.len() - STAGES..], visit);
+        self.rpn.flops(&levels, visit);
+        self.heads.flops(self.config.test.keep as u64, self.most_detections as u64, visit);
     }
 }

@@ -48,7 +48,7 @@ mod tests {
     use crate::config::GraphConvKind;
     use crate::data::mask::Mask;
     use crate::data::{Batch, Target};
-    use crate::precision::Autocast;
+    use crate::nn::precision::Autocast;
 
     /// Two images with one object each.
     fn batch(height: i64, width: i64) -> Batch {

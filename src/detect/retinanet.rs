@@ -15,7 +15,7 @@ use super::select::{LevelValues, Selector};
 use crate::backbone::{self, Backbone};
 use crate::config::{ModelConfig, TestConfig};
 use crate::data::Batch;
-use crate::describe::{Layer, Size};
+use crate::nn::cost::{Layer, Size};
 
 /// Backbone, pyramid on its last stages, dense head.
 ///
@@ -136,17 +136,17 @@ impl Detector for RetinaNet {
         self.backbone.set_iteration(seed, iteration);
     }
 
-    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
-        let maps = self.backbone.describe(image, visit);
-        let levels = self.fpn.describe(&maps[self.unused..], visit);
-        self.head.describe(&levels, visit);
+    fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
+        let maps = self.backbone.flops(image, visit);
+        let levels = self.fpn.flops(&maps[self.unused..], visit);
+        self.head.flops(&levels, visit);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::precision::Autocast;
+    use crate::nn::precision::Autocast;
 
     #[test]
     fn what_the_head_says_is_float32_whatever_the_network_computes_in() {

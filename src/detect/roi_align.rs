@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::boxes::{area, Box4};
-use crate::precision::full_precision;
+use crate::nn::precision::full_precision;
 
 /// A region of an image of a batch: which image, and where, in pixels of the batch's images.
 pub type Roi = (usize, Box4);

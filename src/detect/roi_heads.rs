@@ -17,7 +17,7 @@ use super::sampler::Sampler;
 use super::select::RoiSelector;
 use crate::config::{ModelConfig, RoiConfig, TestConfig};
 use crate::data::Target;
-use crate::describe::Layer;
+use crate::nn::cost::Layer;
 
 /// Box head, mask head, and how their outputs become detections and losses.
 #[derive(Debug)]
@@ -206,10 +206,10 @@ impl RoiHeads {
     }
 
     /// Reports every layer to `visit` for so many proposals and so many detections.
-    pub fn describe(&self, proposals: u64, detections: u64, visit: &mut dyn FnMut(Layer)) {
-        self.boxes.describe(proposals, visit);
+    pub fn flops(&self, proposals: u64, detections: u64, visit: &mut dyn FnMut(Layer)) {
+        self.boxes.flops(proposals, visit);
         if let Some(head) = &self.masks {
-            head.describe(detections, visit);
+            head.flops(detections, visit);
         }
     }
 }

@@ -12,11 +12,11 @@ use super::losses::sampled_box_loss;
 use super::matcher::{Match, Matcher};
 use super::nms::batched_nms;
 use super::sampler::Sampler;
-use crate::backbone::layers::{ConvSpec, Init};
 use crate::config::{AnchorConfig, ProposalConfig, RpnConfig};
 use crate::data::Target;
-use crate::describe::{convolution, Layer, Size};
-use crate::precision::full_precision;
+use crate::nn::cost::{convolution, Layer, Size};
+use crate::nn::layers::{ConvSpec, Init};
+use crate::nn::precision::full_precision;
 
 /// Proposals with a side shorter than this, in pixels, are dropped.
 const SHORTEST_SIDE: f32 = 1e-3;
@@ -159,7 +159,7 @@ impl Rpn {
     }
 
     /// Reports every layer to `visit` for levels of these sizes.
-    pub fn describe(&self, levels: &[Size], visit: &mut dyn FnMut(Layer)) {
+    pub fn flops(&self, levels: &[Size], visit: &mut dyn FnMut(Layer)) {
         for &level in levels {
             for conv in self.convs.iter().chain([&self.objectness, &self.deltas]) {
                 convolution(conv, 1, level, visit);

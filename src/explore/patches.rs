@@ -3,8 +3,8 @@
 use anyhow::{ensure, Context, Result};
 use tch::{Kind, Tensor};
 
-use crate::graph::slices::{f32_slice, i64_slice, rows};
 use crate::graph::BlockTrace;
+use crate::nn::memory::{f32_slice, i64_slice, rows};
 
 /// A rectangle of pixels: left, top, right, bottom, right and bottom excluded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,9 @@ impl PatchGraph {
         let distances = distances.get(index).contiguous();
         let features = rows(&features.narrow(0, index, 1))?;
         ensure!(features.size()[1] == n, "{n} nodes, but features {:?}", features.size());
+        // SAFETY: the slices are gone when this function ends, and until then nothing is written.
+        let (edges, distances, features) =
+            unsafe { (i64_slice(&edges)?, f32_slice(&distances)?, f32_slice(&features)?) };
         let side = |(rows, columns): (i64, i64)| (rows as usize, columns as usize);
         Ok(Self {
             number,
@@ -91,9 +94,9 @@ impl PatchGraph {
             pooled: side(block.pooled),
             image,
             k: k as usize,
-            edges: i64_slice(&edges)?.iter().map(|&j| j as u32).collect(),
-            distances: f32_slice(&distances)?.to_vec(),
-            salience: salience(f32_slice(&features)?, n as usize),
+            edges: edges.iter().map(|&j| j as u32).collect(),
+            distances: distances.to_vec(),
+            salience: salience(features, n as usize),
         })
     }
 

@@ -153,9 +153,9 @@ impl GraphViewer {
     fn stages(&self) -> Result<Vec<usize>> {
         let backbone = &self.config.model.backbone;
         let blocks = if backbone.name.starts_with("pvig_") {
-            backbone.stages(crate::backbone::pyramid_vig::preset(&backbone.name))?.1.to_vec()
+            backbone.stages(crate::backbone::vig::pyramid::preset(&backbone.name))?.1.to_vec()
         } else {
-            backbone.stages(crate::backbone::vig::preset(&backbone.name))?.1.to_vec()
+            backbone.stages(crate::backbone::vig::isotropic::preset(&backbone.name))?.1.to_vec()
         };
         Ok(blocks.iter().enumerate().flat_map(|(s, &count)| vec![s + 1; count.max(0) as usize]).collect())
     }

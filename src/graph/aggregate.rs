@@ -8,8 +8,8 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::kernel::{arg_max_rows, interleave_relative};
-use super::slices::{f32_slice, f32_tensor, i32_tensor, i64_slice};
 use crate::config::Search;
+use crate::nn::memory::{f32_slice, f32_tensor, i32_tensor, i64_slice};
 
 /// The largest of each node's neighbours, channel by channel: `[B, N, C]`.
 ///
@@ -24,12 +24,13 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
         Search::Dense => return Ok(neighbours(y, edges)?.f_amax([2], false)?),
         Search::Fused if y.device() == Device::Cpu && y.kind() == Kind::Float => {
             let values = y.detach().contiguous();
-            let (values, edges) = (f32_slice(&values)?, edges.contiguous());
-            let edges = i64_slice(&edges)?;
+            let edges = edges.contiguous();
+            // SAFETY: the slices are gone with the kernel, and until then this thread writes to nothing but `rows`.
+            let (values, edges) = unsafe { (f32_slice(&values)?, i64_slice(&edges)?) };
             // gather takes 32 bits, and training keeps the index of every block until its gradient.
             i32_tensor(&[b, n, c], |rows| {
                 arg_max_rows(values, edges, b as usize, n as usize, m as usize, c as usize, k as usize, rows);
-            })
+            })?
         }
         Search::Fused | Search::Chunked => tch::no_grad(|| -> Result<Tensor> {
             let place = |j: i64| edges.narrow(2, j, 1).expand([b, n, c], false);
@@ -57,12 +58,13 @@ pub fn with_max_relative(x: &Tensor, y: &Tensor, edges: &Tensor, how: Search) ->
     if how == Search::Fused && fits(x) && fits(y) {
         let (m, k) = (y.size()[1], edges.size()[2]);
         let (x, y, edges) = (x.contiguous(), y.contiguous(), edges.contiguous());
-        let (nodes, candidates, edges) = (f32_slice(&x)?, f32_slice(&y)?, i64_slice(&edges)?);
-        return Ok(f32_tensor(&[b, n, 2 * c], |out| {
+        // SAFETY: the slices are gone with the kernel, and until then this thread writes to nothing but `out`.
+        let (nodes, candidates, edges) = unsafe { (f32_slice(&x)?, f32_slice(&y)?, i64_slice(&edges)?) };
+        return f32_tensor(&[b, n, 2 * c], |out| {
             interleave_relative(
                 nodes, candidates, edges, b as usize, n as usize, m as usize, c as usize, k as usize, out,
             );
-        }));
+        });
     }
     let relative = largest(y, edges, how)? - x;
     Ok(Tensor::stack(&[x, &relative], -1).view([b, n, 2 * c]))

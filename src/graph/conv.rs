@@ -12,11 +12,11 @@ use tch::nn::Module;
 use tch::{nn, Kind, Tensor};
 
 use super::aggregate::{largest, neighbours, popularity, sum, with_max_relative};
-use crate::backbone::layers::{gelu, ConvBn, ConvSpec};
 use crate::config::GraphConvKind;
 use crate::config::Search;
-use crate::describe::{Describe, Layer, Size};
-use crate::precision::without_autocast;
+use crate::nn::cost::{Flops, Layer, Size};
+use crate::nn::layers::{gelu, ConvBn, ConvSpec};
+use crate::nn::precision::without_autocast;
 
 /// A graph convolution.
 #[derive(Debug)]
@@ -169,23 +169,23 @@ impl GraphConv {
 
     /// Reports its layers for nodes on a grid of `size` with `k` neighbours each: as the paper counts, once per edge where a layer
     /// belongs to edges.
-    pub fn describe(&self, size: Size, k: usize, visit: &mut dyn FnMut(Layer)) {
+    pub fn flops(&self, size: Size, k: usize, visit: &mut dyn FnMut(Layer)) {
         let mut on_edges = |layer: &ConvBn| {
-            layer.describe(size, &mut |layer| {
+            layer.flops(size, &mut |layer| {
                 visit(match layer {
-                    Layer::Weights { weights, places } => {
-                        Layer::Weights { weights, places: places * k as u64 }
+                    Layer::Weights { weights, locations } => {
+                        Layer::Weights { weights, locations: locations * k as u64 }
                     }
                     other => other,
                 });
             });
         };
         match &self.layers {
-            Layers::Mr { update } | Layers::Gin { update, .. } => drop(update.describe(size, visit)),
+            Layers::Mr { update } | Layers::Gin { update, .. } => drop(update.flops(size, visit)),
             Layers::Edge { update } => on_edges(update),
             Layers::Sage { message, update } => {
                 on_edges(message);
-                update.describe(size, visit);
+                update.flops(size, visit);
             }
         }
     }
@@ -241,8 +241,8 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::backbone::layers::channels_last;
-    use crate::precision::Autocast;
+    use crate::nn::layers::channels_last;
+    use crate::nn::precision::Autocast;
 
     #[test]
     fn convolutions_with_sums_over_edges_stay_in_float32() {

@@ -11,10 +11,10 @@ use super::distances::edge_distances;
 use super::knn::Neighbours;
 use super::relative::RelativePosition;
 use super::trace::{BlockTrace, GraphTrace};
-use crate::backbone::layers::{channels_last, ConvBn, ConvSpec};
 use crate::config::GraphConvKind;
-use crate::describe::{Describe, Layer, Size};
-use crate::precision::full_precision;
+use crate::nn::cost::{Flops, Layer, Size};
+use crate::nn::layers::{channels_last, ConvBn, ConvSpec};
+use crate::nn::precision::full_precision;
 
 /// What a Grapher is made from.
 #[derive(Clone, Debug)]
@@ -144,20 +144,20 @@ impl Grapher {
     }
 }
 
-impl Describe for Grapher {
-    fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+impl Flops for Grapher {
+    fn flops(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
         let reduce = self.spec.reduce;
         let pooled = |side: i64| side / reduce.min(side);
         let candidates = (pooled(size.0) * pooled(size.1)) as u64;
         let (k, _) = self.spec.neighbours.among(candidates as usize);
         if let Some((fc1, _)) = &self.fc {
-            fc1.describe(size, visit);
+            fc1.flops(size, visit);
         }
         let nodes = (size.0 * size.1) as u64;
         visit(Layer::Distances { nodes, candidates, channels: self.spec.channels as u64 });
-        self.conv.describe(size, k, visit);
+        self.conv.flops(size, k, visit);
         if let Some((_, fc2)) = &self.fc {
-            fc2.describe(size, visit);
+            fc2.flops(size, visit);
         }
         size
     }

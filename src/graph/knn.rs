@@ -12,12 +12,12 @@
 
 use super::kernel::{nearest_points, Isa, Points};
 use super::relative::{native_matrix, Factors, RelativePosition};
-use super::slices;
 use crate::config::{RelativeKind, Search};
 use anyhow::{ensure, Result};
 use tch::{no_grad, Device, Kind, Tensor};
 
-use crate::precision::{full_precision, without_autocast};
+use crate::nn::memory::{f32_slice, i64_tensor, rows};
+use crate::nn::precision::{full_precision, without_autocast};
 
 /// Distances that [`Search::Chunked`] holds at a time: 64 MB.
 const CHUNK: i64 = 16 << 20;
@@ -83,7 +83,7 @@ impl Neighbours {
         sizes: Sizes,
     ) -> Result<Tensor> {
         let (k, dilation) = self.among(sizes.m());
-        let (x, y) = (slices::rows(x)?, slices::rows(y)?);
+        let (x, y) = (rows(x)?, rows(y)?);
         let (b, n, c) = x.size3()?;
         let factors = position.map(|p| p.factors(sizes.nodes, sizes.candidates));
         let (u, v, rank) = factors.as_ref().map_or((&[][..], &[][..], 0), |f| (&f.u[..], &f.v[..], f.rank));
@@ -97,11 +97,12 @@ impl Neighbours {
             rank,
             position_scale,
         };
-        let nodes = side(slices::f32_slice(&x)?, sizes.n(), u, 0.5);
-        let candidates = side(slices::f32_slice(&y)?, sizes.m(), v, 1.0);
-        Ok(slices::i64_tensor(&[b, n, k as i64], |out| {
+        // SAFETY: the slices are gone when the search is over, and until then this thread, which has the features, writes to nothing but `out`.
+        let (x, y) = unsafe { (f32_slice(&x)?, f32_slice(&y)?) };
+        let (nodes, candidates) = (side(x, sizes.n(), u, 0.5), side(y, sizes.m(), v, 1.0));
+        i64_tensor(&[b, n, k as i64], |out| {
             nearest_points(Isa::best(), nodes, candidates, k, dilation, out);
-        }))
+        })
     }
 
     fn dense(

@@ -7,7 +7,6 @@ pub mod grapher;
 pub mod kernel;
 pub mod knn;
 pub mod relative;
-pub(crate) mod slices;
 mod trace;
 
 pub use conv::{Graph, GraphConv};

@@ -9,8 +9,8 @@ use tch::{nn, Device};
 
 use crate::backbone::{self, Classifier};
 use crate::config::{Config, DetectorKind};
-use crate::describe::{parameters, Describe, Macs, Size};
 use crate::detect;
+use crate::nn::cost::{parameters, Flops, Macs, Size};
 use crate::weights::IMAGENET_CLASSES;
 
 /// The image that classifiers are counted for, in pixels.
@@ -68,7 +68,7 @@ impl Cost {
                 "the config is of {}, not of {model}",
                 config.model.detector.name()
             );
-            detect::build(&store.root(), &config.model, classes(DETECTOR_CLASSES))?.describe(size, &mut add);
+            detect::build(&store.root(), &config.model, classes(DETECTOR_CLASSES))?.flops(size, &mut add);
         } else if backbone::NAMES.contains(&model) {
             ensure!(
                 options.config.is_none(),
@@ -80,7 +80,7 @@ impl Cost {
                 .collect();
             let config = Config::from_json_with("{}", &changes)?;
             let classes = classes(IMAGENET_CLASSES);
-            Classifier::new(&store.root(), &config.model.backbone, classes)?.describe(size, &mut add);
+            Classifier::new(&store.root(), &config.model.backbone, classes)?.flops(size, &mut add);
         } else {
             bail!(
                 "there is no model `{model}`; there are {} and the detectors retinanet and mask_rcnn",

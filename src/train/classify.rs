@@ -20,7 +20,7 @@ use crate::backbone::Classifier;
 use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassBatch, ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
-use crate::precision::autocast;
+use crate::nn::precision::autocast;
 use crate::threads::set_threads;
 use crate::weights::{self, load_into, sorted_variables, LoadOptions, Metadata};
 

@@ -8,7 +8,7 @@ use crate::backbone::Classifier;
 use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
-use crate::precision::autocast;
+use crate::nn::precision::autocast;
 
 /// Guesses that top-5 looks at; with fewer classes, all.
 const GUESSES: usize = 5;

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::slices::for_each_pair;
+use crate::nn::memory::for_each_pair;
 
 /// An average of every variable (statistics of batch norms included) that follows it slowly: average ← d·average + (1 − d)·variable
 /// after each step. With a warm-up, d = min(decay, (1 + n) / (10 + n)) after n updates, so that the start is soon forgotten; without, d = decay, as

@@ -268,8 +268,8 @@ fn shortest(value: f32) -> f64 {
 mod tests {
     use super::*;
     use crate::data::Batch;
-    use crate::describe::{Layer, Size};
     use crate::detect::Losses;
+    use crate::nn::cost::{Layer, Size};
     use vigdet_coco::types::{Annotation, Category, Dataset, Image};
 
     /// Sees exactly what is annotated, under the labels of its own classes.
@@ -299,7 +299,7 @@ mod tests {
             Ok(batch.infos.iter().map(of).collect())
         }
 
-        fn describe(&self, _: Size, _: &mut dyn FnMut(Layer)) {}
+        fn flops(&self, _: Size, _: &mut dyn FnMut(Layer)) {}
     }
 
     /// Two images with an object of each of two categories.

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::detect::Detector;
-use crate::precision::autocast;
+use crate::nn::precision::autocast;
 
 /// What is the same for all micro batches of a run.
 #[derive(Clone, Copy, Debug)]

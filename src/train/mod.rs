@@ -16,7 +16,6 @@ mod replicas;
 pub mod resume;
 pub mod run_dir;
 pub mod schedule;
-mod slices;
 pub mod splits;
 mod start;
 mod time_limit;

@@ -9,8 +9,8 @@ use anyhow::{ensure, Context, Result};
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use super::slices::{is_plain, numbers, CHUNK};
 use crate::config::{OptimizerKind, TrainConfig};
+use crate::nn::memory::{f32_slices_mut, is_plain, CHUNK};
 
 /// PyTorch's default for Adam's division.
 const EPS: f64 = 1e-8;
@@ -51,7 +51,7 @@ enum State<T> {
 }
 
 impl<T> State<T> {
-    fn map<'a, U>(&'a self, f: impl Fn(&'a T) -> U) -> State<U> {
+    fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> State<U> {
         match self {
             Self::Adamw { mean, square } => State::Adamw { mean: f(mean), square: f(square) },
             Self::Momentum(buffer) => State::Momentum(f(buffer)),
@@ -144,11 +144,9 @@ impl Optimizer {
         let gradients: Vec<Tensor> =
             self.parameters.iter().map(|p| p.variable.grad()).filter(Tensor::defined).collect();
         let (plain, other): (Vec<&Tensor>, Vec<&Tensor>) = gradients.iter().partition(|g| is_plain(g));
-        let chunks: Vec<&[f32]> = plain
-            .iter()
-            // SAFETY: nothing writes to gradients while this runs; each is there once.
-            .flat_map(|gradient| unsafe { &*numbers(gradient) }.chunks(CHUNK))
-            .collect();
+        // SAFETY: nothing is called until the sums are made that could use a gradient.
+        let plain = unsafe { f32_slices_mut(&plain) };
+        let chunks: Vec<&[f32]> = plain.iter().flat_map(|gradient| gradient.chunks(CHUNK)).collect();
         // Partial sums are added in order.
         let sums: Vec<f64> = chunks.into_par_iter().map(sum_of_squares).collect();
         let mut total: f64 = sums.iter().sum();
@@ -166,21 +164,28 @@ impl Optimizer {
 
     fn update(&mut self, lr: f64, scale: f64) {
         let rule = self.rule;
-        let mut updated: Vec<(&mut Parameter, Tensor)> =
-            self.parameters.iter_mut().filter_map(|p| p.gradient().map(|g| (p, g))).collect();
-        let mut jobs = Vec::new();
-        for (parameter, gradient) in &mut updated {
+        let mut updated = Vec::new();
+        for parameter in &mut self.parameters {
+            let Some(gradient) = parameter.gradient() else { continue };
             parameter.steps += 1;
             let update = Update::new(rule, lr * parameter.rate, parameter.decay, scale, parameter.steps);
-            let parameter: &Parameter = parameter;
-            if !is_plain(&parameter.variable) || !is_plain(gradient) {
-                update.tensors(&parameter.variable, gradient, &parameter.state);
-                continue;
+            if is_plain(&parameter.variable) && is_plain(&gradient) {
+                updated.push((update, &*parameter, gradient));
+            } else {
+                update.tensors(&parameter.variable, &gradient, &parameter.state);
             }
-            // SAFETY: the gradient, the variable and the state are four different tensors, each parameter has its own, and the training
-            // loop does nothing else with them during this call.
-            let (mut weights, mut gradient) = unsafe { (numbers(&parameter.variable), numbers(gradient)) };
-            let mut state = parameter.state.map(|s| unsafe { numbers(s) });
+        }
+        let tensors: Vec<&Tensor> = updated
+            .iter()
+            .flat_map(|(_, p, gradient)| [&p.variable, gradient].into_iter().chain(p.state.all()))
+            .collect();
+        // SAFETY: until the jobs are done nothing is called that could use one of these tensors.
+        let mut slices = unsafe { f32_slices_mut(&tensors) }.into_iter();
+        let mut next = || slices.next().unwrap_or_default();
+        let mut jobs = Vec::new();
+        for &(update, parameter, _) in &updated {
+            let (mut weights, mut gradient) = (next(), next());
+            let mut state = parameter.state.map(|_| next());
             while !weights.is_empty() {
                 let job = Job {
                     update,

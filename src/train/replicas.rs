@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tch::{nn, Device, Kind, Tensor};
 
-use super::slices::for_each_pair;
 use crate::detect::Detector;
+use crate::nn::memory::for_each_pair;
 use crate::weights::sorted_variables;
 
 /// Threads for each micro batch, and the copies beside the detector itself.
@@ -206,8 +206,8 @@ mod tests {
 
     use super::*;
     use crate::data::Batch;
-    use crate::describe::{Layer, Size};
     use crate::detect::{Detections, Losses};
+    use crate::nn::cost::{Layer, Size};
 
     /// A batch norm, a frozen one and two factors, of which the second is used only for inputs below zero.
     struct Scale {
@@ -243,7 +243,7 @@ mod tests {
             Ok(Vec::new())
         }
 
-        fn describe(&self, _: Size, _: &mut dyn FnMut(Layer)) {}
+        fn flops(&self, _: Size, _: &mut dyn FnMut(Layer)) {}
     }
 
     fn batch(values: &[f32]) -> Batch {

@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::data::{Batch, Loader, LoaderOptions};
 use crate::detect::classes::classes_of_outputs;
 use crate::detect::{self, Detector};
-use crate::precision::has_bfloat16;
+use crate::nn::precision::has_bfloat16;
 use crate::threads::set_threads;
 use crate::weights::{self, sorted_variables, Metadata};
 

@@ -9,7 +9,7 @@ use tch::{nn, Kind, Tensor};
 
 use super::file::WeightFile;
 use super::save::{sorted_variables, Metadata};
-use crate::backbone::pyramid_vig::{NATIVE_GRID, REDUCE};
+use crate::backbone::vig::pyramid::{NATIVE_GRID, REDUCE};
 
 /// Where a backbone's variables live in a detector: a file of a backbone alone has its names without this.
 const BACKBONE: &str = "backbone.body.";

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Map, Value};
-use tch::{nn, Device, Kind, Tensor};
+use tch::{nn, Kind, Tensor};
 
 use crate::config::{ClassifyConfig, Config};
+use crate::nn::memory::write_bytes;
 
 /// What a safetensors file says about itself: free text under names. vigdet's weights hold `config` (JSON) and `classes` (JSON
 /// `[[id, name], …]` in the order of the detector's labels).
@@ -72,12 +73,7 @@ pub fn write_tensors(tensors: &[(String, Tensor)], path: &Path, metadata: &Metad
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for (_, tensor) in tensors {
-            let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
-            let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-            if bytes > 0 {
-                // SAFETY: a contiguous CPU tensor has this many bytes behind its pointer, and lives until the end of the block.
-                out.write_all(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), bytes) })?;
-            }
+            write_bytes(tensor, out)?;
         }
         Ok(())
     })
@@ -128,6 +124,8 @@ fn dtype(kind: Kind) -> Result<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
 
     #[test]

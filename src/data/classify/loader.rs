@@ -9,7 +9,7 @@ use image::{imageops, RgbImage};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::color_jitter;
 use super::crop::{center, crop_resize, random_window, Filter};
@@ -22,6 +22,7 @@ use crate::data::ahead::{batches_ahead, pool, Ahead};
 use crate::data::image_folder::ImageFolder;
 use crate::data::order::generator;
 use crate::data::resize::{normalise_rows, Normalise};
+use crate::nn::memory::f32_tensor;
 
 /// In training an unreadable image is replaced by the next one that can be read, looking at most so far.
 const MOST_REPLACEMENTS: usize = 100;
@@ -219,36 +220,32 @@ impl Shared {
         let mut rng = generator(self.options.seed, epoch, job.batch as u64);
         rng.set_stream(BATCH_STREAM);
         let mix = self.options.train.then(|| Mix::draw(&self.config, side, &mut rng)).flatten();
-        Ok(Some(self.assemble(epoch, &loaded, mix)))
+        self.assemble(epoch, &loaded, mix).map(Some)
     }
 
-    fn assemble(&self, epoch: usize, loaded: &[Loaded], mix: Option<Mix>) -> ClassBatch {
+    fn assemble(&self, epoch: usize, loaded: &[Loaded], mix: Option<Mix>) -> Result<ClassBatch> {
         let (side, count) = (self.config.size as usize, loaded.len());
         let classes = self.dataset.classes().len();
-        let images = Tensor::empty([count as i64, 3, side as i64, side as i64], (Kind::Float, Device::Cpu));
-        // SAFETY: a fresh, contiguous float tensor of exactly so many elements, which nothing else knows of yet; every element is
-        // written before anyone reads it.
-        let data = unsafe {
-            std::slice::from_raw_parts_mut(images.data_ptr().cast::<f32>(), count * 3 * side * side)
-        };
         let normalise = Normalise::new(self.config.mean, self.config.std);
-        data.par_chunks_exact_mut(3 * side * side).enumerate().for_each(|(i, planes)| {
-            match mix {
-                Some(mix) => {
-                    let mut mixed = loaded[i].image.clone();
-                    mix.apply(&mut mixed, &loaded[count - 1 - i].image, side);
-                    normalise_rows(&mixed, &normalise, planes, side, side);
+        let images = f32_tensor(&[count as i64, 3, side as i64, side as i64], |data| {
+            data.par_chunks_exact_mut(3 * side * side).enumerate().for_each(|(i, planes)| {
+                match mix {
+                    Some(mix) => {
+                        let mut mixed = loaded[i].image.clone();
+                        mix.apply(&mut mixed, &loaded[count - 1 - i].image, side);
+                        normalise_rows(&mixed, &normalise, planes, side, side);
+                    }
+                    None => normalise_rows(&loaded[i].image, &normalise, planes, side, side),
                 }
-                None => normalise_rows(&loaded[i].image, &normalise, planes, side, side),
-            }
-            if self.options.train && self.config.erase.probability > 0.0 {
-                let mut rng = generator(self.options.seed, epoch, loaded[i].place as u64);
-                rng.set_stream(ERASE_STREAM);
-                if let Some(window) = erase::window(self.config.size, &self.config.erase, &mut rng) {
-                    erase::erase(planes, side, window, &mut rng);
+                if self.options.train && self.config.erase.probability > 0.0 {
+                    let mut rng = generator(self.options.seed, epoch, loaded[i].place as u64);
+                    rng.set_stream(ERASE_STREAM);
+                    if let Some(window) = erase::window(self.config.size, &self.config.erase, &mut rng) {
+                        erase::erase(planes, side, window, &mut rng);
+                    }
                 }
-            }
-        });
+            });
+        })?;
 
         let mut targets = vec![0f32; count * classes];
         let smoothing = if self.options.train { self.options.label_smoothing } else { 0.0 };
@@ -259,12 +256,12 @@ impl Shared {
                 add_target(row, loaded[count - 1 - i].label, 1.0 - share, smoothing);
             }
         }
-        ClassBatch {
+        Ok(ClassBatch {
             images,
             targets: Tensor::from_slice(&targets).view([count as i64, classes as i64]),
             labels: loaded.iter().map(|l| l.label).collect(),
             names: loaded.iter().map(|l| l.name.clone()).collect(),
-        }
+        })
     }
 
     /// Image `i` for this place of the epoch. `None`: it is unreadable and left out.

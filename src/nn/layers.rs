@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use tch::nn::{self, Module, ModuleT};
 use tch::Tensor;
 
-use crate::describe::{convolution, Describe, Layer, Size};
+use super::cost::{convolution, Flops, Layer, Size};
+use super::memory;
+use super::precision::strided;
 use crate::graph::kernel::gelu_in_place;
-use crate::graph::slices::f32_memory;
-use crate::precision::strided;
 
 /// How much of a batch's statistics enters the running ones.
 const MOMENTUM: f64 = 0.1;
@@ -24,9 +24,8 @@ pub fn gelu(mut x: Tensor) -> Tensor {
     if x.requires_grad() {
         return x.gelu("none");
     }
-    match f32_memory(&mut x) {
-        Some(values) => gelu_in_place(values),
-        None => drop(x.gelu_("none")),
+    if !memory::update(&mut x, gelu_in_place) {
+        let _ = x.gelu_("none");
     }
     x
 }
@@ -277,8 +276,8 @@ impl ConvBn {
     }
 }
 
-impl Describe for ConvBn {
-    fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+impl Flops for ConvBn {
+    fn flops(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
         convolution(&self.conv, self.spec.stride, size, visit)
     }
 }

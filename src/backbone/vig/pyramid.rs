@@ -2,7 +2,7 @@
 
 use anyhow::{ensure, Result};
 
-use super::vig::{Plan, StagePlan};
+use super::{Plan, StagePlan};
 use crate::config::BackboneConfig;
 
 /// Side of the published position embedding: 224 pixels at stride 4.

@@ -1,5 +1,9 @@
 //! ViG (Han et al., 2022): a convolutional stem, then stages of Grapher and FFN blocks. Isotropic ViG has one stage
-//! (section 3.3 and Table 1); `pyramid_vig` plans the other kind.
+//! (section 3.3 and Table 1), Pyramid ViG four.
+
+mod block;
+pub mod isotropic;
+pub mod pyramid;
 
 use std::cell::{Cell, RefCell};
 
@@ -8,24 +12,14 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{nn, Device, Kind, Tensor};
 
-use super::layers::{channels_last, gelu, ConvBn, ConvSpec};
-use super::vig_block::Block;
-use super::{check_batch, pyramid_vig, Backbone};
+use self::block::Block;
+use super::{check_batch, Backbone};
 use crate::config::BackboneConfig;
-use crate::describe::{Describe, Layer, Size};
 use crate::graph::knn::Neighbours;
 use crate::graph::relative::RelativePosition;
 use crate::graph::{GraphTrace, GrapherSpec};
-
-/// (channels, blocks) of a published isotropic model.
-pub fn preset(name: &str) -> Option<([i64; 1], [i64; 1])> {
-    Some(match name {
-        "vig_ti" => ([192], [12]),
-        "vig_s" => ([320], [16]),
-        "vig_b" => ([640], [16]),
-        _ => return None,
-    })
-}
+use crate::nn::cost::{Flops, Layer, Size};
+use crate::nn::layers::{channels_last, gelu, ConvBn, ConvSpec};
 
 /// Where the two kinds of ViG differ.
 #[derive(Debug)]
@@ -49,29 +43,6 @@ pub(super) struct StagePlan {
     pub blocks: i64,
     /// Average pooling that makes candidates from nodes.
     pub reduce: i64,
-}
-
-/// The plan of isotropic ViG: patches of 16 pixels, k grows to twice its start, no relative position.
-fn isotropic(config: &BackboneConfig) -> Result<Plan> {
-    let ([channels], [blocks]) = config.stages(preset(&config.name))?;
-    ensure!(
-        channels % 8 == 0,
-        "isotropic ViG takes channels that are a multiple of 8 (its stem starts with an eighth of them), not {channels}"
-    );
-    ensure!(
-        config.image_size > 0 && config.image_size % 16 == 0,
-        "model.backbone.image_size of isotropic ViG must be a multiple of 16, not {}",
-        config.image_size
-    );
-    let grid = config.image_size / 16;
-    Ok(Plan {
-        stem: vec![channels / 8, channels / 4, channels / 2, channels],
-        stages: vec![StagePlan { channels, blocks, reduce: 1 }],
-        grid,
-        k_last: 2 * config.k,
-        reach: grid.pow(2),
-        relative: false,
-    })
 }
 
 /// ViG of either kind, without its classifier.
@@ -110,7 +81,7 @@ impl Vig {
     /// If the config cannot be built: the message says which key of it.
     pub fn new(path: &nn::Path, config: &BackboneConfig) -> Result<Self> {
         let pyramid = config.name.starts_with("pvig_");
-        let plan = if pyramid { pyramid_vig::plan(config)? } else { isotropic(config)? };
+        let plan = if pyramid { pyramid::plan(config)? } else { isotropic::plan(config)? };
         ensure!(
             (0..=plan.stages.len() as i64).contains(&config.frozen_stages),
             "model.backbone.frozen_stages of {} is at most {}, not {}",
@@ -295,18 +266,18 @@ impl Backbone for Vig {
         self.counter.set((seed, iteration));
     }
 
-    fn describe(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
+    fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
         let mut size = image;
         for layer in &self.stem {
-            size = layer.describe(size, visit);
+            size = layer.flops(size, visit);
         }
         let mut sizes = Vec::new();
         for stage in &self.stages {
             if let Some(down) = &stage.down {
-                size = down.describe(size, visit);
+                size = down.flops(size, visit);
             }
             for block in &stage.blocks {
-                size = block.describe(size, visit);
+                size = block.flops(size, visit);
             }
             sizes.push(size);
         }

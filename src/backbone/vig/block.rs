@@ -5,9 +5,9 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tch::{nn, Tensor};
 
-use super::layers::{gelu, residual, ConvBn, ConvSpec};
-use crate::describe::{Describe, Layer, Size};
 use crate::graph::{GraphTrace, Grapher, GrapherSpec};
+use crate::nn::cost::{Flops, Layer, Size};
+use crate::nn::layers::{gelu, residual, ConvBn, ConvSpec};
 
 /// Grapher and feed-forward network.
 #[derive(Debug)]
@@ -73,12 +73,12 @@ impl Block {
     }
 }
 
-impl Describe for Block {
-    fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
-        self.grapher.describe(size, visit);
+impl Flops for Block {
+    fn flops(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
+        self.grapher.flops(size, visit);
         if let Some((fc1, fc2)) = &self.ffn {
-            fc1.describe(size, visit);
-            fc2.describe(size, visit);
+            fc1.flops(size, visit);
+            fc2.flops(size, visit);
         }
         size
     }

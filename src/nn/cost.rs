@@ -11,12 +11,12 @@ pub type Size = (i64, i64);
 /// A layer that multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
-    /// A convolution or linear layer: each of its weights is used once at each place of its output.
+    /// A convolution or linear layer: each of its weights is used once at each location of its output.
     Weights {
-        /// Numbers in the weight.
+        /// Parameters in the weight.
         weights: u64,
         /// Height × width of the output; edges, where a layer belongs to edges.
-        places: u64,
+        locations: u64,
     },
     /// The distances of a Grapher's nodes and candidates.
     Distances {
@@ -33,22 +33,22 @@ impl Layer {
     /// Its multiply-adds.
     pub fn macs(self) -> u64 {
         match self {
-            Self::Weights { weights, places } => weights * places,
+            Self::Weights { weights, locations } => weights * locations,
             Self::Distances { nodes, candidates, channels } => nodes * candidates * channels,
         }
     }
 }
 
 /// A part of a network that takes one map to another.
-pub trait Describe {
+pub trait Flops {
     /// Reports every layer for one image's input map of `size`, and gives the size of the output.
-    fn describe(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size;
+    fn flops(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size;
 }
 
 /// Reports a convolution with padding of half its kernel, of this stride.
 pub fn convolution(conv: &nn::Conv2D, stride: i64, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
     let out = ((size.0 - 1).div_euclid(stride) + 1, (size.1 - 1).div_euclid(stride) + 1);
-    visit(Layer::Weights { weights: conv.ws.numel() as u64, places: (out.0 * out.1) as u64 });
+    visit(Layer::Weights { weights: conv.ws.numel() as u64, locations: (out.0 * out.1) as u64 });
     out
 }
 
@@ -76,7 +76,7 @@ impl Macs {
     }
 }
 
-/// Numbers that a store's model learns: what is frozen is not counted, nor are running statistics.
+/// Parameters that a store's model learns: what is frozen is not counted, nor are running statistics.
 pub fn parameters(store: &nn::VarStore) -> u64 {
     store.variables().values().filter(|v| v.requires_grad()).map(|v| v.numel() as u64).sum()
 }

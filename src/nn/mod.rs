@@ -1,0 +1,6 @@
+//! What every network of this crate is made of: layers, their precision, what they cost, and the memory of their tensors.
+
+pub mod cost;
+pub mod layers;
+pub(crate) mod memory;
+pub mod precision;
