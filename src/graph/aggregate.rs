@@ -7,9 +7,9 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::kernel::{arg_max_rows, interleave_relative};
 use crate::config::Search;
 use crate::nn::memory::{f32_slice, f32_tensor, i32_tensor, i64_slice};
+use vigdet_kernels::{arg_max_rows, interleave_relative, Isa, Neighbours};
 
 /// The largest of each node's neighbours, channel by channel: `[B, N, C]`.
 ///
@@ -29,7 +29,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
             let (values, edges) = unsafe { (f32_slice(&values)?, i64_slice(&edges)?) };
             // gather takes 32 bits, and training keeps the index of every block until its gradient.
             i32_tensor(&[b, n, c], |rows| {
-                arg_max_rows(values, edges, b as usize, n as usize, m as usize, c as usize, k as usize, rows);
+                arg_max_rows(Isa::best(), graph(values, edges, [b, n, m, c, k]), rows);
             })?
         }
         Search::Fused | Search::Chunked => tch::no_grad(|| -> Result<Tensor> {
@@ -61,13 +61,17 @@ pub fn with_max_relative(x: &Tensor, y: &Tensor, edges: &Tensor, how: Search) ->
         // SAFETY: the slices are gone with the kernel, and until then this thread writes to nothing but `out`.
         let (nodes, candidates, edges) = unsafe { (f32_slice(&x)?, f32_slice(&y)?, i64_slice(&edges)?) };
         return f32_tensor(&[b, n, 2 * c], |out| {
-            interleave_relative(
-                nodes, candidates, edges, b as usize, n as usize, m as usize, c as usize, k as usize, out,
-            );
+            interleave_relative(Isa::best(), nodes, graph(candidates, edges, [b, n, m, c, k]), out);
         });
     }
     let relative = largest(y, edges, how)? - x;
     Ok(Tensor::stack(&[x, &relative], -1).view([b, n, 2 * c]))
+}
+
+/// What the kernels take: candidates and edges of \[batch, nodes, candidates, channels, k\].
+fn graph<'a>(values: &'a [f32], index: &'a [i64], sizes: [i64; 5]) -> Neighbours<'a> {
+    let [batch, nodes, candidates, channels, k] = sizes.map(|size| size as usize);
+    Neighbours { values, index, batch, nodes, candidates, channels, k }
 }
 
 /// The sum of each node's neighbours, `[B, N, C]`; `y` and `edges` as for [`largest`].

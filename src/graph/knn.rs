@@ -10,11 +10,11 @@
 //!
 //! Equal distances are ordered by index in all of them. Indices carry no gradient, and none is recorded.
 
-use super::kernel::{nearest_points, Isa, Points};
 use super::relative::{native_matrix, Factors, RelativePosition};
 use crate::config::{RelativeKind, Search};
 use anyhow::{ensure, Result};
 use tch::{no_grad, Device, Kind, Tensor};
+use vigdet_kernels::{nearest_points, Isa, Points};
 
 use crate::nn::memory::{f32_slice, i64_tensor, rows};
 use crate::nn::precision::{full_precision, without_autocast};

@@ -4,7 +4,6 @@ pub mod aggregate;
 mod conv;
 mod distances;
 pub mod grapher;
-pub mod kernel;
 pub mod knn;
 pub mod relative;
 mod trace;

@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::cost::{convolution, Flops, Layer, Size};
 use super::memory;
 use super::precision::strided;
-use crate::graph::kernel::gelu_in_place;
+use vigdet_kernels::{gelu_in_place, Isa};
 
 /// How much of a batch's statistics enters the running ones.
 const MOMENTUM: f64 = 0.1;
@@ -24,7 +24,7 @@ pub fn gelu(mut x: Tensor) -> Tensor {
     if x.requires_grad() {
         return x.gelu("none");
     }
-    if !memory::update(&mut x, gelu_in_place) {
+    if !memory::update(&mut x, |values| gelu_in_place(Isa::best(), values)) {
         let _ = x.gelu_("none");
     }
     x

@@ -1,5 +1,7 @@
 //! The best candidates of each row, kept while scores stream past.
 
+use super::Isa;
+
 /// Up to this many are kept in order, by insertion (Isotropic ViG-S wants 69); more are collected and cut back now and then, so that a long
 /// list costs no more per candidate than a short one.
 const SORTED: usize = 72;
@@ -8,16 +10,16 @@ pub(super) const LANES: usize = 8;
 
 /// The `want` best candidates of every row of a tile.
 ///
-/// A candidate is one number, its key: the score in the upper half, in an order that integers compare, and the
+/// A candidate is one integer, its key: the score in the upper half, in an order that integers compare, and the
 /// complement of the index in the lower half. The larger key is the nearer candidate, and of two equal scores the lower
 /// index. Zeros of either sign are equal. No candidate's key is 0, which stands for none.
 pub(super) struct Selector {
     want: usize,
-    /// Places for each row's keys.
+    /// Slots for each row's keys.
     room: usize,
     /// `[rows, room]`, in falling order where they are kept in order.
     keys: Vec<u64>,
-    /// How many of a row's places are taken, where they are not in order.
+    /// How many of a row's slots are taken, where keys are not in order.
     taken: Vec<usize>,
     /// A candidate of a higher index than all before must score above this to matter, one value per row.
     threshold: Vec<f32>,
@@ -106,9 +108,9 @@ impl Selector {
     /// Offers candidates to a row. Within a row, indices must rise from call to call.
     ///
     /// # Safety
-    /// `WIDE` needs a processor with AVX-512F.
+    /// The processor must have `isa`.
     #[inline(always)]
-    pub(super) unsafe fn offer<const WIDE: bool>(&mut self, row: usize, hits: Hits) {
+    pub(super) unsafe fn offer(&mut self, isa: Isa, row: usize, hits: Hits) {
         let keys = &mut self.keys[row * self.room..][..self.room];
         let threshold = &mut self.threshold[row];
         if self.want > SORTED {
@@ -126,14 +128,16 @@ impl Selector {
             }
             return;
         }
-        #[cfg(target_arch = "x86_64")]
-        if WIDE {
-            // SAFETY: the caller's processor has the instructions.
-            unsafe { super::x86::insert_avx512(keys, hits) };
-            if keys[self.want - 1] != 0 {
-                *threshold = score_of(keys[self.want - 1]);
+        if isa == Isa::Avx512 {
+            #[cfg(target_arch = "x86_64")]
+            {
+                // SAFETY: the caller's processor has the instructions.
+                unsafe { super::x86::insert_avx512(keys, hits) };
+                if keys[self.want - 1] != 0 {
+                    *threshold = score_of(keys[self.want - 1]);
+                }
+                return;
             }
-            return;
         }
         for (score, index) in hits {
             if score > *threshold {
@@ -192,19 +196,13 @@ mod tests {
     }
 
     /// Offers to row 1 of 2 what is above its threshold, in panels of `width`.
-    fn offer(selector: &mut Selector, scores: &[f32], width: usize, wide: bool) {
+    fn offer(isa: Isa, selector: &mut Selector, scores: &[f32], width: usize) {
         for (p, scores) in scores.chunks(width).enumerate() {
             let above = |&(_, &score): &(usize, &f32)| score > selector.thresholds()[1];
             let bits = scores.iter().enumerate().filter(above).fold(0, |bits, (i, _)| bits | 1 << i);
             let hits = Hits { bits, scores, first: (p * width) as u32 };
-            // SAFETY: wide only where the processor has AVX-512.
-            unsafe {
-                if wide {
-                    selector.offer::<true>(1, hits);
-                } else {
-                    selector.offer::<false>(1, hits);
-                }
-            }
+            // SAFETY: the tests ask only for what is available.
+            unsafe { selector.offer(isa, 1, hits) };
         }
     }
 
@@ -213,15 +211,16 @@ mod tests {
         let scores: Vec<f32> = (0..500u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as f32).collect();
         let mut order: Vec<i64> = (0..500).collect();
         order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
-        let wide = super::super::Isa::available().contains(&super::super::Isa::Avx512);
         for want in [1, 7, 8, 9, 17, 32, 33, 64, 72, 73, 250, 500] {
-            for (width, wide) in [(1, false), (48, false), (1, wide), (48, wide)] {
+            for (width, isa) in
+                [1, 48].into_iter().flat_map(|w| Isa::available().into_iter().map(move |isa| (w, isa)))
+            {
                 let mut selector = Selector::new(2, want);
                 selector.reset(2);
-                offer(&mut selector, &scores, width, wide);
+                offer(isa, &mut selector, &scores, width);
                 let mut out = vec![-1; want];
                 selector.finish(1, 1, &mut out);
-                assert_eq!(out, order[..want], "want {want}, {width} at a time, {wide}");
+                assert_eq!(out, order[..want], "want {want}, {width} at a time, {isa:?}");
             }
         }
     }
@@ -231,7 +230,7 @@ mod tests {
         let nan = f32::NAN;
         let mut selector = Selector::new(2, 5);
         selector.reset(2);
-        offer(&mut selector, &[nan, 0.5, nan, 0.75], 4, false);
+        offer(Isa::Portable, &mut selector, &[nan, 0.5, nan, 0.75], 4);
         let mut out = [-1; 5];
         selector.finish(1, 1, &mut out);
         assert_eq!(out, [3, 1, 0, 2, 4]);

@@ -1,7 +1,7 @@
 //! Micro-kernels for x86-64. The accumulators of a whole tile stay in registers, and are compared with the rows'
 //! thresholds there: in most tiles nothing is near enough, and nothing is written.
 
-use super::select::{Hits, LANES};
+use super::top_k::{Hits, LANES};
 use super::{MicroKernel, Tile};
 use std::arch::x86_64::*;
 
@@ -103,7 +103,7 @@ pub(super) fn insert_avx512(row: &mut [u64], hits: Hits) {
     }
 }
 
-/// [`insert_avx512`] for a row of `N` registers, which stays in them: every place takes the larger of its key and the smaller of the new one and
+/// [`insert_avx512`] for a row of `N` registers, which stays in them: every key becomes the larger of itself and the smaller of the new one and
 /// the key before it.
 #[target_feature(enable = "avx512f")]
 #[inline]

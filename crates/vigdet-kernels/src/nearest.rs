@@ -1,7 +1,7 @@
 //! Exact k nearest neighbours without a distance matrix: tiles of the product, and selection in the tile.
 
-use super::select::{Hits, Selector};
-use super::{Isa, MicroKernel, Tile, MAX_ROWS, MAX_WIDTH};
+use super::top_k::{Hits, Selector};
+use super::{Isa, MicroKernel, Tile, Work, MAX_ROWS, MAX_WIDTH};
 use rayon::prelude::*;
 
 /// Nodes that one job handles: packed, they fit the second-level cache together with a panel of candidates.
@@ -18,13 +18,13 @@ pub struct Points<'a> {
     pub features: &'a [f32],
     /// Nodes or candidates per batch item.
     pub rows: usize,
-    /// Numbers per row of `features`.
+    /// Values per row of `features`.
     pub channels: usize,
     /// Divide every row by its Euclidean norm (at least 1e-12) first.
     pub normalize: bool,
     /// Further columns, the same for every batch item and never normalised: `[rows, rank]`.
     pub position: &'a [f32],
-    /// Numbers per row of `position`; 0 for none.
+    /// Values per row of `position`; 0 for none.
     pub rank: usize,
     /// What `position` is multiplied by.
     pub position_scale: f32,
@@ -75,7 +75,7 @@ pub fn nearest_points(isa: Isa, x: Points, y: Points, k: usize, dilation: usize,
         assert_eq!(side.position.len(), side.rows * side.rank, "position is not [rows, rank]");
     }
 
-    let kernel = isa.kernel();
+    let kernel = MicroKernel::of(isa);
     let panels = Panels::new(kernel, y.rows);
     let per_item = panels.padded() * y.columns();
     let together = (PACKED / (4 * per_item).max(1)).clamp(1, batch.max(1));
@@ -120,7 +120,7 @@ pub fn nearest_points(isa: Isa, x: Points, y: Points, k: usize, dilation: usize,
                     packed: &packed[i * per_item..][..per_item],
                     bias: &bias[i * panels.padded()..][..panels.padded()],
                 };
-                search(kernel, x.columns(), scratch, candidates, selector);
+                isa.run(Search { kernel, columns: x.columns(), x: scratch, y: candidates, selector });
                 for (r, out) in out.chunks_exact_mut(k).enumerate() {
                     selector.finish(r, dilation, out);
                 }
@@ -132,9 +132,9 @@ pub fn nearest_points(isa: Isa, x: Points, y: Points, k: usize, dilation: usize,
 /// How many nodes a job takes: a multiple of the tile's, few enough that every thread has several jobs and that the
 /// selection stays small.
 fn block_rows(kernel: MicroKernel, nodes: usize, want: usize) -> usize {
-    let share = nodes.div_ceil(4 * rayon::current_num_threads());
+    let fair = nodes.div_ceil(4 * rayon::current_num_threads());
     let fits = SELECTION / Selector::bytes_per_row(want);
-    BLOCK.min(share).min(fits).next_multiple_of(kernel.rows)
+    BLOCK.min(fair).min(fits).next_multiple_of(kernel.rows)
 }
 
 /// How the candidates are cut into panels.
@@ -165,74 +165,60 @@ struct Candidates<'a> {
     bias: &'a [f32],
 }
 
-/// Scores a packed block of nodes against all candidates, and offers to `selector` what may be among the nearest. The selection is compiled for the
-/// widest instructions too.
-fn search(kernel: MicroKernel, columns: usize, x: &[f32], y: Candidates, selector: &mut Selector) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f")]
-        fn wide(kernel: MicroKernel, columns: usize, x: &[f32], y: Candidates, selector: &mut Selector) {
-            // SAFETY: so has this function's caller.
-            unsafe { search_in::<true>(kernel, columns, x, y, selector) };
-        }
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has these instructions.
-            return unsafe { wide(kernel, columns, x, y, selector) };
-        }
-    }
-    // SAFETY: nothing wide.
-    unsafe { search_in::<false>(kernel, columns, x, y, selector) };
-}
-
-/// # Safety
-/// `WIDE` needs a processor with AVX-512F.
-#[inline(always)]
-unsafe fn search_in<const WIDE: bool>(
+/// Scores a packed block of nodes against all candidates, and offers to `selector` what may be among the nearest.
+struct Search<'a> {
     kernel: MicroKernel,
     columns: usize,
-    x: &[f32],
-    y: Candidates,
-    selector: &mut Selector,
-) {
-    let mut scores = [0f32; MAX_ROWS * MAX_WIDTH];
-    let mut hits = [0u64; MAX_ROWS];
-    let rows = kernel.rows;
-    let groups = selector.thresholds().len() / rows;
-    assert!(x.len() == groups * rows * columns);
-    let mut start = 0;
-    while start < y.panels.padded() {
-        let width = y.panels.width.min(y.panels.padded() - start);
-        let tile = kernel.tiles[width / kernel.lanes - 1];
-        let panel = &y.packed[start * columns..][..width * columns];
-        let bias = &y.bias[start..][..width];
-        for g in 0..groups {
-            // SAFETY: the slices have exactly the sizes that Tile states (checked above), the scratch arrays are as large
-            // as any kernel's tile, and Isa::kernel only gives kernels that this processor can run.
-            let any = unsafe {
-                tile(&Tile {
-                    columns,
-                    x: x[g * rows * columns..].as_ptr(),
-                    y: panel.as_ptr(),
-                    bias: bias.as_ptr(),
-                    threshold: selector.thresholds()[g * rows..].as_ptr(),
-                    scores: scores.as_mut_ptr(),
-                    hits: hits.as_mut_ptr(),
-                })
-            };
-            if !any {
-                continue;
-            }
-            for (r, &bits) in hits[..rows].iter().enumerate() {
-                if bits != 0 {
-                    let scores = &scores[r * width..][..width];
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        selector.offer::<WIDE>(g * rows + r, Hits { bits, scores, first: start as u32 })
-                    };
+    /// Packed nodes.
+    x: &'a [f32],
+    y: Candidates<'a>,
+    selector: &'a mut Selector,
+}
+
+impl Work for Search<'_> {
+    #[inline(always)]
+    unsafe fn run(self, isa: Isa) {
+        let Search { kernel, columns, x, y, selector } = self;
+        let mut scores = [0f32; MAX_ROWS * MAX_WIDTH];
+        let mut hits = [0u64; MAX_ROWS];
+        let rows = kernel.rows;
+        let groups = selector.thresholds().len() / rows;
+        assert!(x.len() == groups * rows * columns);
+        let mut start = 0;
+        while start < y.panels.padded() {
+            let width = y.panels.width.min(y.panels.padded() - start);
+            let tile = kernel.tiles[width / kernel.lanes - 1];
+            let panel = &y.packed[start * columns..][..width * columns];
+            let bias = &y.bias[start..][..width];
+            for g in 0..groups {
+                // SAFETY: the slices have exactly the sizes that Tile states (checked above), the scratch arrays are as large
+                // as any kernel's tile, and MicroKernel::of only gives kernels that this processor can run.
+                let any = unsafe {
+                    tile(&Tile {
+                        columns,
+                        x: x[g * rows * columns..].as_ptr(),
+                        y: panel.as_ptr(),
+                        bias: bias.as_ptr(),
+                        threshold: selector.thresholds()[g * rows..].as_ptr(),
+                        scores: scores.as_mut_ptr(),
+                        hits: hits.as_mut_ptr(),
+                    })
+                };
+                if !any {
+                    continue;
+                }
+                for (r, &bits) in hits[..rows].iter().enumerate() {
+                    if bits != 0 {
+                        let scores = &scores[r * width..][..width];
+                        // SAFETY: the caller's promise.
+                        unsafe {
+                            selector.offer(isa, g * rows + r, Hits { bits, scores, first: start as u32 })
+                        };
+                    }
                 }
             }
+            start += width;
         }
-        start += width;
     }
 }
 
@@ -240,7 +226,7 @@ unsafe fn search_in<const WIDE: bool>(
 mod tests {
     use super::*;
 
-    /// Numbers in [-1, 1) that repeat on every run.
+    /// Values in [-1, 1) that repeat on every run.
     pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         (0..len)
@@ -321,6 +307,25 @@ mod tests {
                 k,
                 d,
             );
+        }
+    }
+
+    #[test]
+    fn without_rounding_every_instruction_set_gives_the_portable_answer() {
+        let (batch, n, m, c) = (2, 61, 203, 19);
+        // Small whole numbers: all sums are exact, many of them equal.
+        let whole = |len, seed| -> Vec<f32> { noise(len, seed).iter().map(|v| (v * 4.0).round()).collect() };
+        let (x, y) = (whole(batch * n * c, 11), whole(batch * m * c, 12));
+        for (k, d) in [(1, 1), (9, 1), (9, 7), (25, 8)] {
+            let answer = |isa| {
+                let mut out = vec![-1; batch * n * k];
+                nearest_points(isa, Points::raw(&x, n, c), Points::raw(&y, m, c), k, d, &mut out);
+                out
+            };
+            let portable = answer(Isa::Portable);
+            for isa in Isa::available() {
+                assert_eq!(answer(isa), portable, "{isa:?} k {k} d {d}");
+            }
         }
     }
 

@@ -11,7 +11,7 @@ impl Points<'_> {
         self.channels + self.rank
     }
 
-    /// Writes the columns of one row to place `at` of each group of `width`; gives the squared norm of the row's features after normalisation if
+    /// Writes the columns of one row to index `at` of each group of `width`; gives the squared norm of the row's features after normalisation if
     /// that is not one because the row is (nearly) zero.
     fn read(&self, item: usize, row: usize, width: usize, at: usize, out: &mut [f32]) -> Option<f32> {
         let start = (item * self.rows + row) * self.channels;
@@ -28,13 +28,13 @@ impl Points<'_> {
                 scale = f32::NAN; // max() prefers the number
             }
         }
-        let (own, places) = out.split_at_mut(self.channels * width);
+        let (own, positions) = out.split_at_mut(self.channels * width);
         for (out, feature) in own.chunks_exact_mut(width).zip(features) {
             out[at] = feature * scale;
         }
         let position = &self.position[row * self.rank..][..self.rank];
-        for (out, place) in places.chunks_exact_mut(width).zip(position) {
-            out[at] = place * self.position_scale;
+        for (out, value) in positions.chunks_exact_mut(width).zip(position) {
+            out[at] = value * self.position_scale;
         }
         short
     }
