@@ -7,9 +7,8 @@
 use criterion::{criterion_group, criterion_main, BenchmarkGroup, Criterion};
 use tch::{nn, no_grad, Device, Kind, Tensor};
 use vigdet::allocator;
-use vigdet::backbone;
-use vigdet::config::BackboneConfig;
-use vigdet::config::{RelativeKind, Search};
+use vigdet::backbone::{self, Pass};
+use vigdet::config::{BackboneConfig, RelativeKind, Search};
 use vigdet::graph::aggregate::with_max_relative;
 use vigdet::graph::knn::Neighbours;
 use vigdet::graph::relative::RelativePosition;
@@ -89,14 +88,14 @@ fn backbones(c: &mut Criterion) {
             let model = backbone::build(&store.root(), &config).expect("a backbone");
             let x = Tensor::randn([images, 3, height, width], (Kind::Float, Device::Cpu));
             group.bench_function(format!("{name} {images}×{height}×{width} forward, {how}"), |b| {
-                b.iter(|| no_grad(|| model.forward(&x, false, None).expect("maps")))
+                b.iter(|| no_grad(|| model.forward(&x, &mut Pass::inference()).expect("maps")))
             });
             if (name, height) == ("pvig_s", 224) {
                 group.bench_function(
                     format!("{name} {images}×{height}×{width} training step, {how}"),
                     |b| {
                         b.iter(|| {
-                            let maps = model.forward(&x, true, None).expect("maps");
+                            let maps = model.forward(&x, &mut Pass::training(0, 0)).expect("maps");
                             maps.iter().map(|map| map.mean(Kind::Float)).sum::<Tensor>().backward();
                         })
                     },

@@ -3,7 +3,7 @@
 //!     cargo run --example backbone_maps
 
 use tch::{nn, Device, Kind, Tensor};
-use vigdet::backbone;
+use vigdet::backbone::{self, Pass};
 use vigdet::config::BackboneConfig;
 
 fn main() -> anyhow::Result<()> {
@@ -14,7 +14,8 @@ fn main() -> anyhow::Result<()> {
     for (height, width) in [(64, 64), (224, 224), (200, 320)] {
         let images = Tensor::randn([1, 3, height, width], (Kind::Float, Device::Cpu));
         println!("an image of {height}×{width} pixels:");
-        for (map, stride) in backbone.forward(&images, false, None)?.iter().zip(backbone.strides()) {
+        for (map, stride) in backbone.forward(&images, &mut Pass::inference())?.iter().zip(backbone.strides())
+        {
             println!("  stride {stride:2}: {:?}", map.size());
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tch::{nn, Device};
+use vigdet::backbone::Pass;
 use vigdet::config::Config;
 use vigdet::data::{CocoDataset, Loader, LoaderOptions};
 use vigdet::detect;
@@ -28,7 +29,7 @@ pub fn losses(folder: &Path, config: &Config) -> anyhow::Result<Vec<String>> {
     let store = nn::VarStore::new(Device::Cpu);
     let detector = detect::build(&store.root(), &config.model, dataset.classes().len() as i64)?;
     let mut lines = vec![format!("{} as a batch of {:?}", batch.names(), batch.images.size())];
-    for (name, loss) in detector.losses(&batch)?.parts {
+    for (name, loss) in detector.losses(&batch, &mut Pass::training(0, 0))?.parts {
         lines.push(format!("  {name} {:.3}", loss.double_value(&[])));
     }
     Ok(lines)

@@ -14,6 +14,7 @@ use plotters::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
+use vigdet::backbone::Pass;
 use vigdet::config::Config;
 use vigdet::data::decode;
 use vigdet::data::resize::{resize_into, Normalise, Slot};
@@ -82,8 +83,8 @@ fn of_layers(model: &str, vig: bool, weights: Option<&Path>, images: &[RgbImage]
     let batch = batch(images, &config)?;
     let mut trace = GraphTrace::detailed();
     // Random batch norms know no statistics yet: they take the batch's, as in the first step of training.
-    let train = weights.is_none();
-    tch::no_grad(|| loaded.model.backbone().forward(&batch, train, Some(&mut trace)))?;
+    let pass = if weights.is_none() { Pass::training(0, 0) } else { Pass::inference() };
+    tch::no_grad(|| loaded.model.backbone().forward(&batch, &mut pass.with_trace(&mut trace)))?;
     ensure!(!trace.features.is_empty(), "{model} has no graph");
     let mean = |features: &Tensor| Ok(diversity(features)?.iter().sum::<f64>() / images.len() as f64);
     trace.features.iter().map(mean).collect()

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use tch::{nn, Device, Kind, Tensor};
-use vigdet::backbone::Classifier;
-use vigdet::config::Search;
-use vigdet::config::{BackboneConfig, GraphConvKind};
+use vigdet::backbone::{Classifier, Pass};
+use vigdet::config::{BackboneConfig, GraphConvKind, Search};
 use vigdet::graph::GraphTrace;
 
 /// Stage maps and logits: largest difference over the largest value.
@@ -86,7 +85,9 @@ impl Fixture {
         let size = format!("{}x{}", batch.1, batch.2);
         let (_, model) = self.model(search);
         let mut trace = GraphTrace::with_edges(self.edges(&size));
-        let out = tch::no_grad(|| model.forward(&pixels(batch), false, Some(&mut trace))).unwrap();
+        let out =
+            tch::no_grad(|| model.forward(&pixels(batch), &mut Pass::inference().with_trace(&mut trace)))
+                .unwrap();
         for (i, map) in out.maps.iter().enumerate() {
             let error = relative_error(map, self.get(&format!("{size}.map.{i}")));
             assert!(error < MAPS, "{size}, {search:?}: map {i} differs by {error:e}");
@@ -107,7 +108,7 @@ impl Fixture {
     fn check_training(&self, search: Search) {
         let (vs, model) = self.model(search);
         let mut trace = GraphTrace::with_edges(self.edges("train"));
-        let out = model.forward(&pixels(TRAIN), true, Some(&mut trace)).unwrap();
+        let out = model.forward(&pixels(TRAIN), &mut Pass::training(0, 0).with_trace(&mut trace)).unwrap();
         let parts: Vec<Tensor> =
             out.maps.iter().chain([&out.logits]).map(|m| (m * wave(&m.size())).mean(Kind::Float)).collect();
         let loss = Tensor::stack(&parts, 0).sum(Kind::Float);
@@ -258,7 +259,8 @@ fn resnets_give_torchvisions_maps_and_gradients() {
             variable.detach().copy_(&u);
         }
         let images = |shape: &[i64]| uniform(shape, 1000) * 4.0;
-        let out = model.forward(&images(&[1, 3, 70, 100]).to_kind(Kind::Float), false, None).unwrap();
+        let out =
+            model.forward(&images(&[1, 3, 70, 100]).to_kind(Kind::Float), &mut Pass::inference()).unwrap();
         for (s, map) in out.maps.iter().enumerate() {
             let map = map.contiguous().flatten(0, -1).slice(0, 0, None, 16);
             let error = relative_error(&map, &expected[&format!("{name}.map.{s}")]);
@@ -269,7 +271,7 @@ fn resnets_give_torchvisions_maps_and_gradients() {
 
         // In float64, where relus near their kink do not go the other way.
         vs.double();
-        let out = model.forward(&images(&[4, 3, 64, 64]), true, None).unwrap();
+        let out = model.forward(&images(&[4, 3, 64, 64]), &mut Pass::training(0, 0)).unwrap();
         let parts: Vec<Tensor> = (3000..)
             .zip(out.maps.iter().chain([&out.logits]))
             .map(|(t, m)| (m * uniform(&m.size(), t)).mean(Kind::Double))

@@ -4,9 +4,8 @@ use anyhow::{ensure, Result};
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use super::{build, Backbone};
+use super::{build, Backbone, Pass};
 use crate::config::BackboneConfig;
-use crate::graph::GraphTrace;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{ConvBn, ConvSpec};
 
@@ -71,21 +70,17 @@ impl Classifier {
         }
     }
 
-    /// Images `[B, 3, H, W]`, normalised, to maps and class scores; `train` and `trace` as for [`Backbone::forward`].
+    /// Images `[B, 3, H, W]`, normalised, to maps and class scores.
     ///
     /// # Errors
     /// As the backbone; and in training, a single image, of which ViG's classifier could take no batch statistics.
-    pub fn forward(
-        &self,
-        images: &Tensor,
-        train: bool,
-        trace: Option<&mut GraphTrace>,
-    ) -> Result<Classified> {
+    pub fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Classified> {
+        let train = pass.is_training();
         ensure!(
             !train || images.size()[0] > 1 || matches!(self.head, Head::Linear(_)),
             "a classifier cannot train on a batch of one image: its batch norm would see one value per channel"
         );
-        let maps = self.backbone.forward(images, train, trace)?;
+        let maps = self.backbone.forward(images, pass)?;
         let mean = maps[maps.len() - 1].mean_dim([2, 3].as_slice(), true, None);
         let logits = match &self.head {
             Head::Prediction { hidden, classes } => {

@@ -8,9 +8,9 @@ use anyhow::{ensure, Result};
 use tch::{nn, Tensor};
 
 use crate::config::BackboneConfig;
-use crate::graph::GraphTrace;
 use crate::nn::cost::{Layer, Size};
 
+pub use crate::graph::Pass;
 pub use classifier::{Classified, Classifier};
 pub use resnet::ResNet;
 pub use vig::Vig;
@@ -29,15 +29,9 @@ pub trait Backbone: std::fmt::Debug + Send {
 
     /// Images, float32 `[B, 3, H, W]`, normalised, of any size, to one map per stage, `[B, C_i, H_i, W_i]`, fine to coarse.
     ///
-    /// `train`: batch statistics in the norms and stochastic depth. `trace` collects the graph of each block, where there is one.
-    ///
     /// # Errors
     /// In training, a batch so small that a batch norm would see one value per channel: its running variance would become NaN.
-    fn forward(&self, images: &Tensor, train: bool, trace: Option<&mut GraphTrace>) -> Result<Vec<Tensor>>;
-
-    /// Tells where in a run the next forward is: what is random in training is drawn from these two numbers alone, so that a
-    /// resumed run draws what the uninterrupted one would.
-    fn set_iteration(&self, _seed: u64, _iteration: u64) {}
+    fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>>;
 
     /// Reports every layer to `visit` for one image of this size in pixels, and gives the size of each stage's map.
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size>;

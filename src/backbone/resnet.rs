@@ -4,9 +4,8 @@
 use anyhow::{bail, ensure, Result};
 use tch::{nn, Tensor};
 
-use super::{check_batch, Backbone};
+use super::{check_batch, Backbone, Pass};
 use crate::config::BackboneConfig;
-use crate::graph::GraphTrace;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec, Init};
 
@@ -120,8 +119,8 @@ impl Backbone for ResNet {
         &STRIDES
     }
 
-    fn forward(&self, images: &Tensor, train: bool, _trace: Option<&mut GraphTrace>) -> Result<Vec<Tensor>> {
-        let norms = train && !self.config.freeze_norms;
+    fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
+        let norms = pass.is_training() && !self.config.freeze_norms;
         if norms {
             check_batch(images, 32)?;
         }

@@ -9,6 +9,7 @@ use clap::Parser;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
+use vigdet::backbone::Pass;
 use vigdet::cli;
 use vigdet::config::{BackboneConfig, Config};
 use vigdet::data::decode;
@@ -93,8 +94,9 @@ fn run(args: Args) -> Result<ExitCode> {
         // The maps of the pass before are not kept beside this one's.
         outputs.clear();
         let mut trace = args.edges.then(GraphTrace::default);
+        let mut pass = Pass::inference().with_trace(trace.as_mut());
         let start = Instant::now();
-        let found = tch::no_grad(|| loaded.model.forward(&images, false, trace.as_mut()))?;
+        let found = tch::no_grad(|| loaded.model.forward(&images, &mut pass))?;
         finish(&found.logits);
         seconds = seconds.min(start.elapsed().as_secs_f64());
         let logits = loaded.head_loaded.then_some(found.logits);
@@ -188,7 +190,7 @@ fn backward(loaded: &LoadedClassifier, images: &Tensor) -> Result<f64> {
     weights.retain(|name, weight| weight.requires_grad() && !is_of_head(name));
     let weights: Vec<Tensor> = weights.into_values().collect();
     let start = Instant::now();
-    let maps = model.backbone().forward(images, true, None)?;
+    let maps = model.backbone().forward(images, &mut Pass::training(0, 0))?;
     let means: Vec<Tensor> = maps.iter().map(|map| map.mean(Kind::Float)).collect();
     let sum = Tensor::stack(&means, 0).sum(Kind::Float);
     // The gradients are let go of, so that the next pass does not add to them.

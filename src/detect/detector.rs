@@ -5,6 +5,7 @@ use tch::Tensor;
 use vigdet_coco::rle::Rle;
 
 use super::mask::InstanceMask;
+use crate::backbone::Pass;
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
 
@@ -12,7 +13,7 @@ use crate::nn::cost::{Layer, Size};
 pub trait Detector: Send {
     /// Training: the parts of the loss for a batch, each a scalar tensor with gradients, named as in logs
     /// (`classification`, `box`, …). Their sum is what is minimised.
-    fn losses(&self, batch: &Batch) -> Result<Losses>;
+    fn losses(&self, batch: &Batch, pass: &mut Pass) -> Result<Losses>;
 
     /// Inference: what is seen on each image of a batch, in pixels of the original images. Takes no gradients.
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>>;
@@ -21,10 +22,6 @@ pub trait Detector: Send {
     fn has_masks(&self) -> bool {
         false
     }
-
-    /// Tells where in a run the next forward is: what is random in training (stochastic depth) is drawn from these two numbers alone, so
-    /// that a resumed run draws what the uninterrupted one would. `iteration` counts forwards (micro batches), not steps.
-    fn set_iteration(&self, _seed: u64, _iteration: u64) {}
 
     /// Reports every layer to `visit` for one image of this size in pixels.
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer));

@@ -1,17 +1,13 @@
 //! Mask R-CNN (He et al., 2017) with a feature pyramid on any backbone; without its mask head, Faster R-CNN (Ren et al., 2015).
 
-use std::cell::Cell;
-
 use anyhow::{ensure, Result};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use tch::{nn, Tensor};
 
 use super::detector::{Detections, Detector, Losses};
 use super::fpn::{Coarse, Fpn};
 use super::roi_heads::RoiHeads;
 use super::rpn::Rpn;
-use crate::backbone::{self, Backbone};
+use crate::backbone::{self, Backbone, Pass};
 use crate::config::{ModelConfig, RpnConfig};
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
@@ -25,16 +21,12 @@ pub struct MaskRcnn {
     heads: RoiHeads,
     config: RpnConfig,
     most_detections: i64,
-    /// Seed and number of the forward that training is at.
-    counter: Cell<(u64, u64)>,
 }
 
 /// Stages that the pyramid is built on: C2 to C5.
 const STAGES: usize = 4;
 /// Pyramid levels that proposals come from: P2 to P6.
 const LEVELS: usize = 5;
-/// Keeps what is sampled here apart from what the backbone draws.
-const STREAM: u64 = 1 << 63;
 
 impl MaskRcnn {
     /// Random weights for `classes` classes; variables `backbone.body.*`, `backbone.fpn.*`, `rpn.*` and `roi_heads.*` under `path`.
@@ -62,12 +54,11 @@ impl MaskRcnn {
             heads,
             config: config.rpn.clone(),
             most_detections: config.test.max_detections,
-            counter: Cell::new((0, 0)),
         })
     }
 
-    fn levels(&self, images: &Tensor, train: bool) -> Result<Vec<Tensor>> {
-        let maps = self.backbone.forward(images, train, None)?;
+    fn levels(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
+        let maps = self.backbone.forward(images, pass)?;
         Ok(self.fpn.forward(&maps[maps.len() - STAGES..]))
     }
 }
@@ -79,21 +70,19 @@ fn padded(images: &Tensor) -> (i64, i64) {
 }
 
 impl Detector for MaskRcnn {
-    fn losses(&self, batch: &Batch) -> Result<Losses> {
-        let levels = self.levels(&batch.images, true)?;
-        let (seed, iteration) = self.counter.get();
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(STREAM | iteration);
+    fn losses(&self, batch: &Batch, pass: &mut Pass) -> Result<Losses> {
+        let levels = self.levels(&batch.images, pass)?;
+        let rng = pass.sampling()?;
         let output = self.rpn.forward(&levels, padded(&batch.images));
         let proposals = self.rpn.proposals(&output, &batch.sizes, &self.config.train)?;
-        let mut parts = Vec::from(self.rpn.losses(&output, &batch.targets, &mut rng));
-        parts.extend(self.heads.losses(&levels, proposals, &batch.targets, &batch.sizes, &mut rng));
+        let mut parts = Vec::from(self.rpn.losses(&output, &batch.targets, rng));
+        parts.extend(self.heads.losses(&levels, proposals, &batch.targets, &batch.sizes, rng));
         Ok(Losses { parts })
     }
 
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>> {
         tch::no_grad(|| {
-            let levels = self.levels(&batch.images, false)?;
+            let levels = self.levels(&batch.images, &mut Pass::inference())?;
             let output = self.rpn.forward(&levels, padded(&batch.images));
             let proposals = self.rpn.proposals(&output, &batch.sizes, &self.config.test)?;
             let mut found = self.heads.detect(&levels, &proposals, &batch.sizes)?;
@@ -106,11 +95,6 @@ impl Detector for MaskRcnn {
 
     fn has_masks(&self) -> bool {
         self.heads.has_masks()
-    }
-
-    fn set_iteration(&self, seed: u64, iteration: u64) {
-        self.counter.set((seed, iteration));
-        self.backbone.set_iteration(seed, iteration);
     }
 
     /// The box head is counted for as many proposals as there are at most in inference, the mask head for as many detections.

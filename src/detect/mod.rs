@@ -45,6 +45,7 @@ mod tests {
     use vigdet_coco::types::Segmentation;
 
     use super::*;
+    use crate::backbone::Pass;
     use crate::config::GraphConvKind;
     use crate::data::mask::Mask;
     use crate::data::{Batch, Target};
@@ -101,7 +102,7 @@ mod tests {
                 let batch = batch(height, width);
                 let losses = |on: bool| {
                     let autocast = Autocast::set(Device::Cpu, on);
-                    let losses = model.losses(&batch).unwrap();
+                    let losses = model.losses(&batch, &mut Pass::training(0, 0)).unwrap();
                     drop(autocast);
                     losses
                 };

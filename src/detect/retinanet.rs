@@ -12,7 +12,7 @@ use super::detector::{Detections, Detector, Losses};
 use super::fpn::{Coarse, Fpn};
 use super::matcher::Matcher;
 use super::select::{LevelValues, Selector};
-use crate::backbone::{self, Backbone};
+use crate::backbone::{self, Backbone, Pass};
 use crate::config::{ModelConfig, TestConfig};
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
@@ -84,8 +84,8 @@ impl RetinaNet {
         })
     }
 
-    fn outputs(&self, images: &Tensor, train: bool) -> Result<Vec<LevelOutput>> {
-        let maps = self.backbone.forward(images, train, None)?;
+    fn outputs(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<LevelOutput>> {
+        let maps = self.backbone.forward(images, pass)?;
         Ok(self.head.forward(&self.fpn.forward(&maps[self.unused..])))
     }
 
@@ -97,15 +97,15 @@ impl RetinaNet {
 }
 
 impl Detector for RetinaNet {
-    fn losses(&self, batch: &Batch) -> Result<Losses> {
-        let outputs = self.outputs(&batch.images, true)?;
+    fn losses(&self, batch: &Batch, pass: &mut Pass) -> Result<Losses> {
+        let outputs = self.outputs(&batch.images, pass)?;
         let anchors = self.anchors_of(&outputs, &batch.images).concat();
         Ok(self.loss.losses(&outputs, &anchors, &batch.targets))
     }
 
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>> {
         tch::no_grad(|| {
-            let outputs = self.outputs(&batch.images, false)?;
+            let outputs = self.outputs(&batch.images, &mut Pass::inference())?;
             let anchors = self.anchors_of(&outputs, &batch.images);
             let mut images = Vec::with_capacity(batch.len());
             for i in 0..batch.len() as i64 {
@@ -132,10 +132,6 @@ impl Detector for RetinaNet {
         })
     }
 
-    fn set_iteration(&self, seed: u64, iteration: u64) {
-        self.backbone.set_iteration(seed, iteration);
-    }
-
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
         let maps = self.backbone.flops(image, visit);
         let levels = self.fpn.flops(&maps[self.unused..], visit);
@@ -157,7 +153,7 @@ mod tests {
         let model = RetinaNet::new(&store.root(), &config, 2).unwrap();
         let images = Tensor::randn([1, 3, 64, 64], (Kind::Float, Device::Cpu));
         let autocast = Autocast::set(Device::Cpu, true);
-        let outputs = tch::no_grad(|| model.outputs(&images, true).unwrap());
+        let outputs = tch::no_grad(|| model.outputs(&images, &mut Pass::training(0, 0)).unwrap());
         drop(autocast);
         for output in outputs {
             assert_eq!((output.logits.kind(), output.deltas.kind()), (Kind::Float, Kind::Float));
@@ -177,7 +173,7 @@ mod tests {
             config.anchors.strides = strides.clone();
             let store = nn::VarStore::new(Device::Cpu);
             let model = RetinaNet::new(&store.root(), &config, 2).unwrap();
-            let outputs = tch::no_grad(|| model.outputs(&images, true).unwrap());
+            let outputs = tch::no_grad(|| model.outputs(&images, &mut Pass::training(0, 0)).unwrap());
             let found: Vec<(i64, i64)> = outputs.iter().map(|o| o.map).collect();
             let wanted: Vec<(i64, i64)> =
                 strides.iter().map(|s| ((height + s - 1) / s, (width + s - 1) / s)).collect();

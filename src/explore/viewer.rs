@@ -8,6 +8,7 @@ use image::RgbImage;
 use tch::{Device, Tensor};
 
 use super::patches::PatchGraph;
+use crate::backbone::Pass;
 use crate::config::{ClassifyConfig, Config, DetectorKind};
 use crate::data::resize::{output_size, resize_into, Normalise, Slot};
 use crate::graph::GraphTrace;
@@ -191,7 +192,7 @@ impl GraphViewer {
     pub fn forward_seconds(&self, image: &RgbImage, file: &str) -> Result<f64> {
         let (input, _) = self.input(image, file)?;
         let start = Instant::now();
-        let maps = tch::no_grad(|| self.model.model.backbone().forward(&input, false, None))?;
+        let maps = tch::no_grad(|| self.model.model.backbone().forward(&input, &mut Pass::inference()))?;
         if let Device::Cuda(index) = self.device {
             tch::Cuda::synchronize(index as i64);
         }
@@ -207,7 +208,7 @@ impl GraphViewer {
         let mut trace = GraphTrace::detailed();
         let start = Instant::now();
         let backbone = self.model.model.backbone();
-        tch::no_grad(|| backbone.forward(&input, false, Some(&mut trace)))?;
+        tch::no_grad(|| backbone.forward(&input, &mut Pass::inference().with_trace(&mut trace)))?;
         let seconds = start.elapsed().as_secs_f64();
         let graph = |((block, features), (i, stage)): ((_, _), (usize, usize))| {
             PatchGraph::new(block, features, (i + 1, stage), size, 0)

@@ -9,8 +9,9 @@ use tch::{nn, Tensor};
 use super::conv::{Graph, GraphConv};
 use super::distances::edge_distances;
 use super::knn::Neighbours;
+use super::pass::Pass;
 use super::relative::RelativePosition;
-use super::trace::{BlockTrace, GraphTrace};
+use super::trace::BlockTrace;
 use crate::config::GraphConvKind;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec};
@@ -73,14 +74,8 @@ impl Grapher {
         Ok(Self { fc, conv, spec })
     }
 
-    /// `[B, C, H, W]` to `[B, C, H, W]`, without the residual sum. `noise` draws what is random in training; `None`: nothing is.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        train: bool,
-        noise: Option<&mut ChaCha8Rng>,
-        trace: Option<&mut GraphTrace>,
-    ) -> Result<Tensor> {
+    /// `[B, C, H, W]` to `[B, C, H, W]`, without the residual sum. `train`: batch statistics in the norms.
+    pub fn forward(&self, x: &Tensor, train: bool, pass: &mut Pass) -> Result<Tensor> {
         let (_, _, h, w) = x.size4()?;
         // What is small between neighbours is lost in bfloat16: the graph has float32.
         let nodes = channels_last(&full_precision(&match &self.fc {
@@ -92,8 +87,8 @@ impl Grapher {
             channels_last(&nodes.avg_pool2d(kernel, kernel, [0, 0], false, true, None::<i64>))
         });
         let candidates = pooled.as_ref().unwrap_or(&nodes);
-        let mut edges = self.find(&nodes, candidates, noise)?;
-        if let Some(trace) = trace {
+        let mut edges = self.find(&nodes, candidates, pass.noise())?;
+        if let Some(trace) = pass.trace() {
             let (_, _, ch, cw) = candidates.size4()?;
             let relative = self.spec.relative.as_ref();
             let distances = || edge_distances(&nodes, candidates, &edges, relative);

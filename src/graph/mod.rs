@@ -5,10 +5,12 @@ mod conv;
 mod distances;
 pub mod grapher;
 pub mod knn;
+mod pass;
 pub mod relative;
 mod trace;
 
 pub use conv::{Graph, GraphConv};
 pub use distances::edge_distances;
 pub use grapher::{Grapher, GrapherSpec};
+pub use pass::Pass;
 pub use trace::{BlockTrace, GraphTrace};

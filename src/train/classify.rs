@@ -16,7 +16,7 @@ use super::notices;
 use super::optimizer::Optimizer;
 use super::run_dir::{unix_time, write_text, RunDir};
 use super::trainer::{clip_factor, device_name, Flow, Outcome, TrainOptions};
-use crate::backbone::Classifier;
+use crate::backbone::{Classifier, Pass};
 use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassBatch, ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
@@ -280,9 +280,9 @@ impl ClassTrainer {
     /// Adds the gradient of one micro batch, times its share of a full batch.
     fn forward_backward(&mut self, batch: &ClassBatch, step: &mut Accumulated) -> Result<()> {
         let (t, device) = (&self.config.train, self.options.device);
-        self.model.backbone().set_iteration(t.seed, self.progress.forwards);
+        let mut pass = Pass::training(t.seed, self.progress.forwards);
         let (images, targets) = (batch.images.to_device(device), batch.targets.to_device(device));
-        let logits = autocast(t.amp, device, || self.model.forward(&images, true, None))?.logits;
+        let logits = autocast(t.amp, device, || self.model.forward(&images, &mut pass))?.logits;
         let loss = cross_entropy(&logits, &targets);
         let value = loss.double_value(&[]);
         ensure!(

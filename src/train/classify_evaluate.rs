@@ -4,7 +4,7 @@ use anyhow::{ensure, Result};
 use serde_json::{json, Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use crate::backbone::Classifier;
+use crate::backbone::{Classifier, Pass};
 use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
@@ -157,7 +157,7 @@ impl ClassEvaluator {
             let images = batch.images.to_device(device);
             // Results on CPUs shall not depend on the instructions that they have.
             let amp = self.amp && device.is_cuda();
-            let forward = || autocast(amp, device, || model.forward(&images, false, None));
+            let forward = || autocast(amp, device, || model.forward(&images, &mut Pass::inference()));
             let logits = tch::no_grad(forward)?.logits;
             let logits = logits.to_device(Device::Cpu).to_kind(Kind::Float);
             loss += cross_entropy(&logits, &batch.targets).double_value(&[]) * batch.len() as f64;

@@ -267,6 +267,7 @@ fn shortest(value: f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backbone::Pass;
     use crate::data::Batch;
     use crate::detect::Losses;
     use crate::nn::cost::{Layer, Size};
@@ -280,7 +281,7 @@ mod tests {
     }
 
     impl Detector for Oracle {
-        fn losses(&self, _: &Batch) -> Result<Losses> {
+        fn losses(&self, _: &Batch, _: &mut Pass) -> Result<Losses> {
             bail!("it does not learn")
         }
 

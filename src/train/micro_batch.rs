@@ -3,6 +3,7 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
+use crate::backbone::Pass;
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::detect::Detector;
@@ -33,12 +34,12 @@ pub struct Micro {
 impl MicroBatches<'_> {
     /// Adds the gradient of one micro batch, times its share of a full batch, to the detector's. `number` counts the run's micro batches.
     pub fn learn(&self, detector: &dyn Detector, number: u64, mut batch: Batch) -> Result<Micro> {
-        detector.set_iteration(self.config.seed, number);
+        let mut pass = Pass::training(self.config.seed, number);
         batch.images = batch.images.to_device(self.device);
         for label in batch.targets.iter_mut().flat_map(|target| &mut target.labels) {
             *label = self.labels[*label as usize];
         }
-        let losses = autocast(self.config.amp, self.device, || detector.losses(&batch))?;
+        let losses = autocast(self.config.amp, self.device, || detector.losses(&batch, &mut pass))?;
         let total = losses.total();
         let share = batch.len() as f64 / self.config.batch_size as f64;
         if share == 1.0 { total } else { total * share }.backward();

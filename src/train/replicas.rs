@@ -205,6 +205,7 @@ mod tests {
     use tch::nn::ModuleT;
 
     use super::*;
+    use crate::backbone::Pass;
     use crate::data::Batch;
     use crate::detect::{Detections, Losses};
     use crate::nn::cost::{Layer, Size};
@@ -231,7 +232,7 @@ mod tests {
     }
 
     impl Detector for Scale {
-        fn losses(&self, batch: &Batch) -> Result<Losses> {
+        fn losses(&self, batch: &Batch, _: &mut Pass) -> Result<Losses> {
             let x = &batch.images;
             let below = x.min().double_value(&[]) < 0.0;
             let factor = if below { &self.factor * &self.seldom } else { self.factor.shallow_clone() };
@@ -252,7 +253,7 @@ mod tests {
     }
 
     fn learn(detector: &dyn Detector, batch: Batch) -> f64 {
-        let loss = detector.losses(&batch).unwrap().total();
+        let loss = detector.losses(&batch, &mut Pass::training(0, 0)).unwrap().total();
         loss.backward();
         loss.double_value(&[])
     }

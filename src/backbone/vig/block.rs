@@ -5,7 +5,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tch::{nn, Tensor};
 
-use crate::graph::{GraphTrace, Grapher, GrapherSpec};
+use crate::graph::{Grapher, GrapherSpec, Pass};
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{gelu, residual, ConvBn, ConvSpec};
 
@@ -32,21 +32,14 @@ impl Block {
         Ok(Self { grapher: Grapher::new(&(path / "0"), spec)?, ffn, drop })
     }
 
-    /// `[B, C, H, W]` to the same. `noise` draws what stochastic depth leaves out and stochastic dilation takes; `None` outside
-    /// training.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        train: bool,
-        mut noise: Option<&mut ChaCha8Rng>,
-        trace: Option<&mut GraphTrace>,
-    ) -> Result<Tensor> {
-        let branch = self.grapher.forward(x, train, noise.as_deref_mut(), trace)?;
-        let x = residual(x, self.keep(branch, noise.as_deref_mut()));
+    /// `[B, C, H, W]` to the same. `train`: batch statistics in the norms.
+    pub fn forward(&self, x: &Tensor, train: bool, pass: &mut Pass) -> Result<Tensor> {
+        let branch = self.grapher.forward(x, train, pass)?;
+        let x = residual(x, self.keep(branch, pass.noise()));
         Ok(match &self.ffn {
             Some((fc1, fc2)) => {
                 let branch = fc2.forward(&gelu(fc1.forward(&x, train)), train);
-                residual(&x, self.keep(branch, noise))
+                residual(&x, self.keep(branch, pass.noise()))
             }
             None => x,
         })

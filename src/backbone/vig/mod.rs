@@ -5,19 +5,17 @@ mod block;
 pub mod isotropic;
 pub mod pyramid;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
 use anyhow::{ensure, Result};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use tch::{nn, Device, Kind, Tensor};
 
 use self::block::Block;
-use super::{check_batch, Backbone};
+use super::{check_batch, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::graph::knn::Neighbours;
 use crate::graph::relative::RelativePosition;
-use crate::graph::{GraphTrace, GrapherSpec};
+use crate::graph::GrapherSpec;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, ConvBn, ConvSpec};
 
@@ -57,8 +55,6 @@ pub struct Vig {
     channels: Vec<i64>,
     strides: Vec<i64>,
     config: BackboneConfig,
-    /// Seed and iteration that what is random in training is drawn from.
-    counter: Cell<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -159,7 +155,6 @@ impl Vig {
             strides: (0..stages.len()).map(|s| first << s).collect(),
             stages,
             config: config.clone(),
-            counter: Cell::new((0, 0)),
         };
         model.freeze();
         Ok(model)
@@ -214,23 +209,12 @@ impl Backbone for Vig {
         &self.strides
     }
 
-    fn forward(
-        &self,
-        images: &Tensor,
-        train: bool,
-        mut trace: Option<&mut GraphTrace>,
-    ) -> Result<Vec<Tensor>> {
-        let norms = train && !self.config.freeze_norms;
+    fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
+        let norms = pass.is_training() && !self.config.freeze_norms;
         if norms {
             check_batch(images, self.strides.last().copied().unwrap_or(1))?;
         }
         let norms_at = |stage: usize| norms && stage as i64 >= self.config.frozen_stages;
-        let (seed, iteration) = self.counter.get();
-        let mut noise = train.then(|| {
-            let mut noise = ChaCha8Rng::seed_from_u64(seed);
-            noise.set_stream(iteration);
-            noise
-        });
         let mut x = channels_last(images);
         for (i, layer) in self.stem.iter().enumerate() {
             if i > 0 {
@@ -245,25 +229,21 @@ impl Backbone for Vig {
             if let Some(down) = &stage.down {
                 x = down.forward(&x, norms_at(s));
             }
-            if let Some(trace) = trace.as_deref_mut() {
+            if let Some(trace) = pass.trace() {
                 trace.enter(self.strides[s]);
                 if s == 0 {
                     trace.keep(&x);
                 }
             }
             for block in &stage.blocks {
-                x = block.forward(&x, norms_at(s), noise.as_mut(), trace.as_deref_mut())?;
-                if let Some(trace) = trace.as_deref_mut() {
+                x = block.forward(&x, norms_at(s), pass)?;
+                if let Some(trace) = pass.trace() {
                     trace.keep(&x);
                 }
             }
             maps.push(x.shallow_clone());
         }
         Ok(maps)
-    }
-
-    fn set_iteration(&self, seed: u64, iteration: u64) {
-        self.counter.set((seed, iteration));
     }
 
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
@@ -288,6 +268,7 @@ impl Backbone for Vig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::GraphTrace;
 
     const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -318,7 +299,10 @@ mod tests {
     fn neighbours(config: &BackboneConfig, side: i64) -> Vec<i64> {
         let mut trace = GraphTrace::default();
         let (_, model) = build(config);
-        tch::no_grad(|| model.forward(&images(&[1, 3, side, side]), false, Some(&mut trace))).unwrap();
+        tch::no_grad(|| {
+            model.forward(&images(&[1, 3, side, side]), &mut Pass::inference().with_trace(&mut trace))
+        })
+        .unwrap();
         trace.blocks.iter().map(|b| b.edges.size()[2]).collect()
     }
 
@@ -358,16 +342,13 @@ mod tests {
         ] {
             let (_, model) = build(&config("pvig_ti", changes));
             let x = images(&[2, 3, 128, 128]);
-            let run = |seed, iteration, train| {
-                model.set_iteration(seed, iteration);
-                tch::no_grad(|| model.forward(&x, train, None)).unwrap().remove(3)
-            };
+            let run = |mut pass: Pass| tch::no_grad(|| model.forward(&x, &mut pass)).unwrap().remove(3);
             // Running statistics do not enter a training pass.
-            let first = run(7, 3, true);
-            assert_eq!(run(7, 3, true), first);
-            assert_ne!(run(7, 4, true), first);
-            assert_ne!(run(8, 3, true), first);
-            assert_eq!(run(7, 3, false), run(8, 4, false));
+            let first = run(Pass::training(7, 3));
+            assert_eq!(run(Pass::training(7, 3)), first);
+            assert_ne!(run(Pass::training(7, 4)), first);
+            assert_ne!(run(Pass::training(8, 3)), first);
+            assert_eq!(run(Pass::inference()), run(Pass::inference()));
         }
     }
 
@@ -383,7 +364,7 @@ mod tests {
     fn ablations_leave_out_what_they_say() {
         let names = |changes: fn(&mut BackboneConfig)| -> Vec<String> {
             let (store, model) = build(&config("vig_ti", changes));
-            let out = model.forward(&images(&[2, 3, 64, 64]), true, None).unwrap();
+            let out = model.forward(&images(&[2, 3, 64, 64]), &mut Pass::training(0, 0)).unwrap();
             assert_eq!(out[0].size(), [2, 8, 4, 4]);
             let mut names: Vec<String> = store.variables().into_keys().collect();
             names.retain(|n| {
@@ -407,10 +388,11 @@ mod tests {
     #[test]
     fn a_training_batch_that_would_break_a_norm_is_refused() {
         let (_, model) = build(&config("pvig_ti", |_| ()));
-        let error = model.forward(&images(&[1, 3, 32, 32]), true, None).unwrap_err().to_string();
+        let error =
+            model.forward(&images(&[1, 3, 32, 32]), &mut Pass::training(0, 0)).unwrap_err().to_string();
         assert!(error.contains("1 image of 32×32"), "{error}");
-        model.forward(&images(&[2, 3, 32, 32]), true, None).unwrap();
-        model.forward(&images(&[1, 3, 32, 32]), false, None).unwrap();
+        model.forward(&images(&[2, 3, 32, 32]), &mut Pass::training(0, 0)).unwrap();
+        model.forward(&images(&[1, 3, 32, 32]), &mut Pass::inference()).unwrap();
     }
 
     #[test]
@@ -418,7 +400,7 @@ mod tests {
         let (store, model) = build(&config("pvig_ti", |c| c.frozen_stages = 2));
         let x = images(&[2, 3, 64, 64]);
         let before = store.variables()["stem.convs.1.running_mean"].copy();
-        model.forward(&x, true, None).unwrap()[3].mean(Kind::Float).backward();
+        model.forward(&x, &mut Pass::training(0, 0)).unwrap()[3].mean(Kind::Float).backward();
         assert_eq!(store.variables()["stem.convs.1.running_mean"], before);
         for (name, value) in store.variables() {
             // Stage 2 ends with layer 2; layer 3 leads to stage 3.
