@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use tch::{nn, Device, Tensor};
-use vigdet::config::{AnchorConfig, Config, FpnConfig, HeadConfig, ModelConfig, P6Source};
+use vigdet::config::{AnchorConfig, Config, HeadConfig, ModelConfig, P6Source};
 use vigdet::detect::dense_head::DenseHead;
 use vigdet::detect::fpn::{Coarse, Fpn};
 use vigdet::detect::roi_heads::RoiHeads;
@@ -83,8 +83,8 @@ fn assert_close(found: &Tensor, wanted: &Tensor, what: &str) {
 fn retinanet() -> (nn::VarStore, Fpn, DenseHead) {
     let store = nn::VarStore::new(Device::Cpu);
     let root = store.root();
-    let config = FpnConfig { channels: CHANNELS, p6: P6Source::P5 };
-    let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[5, 6, CHANNELS], &config, Coarse::P6P7).unwrap();
+    let coarse = Coarse::P6P7(P6Source::P5);
+    let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[5, 6, CHANNELS], CHANNELS, coarse).unwrap();
     let config = HeadConfig { convs: 4, channels: CHANNELS, ..HeadConfig::default() };
     let head = DenseHead::new(&(&root / "head"), CHANNELS, 9, CLASSES, &config);
     (store, fpn, head)
@@ -107,7 +107,7 @@ impl MaskRcnn {
         (config.mask_head.convs, config.mask_head.channels) = (2, 8);
         let store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[4, 5, 6, 8], &config.fpn, Coarse::Halved);
+        let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[4, 5, 6, 8], CHANNELS, Coarse::Halved);
         let rpn = Rpn::new(&(&root / "rpn"), CHANNELS, &config.anchors, &config.rpn);
         RoiHeads::new(&(&root / "roi_heads"), &config, CLASSES, &[4, 8, 16, 32]);
         Self { store, fpn: fpn.unwrap(), rpn }
@@ -134,9 +134,8 @@ fn retinanets_pyramid_with_p6_from_p5_and_its_head() {
 fn retinanets_pyramid_with_p6_from_c5() {
     let fixture = Fixture::read("retinanet_c5");
     let store = nn::VarStore::new(Device::Cpu);
-    let config = FpnConfig { channels: CHANNELS, p6: P6Source::C5 };
     let path = store.root() / "backbone" / "fpn";
-    let fpn = Fpn::new(&path, &[5, 6, 12], &config, Coarse::P6P7).unwrap();
+    let fpn = Fpn::new(&path, &[5, 6, 12], CHANNELS, Coarse::P6P7(P6Source::C5)).unwrap();
     fixture.load_todays(&store);
     fixture.assert_levels(&fpn);
 }

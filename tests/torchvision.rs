@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
-use vigdet::config::{AnchorConfig, LossConfig, LossNormalizer, TestConfig};
+use vigdet::config::{AnchorConfig, LossConfig, LossNormalizer};
 use vigdet::data::Target;
 use vigdet::detect::anchors::AnchorGenerator;
 use vigdet::detect::boxes::{Box4, BoxCoder};
@@ -12,7 +12,7 @@ use vigdet::detect::dense_head::LevelOutput;
 use vigdet::detect::dense_losses::DenseLoss;
 use vigdet::detect::matcher::{Match, Matcher};
 use vigdet::detect::nms::batched_nms;
-use vigdet::detect::select::{LevelValues, Selector};
+use vigdet::detect::select::{LevelValues, Limits, Selector};
 
 const MAPS: [(i64, i64); 5] = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)];
 const PADDED: (i64, i64) = (96, 160);
@@ -114,11 +114,11 @@ fn losses_and_their_gradients() {
     let fixture = Fixture::read();
     let leaf = |name| fixture.tensor(name).copy().set_requires_grad(true);
     let (logits, deltas) = (leaf("losses.logits"), leaf("losses.deltas"));
-    let loss = DenseLoss {
-        matcher: MATCHER,
-        coder: BoxCoder::default(),
-        config: LossConfig { normalizer: LossNormalizer::Image, ..LossConfig::default() },
-    };
+    let loss = DenseLoss::new(
+        MATCHER,
+        BoxCoder::default(),
+        &LossConfig { normalizer: LossNormalizer::Image, ..LossConfig::default() },
+    );
     let output = LevelOutput { logits: logits.shallow_clone(), deltas: deltas.shallow_clone(), map: (0, 0) };
     let targets: Vec<Target> = (0..3).map(|i| fixture.target(i)).collect();
     let losses = loss.losses(&[output], &torchvision_anchors().concat(), &targets);
@@ -147,11 +147,8 @@ fn a_batch_shares_its_positives_unless_told_otherwise() {
     let anchors = torchvision_anchors().concat();
     let targets = [fixture.target(0), fixture.target(1)];
     let total = |normalizer, images: std::ops::Range<usize>| {
-        let loss = DenseLoss {
-            matcher: MATCHER,
-            coder: BoxCoder::default(),
-            config: LossConfig { normalizer, ..LossConfig::default() },
-        };
+        let loss =
+            DenseLoss::new(MATCHER, BoxCoder::default(), &LossConfig { normalizer, ..LossConfig::default() });
         let (from, count) = (images.start as i64, images.len() as i64);
         let part = LevelOutput {
             logits: output().logits.narrow(0, from, count),
@@ -207,8 +204,9 @@ fn selection_of_detections() {
             }
         })
         .collect();
-    let test = TestConfig { score: 0.05, top_k: 60, nms: 0.5, max_detections: 40 };
-    let found = Selector { test, coder: BoxCoder::default(), classes }.select(&levels, (90, 150));
+    let limits = Limits { score: 0.05, nms: 0.5, max_detections: 40 };
+    let selector = Selector { limits, top_k: 60, coder: BoxCoder::default(), classes };
+    let found = selector.select(&levels, (90, 150));
     assert_eq!(found.labels, fixture.ints("selection.labels"));
     assert_near(&found.boxes, &fixture.rows("selection.boxes"), 1e-4);
     let scores = Tensor::from_slice(&found.scores) - fixture.tensor("selection.scores");
@@ -219,7 +217,7 @@ fn selection_of_detections() {
 fn a_crowd_is_neither_object_nor_background() {
     let fixture = Fixture::read();
     let anchors = torchvision_anchors().concat();
-    let loss = DenseLoss { matcher: MATCHER, coder: BoxCoder::default(), config: LossConfig::default() };
+    let loss = DenseLoss::new(MATCHER, BoxCoder::default(), &LossConfig::default());
     let run = |target: Target| {
         let logits = fixture.tensor("losses.logits").narrow(0, 0, 1).copy().set_requires_grad(true);
         let deltas = fixture.tensor("losses.deltas").narrow(0, 0, 1).copy().set_requires_grad(true);

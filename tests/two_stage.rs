@@ -15,7 +15,7 @@ use vigdet::detect::boxes::{iou, Box4};
 use vigdet::detect::nms::batched_nms;
 use vigdet::detect::roi_align::{Roi, RoiAlign};
 use vigdet::detect::roi_heads::RoiHeads;
-use vigdet::detect::rpn::{Rpn, RpnOutput};
+use vigdet::detect::rpn::{ProposalSelector, Rpn, RpnOutput};
 use vigdet::weights::{self, LoadOptions};
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Segmentation;
@@ -149,7 +149,8 @@ impl Stages {
     ) -> Vec<(&'static str, Tensor)> {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let output = self.forward(levels);
-        let proposals = self.rpn.proposals(&output, sizes, &self.config.rpn.train).unwrap();
+        let selector = ProposalSelector::new(&self.config.rpn, &self.config.rpn.train);
+        let proposals = self.rpn.proposals(&output, sizes, &selector).unwrap();
         let mut parts = Vec::from(self.rpn.losses(&output, targets, &mut rng));
         parts.extend(self.heads.losses(levels, proposals, targets, sizes, &mut rng));
         parts
@@ -208,7 +209,8 @@ fn proposals_of_both_modes() {
     let (fixture, stages) = (Fixture::read(), Stages::loaded());
     let output = stages.forward(&fixture.levels());
     for (mode, limits) in [("train", &stages.config.rpn.train), ("test", &stages.config.rpn.test)] {
-        let found = stages.rpn.proposals(&output, &fixture.sizes(), limits).unwrap();
+        let selector = ProposalSelector::new(&stages.config.rpn, limits);
+        let found = stages.rpn.proposals(&output, &fixture.sizes(), &selector).unwrap();
         for (image, found) in found.iter().enumerate() {
             let wanted = fixture.boxes(&format!("{mode}.proposals.{image}"));
             assert_eq!(found.len(), wanted.len(), "{mode} {image}");
@@ -251,7 +253,8 @@ fn detections_and_their_masks_on_the_original_image() {
     let (fixture, stages) = (Fixture::read(), Stages::loaded());
     let (levels, sizes) = (fixture.levels(), fixture.sizes());
     let output = stages.forward(&levels);
-    let proposals = stages.rpn.proposals(&output, &sizes, &stages.config.rpn.test).unwrap();
+    let selector = ProposalSelector::new(&stages.config.rpn, &stages.config.rpn.test);
+    let proposals = stages.rpn.proposals(&output, &sizes, &selector).unwrap();
     let found = tch::no_grad(|| stages.heads.detect(&levels, &proposals, &sizes)).unwrap();
     for (image, mut found) in found.into_iter().enumerate() {
         let of = |name: &str| format!("test.{name}.{image}");

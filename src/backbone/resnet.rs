@@ -17,7 +17,10 @@ pub struct ResNet {
     stem: ConvBn,
     stages: Vec<Vec<Residual>>,
     channels: [i64; 4],
-    config: BackboneConfig,
+    /// Stages that do not learn; the stem belongs to the first.
+    frozen_stages: usize,
+    /// Batch norms keep their running statistics in training.
+    freeze_norms: bool,
 }
 
 /// Basic (two convolutions) or bottleneck (three) block.
@@ -93,18 +96,24 @@ impl ResNet {
             channels[s] = input;
             stages.push(stage);
         }
-        let model = Self { stem, stages, channels, config: config.clone() };
+        let model = Self {
+            stem,
+            stages,
+            channels,
+            frozen_stages: config.frozen_stages as usize,
+            freeze_norms: config.freeze_norms,
+        };
         model.freeze();
         Ok(model)
     }
 
     /// Takes the weights of the frozen stages out of training.
     fn freeze(&self) {
-        if self.config.frozen_stages < 1 {
+        if self.frozen_stages == 0 {
             return;
         }
         self.stem.freeze();
-        for block in self.stages[..self.config.frozen_stages as usize].iter().flatten() {
+        for block in self.stages[..self.frozen_stages].iter().flatten() {
             block.layers.iter().chain(&block.downsample).for_each(ConvBn::freeze);
         }
     }
@@ -120,11 +129,11 @@ impl Backbone for ResNet {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
-        let norms = pass.is_training() && !self.config.freeze_norms;
+        let norms = pass.is_training() && !self.freeze_norms;
         if norms {
             check_batch(images, 32)?;
         }
-        let norms_at = |stage: usize| norms && stage as i64 >= self.config.frozen_stages;
+        let norms_at = |stage: usize| norms && stage >= self.frozen_stages;
         let x = self.stem.forward(&channels_last(images), norms_at(0)).relu();
         let mut x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         let mut maps = Vec::new();

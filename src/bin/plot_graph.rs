@@ -11,7 +11,7 @@ use vigdet::cli;
 use vigdet::config::SplitConfig;
 use vigdet::data::{decode, CocoDataset};
 use vigdet::explore::centers::parse_blocks;
-use vigdet::explore::links::{of_dataset, of_view, table, LinkStats};
+use vigdet::explore::link_stats::{of_dataset, of_view, table, LinkStats};
 use vigdet::explore::{Center, GraphViewer, ViewerOptions};
 use vigdet::plot::graph::{draw_links, page, Centers, GraphPicture, PictureOptions};
 use vigdet::threads::set_threads;

@@ -9,31 +9,39 @@ use crate::config::AnchorConfig;
 /// then ratio by ratio the sizes from small to large, as in torchvision and mmdetection.
 #[derive(Clone, Debug)]
 pub struct AnchorGenerator {
-    config: AnchorConfig,
-    /// Per level, the anchors of the place at the origin.
+    /// Pixels between locations, one per level; `None`: image size / map size, rounded down.
+    strides: Option<Vec<i64>>,
+    /// Per level, the anchors of the location at the origin.
     cells: Vec<Vec<Box4>>,
+    num_anchors: i64,
 }
 
 impl AnchorGenerator {
     /// One level per stride of the config.
     pub fn new(config: &AnchorConfig) -> Self {
-        let cells = config.strides.iter().map(|&stride| cell(config, stride)).collect();
-        Self { config: config.clone(), cells }
+        Self {
+            strides: (!config.strides_from_image).then(|| config.strides.clone()),
+            cells: config.strides.iter().map(|&stride| cell(config, stride)).collect(),
+            num_anchors: config.octaves * config.ratios.len() as i64,
+        }
     }
 
-    /// Anchors of one place: octaves × ratios.
-    pub fn per_place(&self) -> i64 {
-        self.config.octaves * self.config.ratios.len() as i64
+    /// Anchors of one location: octaves × ratios.
+    pub fn num_anchors(&self) -> i64 {
+        self.num_anchors
     }
 
     /// The anchors of each level, for maps of (height, width) places under images of `image` = (height, width) pixels, padding included.
     pub fn anchors(&self, maps: &[(i64, i64)], image: (i64, i64)) -> Vec<Vec<Box4>> {
-        let strides = self.strides(maps, image);
         self.cells
             .iter()
             .zip(maps)
-            .zip(strides)
-            .map(|((cell, &(height, width)), (stride_y, stride_x))| {
+            .enumerate()
+            .map(|(level, (cell, &(height, width)))| {
+                let (stride_y, stride_x) = match &self.strides {
+                    Some(strides) => (strides[level], strides[level]),
+                    None => (image.0 / height.max(1), image.1 / width.max(1)),
+                };
                 let mut level = Vec::with_capacity((height * width) as usize * cell.len());
                 for y in 0..height {
                     for x in 0..width {
@@ -42,22 +50,6 @@ impl AnchorGenerator {
                     }
                 }
                 level
-            })
-            .collect()
-    }
-
-    /// (rows, columns) stride of each level, in pixels.
-    fn strides(&self, maps: &[(i64, i64)], image: (i64, i64)) -> Vec<(i64, i64)> {
-        self.config
-            .strides
-            .iter()
-            .zip(maps)
-            .map(|(&stride, &(height, width))| {
-                if self.config.strides_from_image {
-                    (image.0 / height.max(1), image.1 / width.max(1))
-                } else {
-                    (stride, stride)
-                }
             })
             .collect()
     }

@@ -8,18 +8,22 @@ use super::dense_head::LevelOutput;
 use super::detector::Losses;
 use super::losses::{box_loss, sigmoid_focal_loss, BACKGROUND, IGNORED};
 use super::matcher::{Match, Matcher};
-use crate::config::{LossConfig, LossNormalizer};
+use crate::config::{BoxLoss, LossConfig, LossNormalizer};
 use crate::data::Target;
 
 /// How a head's outputs are compared with the objects.
 #[derive(Clone, Debug)]
 pub struct DenseLoss {
-    /// Assigns anchors to objects.
-    pub matcher: Matcher,
-    /// Codes objects against their anchors.
-    pub coder: BoxCoder,
-    /// Focal loss, box loss and what they are divided by.
-    pub config: LossConfig,
+    matcher: Matcher,
+    coder: BoxCoder,
+    /// Focal loss: weight of positives and exponent.
+    alpha: f64,
+    gamma: f64,
+    box_loss: BoxLoss,
+    /// Smooth L1: where it turns from square to linear.
+    beta: f64,
+    box_weight: f64,
+    normalizer: LossNormalizer,
 }
 
 /// What the anchors of a batch should have said. Anchors are counted through the batch, image by image.
@@ -38,6 +42,12 @@ struct Assignment {
 }
 
 impl DenseLoss {
+    /// `matcher` assigns anchors to objects, `coder` codes objects against their anchors.
+    pub fn new(matcher: Matcher, coder: BoxCoder, config: &LossConfig) -> Self {
+        let &LossConfig { alpha, gamma, box_loss, beta, box_weight, normalizer } = config;
+        Self { matcher, coder, alpha, gamma, box_loss, beta, box_weight, normalizer }
+    }
+
     /// Parts `classification` and `box`, of the outputs for all levels, the anchors of all levels in the same order, and the objects of
     /// each image.
     pub fn losses(&self, outputs: &[LevelOutput], anchors: &[Box4], targets: &[Target]) -> Losses {
@@ -48,9 +58,8 @@ impl DenseLoss {
         let device = logits.device();
 
         let wanted = self.assign(anchors, targets);
-        let config = &self.config;
         let classification =
-            sigmoid_focal_loss(&logits, &wanted.classes, &wanted.weights, config.alpha, config.gamma);
+            sigmoid_focal_loss(&logits, &wanted.classes, &wanted.weights, self.alpha, self.gamma);
         let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
         let predicted = deltas.index_select(0, &Tensor::from_slice(&wanted.places).to_device(device));
         let weights = Tensor::from_slice(&wanted.box_weights).to_device(device);
@@ -59,9 +68,9 @@ impl DenseLoss {
             &rows(&wanted.deltas),
             &rows(&wanted.anchors),
             &weights,
-            config.box_loss,
-            config.beta,
-        ) * config.box_weight;
+            self.box_loss,
+            self.beta,
+        ) * self.box_weight;
         Losses { parts: vec![("classification", classification), ("box", regression)] }
     }
 
@@ -70,7 +79,7 @@ impl DenseLoss {
             targets.iter().map(|target| self.matcher.assign_target(anchors, target)).collect();
         let positives: Vec<usize> =
             matches.iter().map(|(m, _)| m.iter().filter(|m| matches!(m, Match::Object(_))).count()).collect();
-        let weight_of = |image: usize| match self.config.normalizer {
+        let weight_of = |image: usize| match self.normalizer {
             LossNormalizer::Batch => 1.0 / positives.iter().sum::<usize>().max(1) as f32,
             LossNormalizer::Image => 1.0 / (positives[image].max(1) * targets.len()) as f32,
         };

@@ -4,7 +4,7 @@ use anyhow::Result;
 use tch::Tensor;
 use vigdet_coco::rle::Rle;
 
-use super::mask::InstanceMask;
+use super::instance_mask::InstanceMask;
 use crate::backbone::Pass;
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};

@@ -4,7 +4,7 @@ use anyhow::{ensure, Result};
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use crate::config::{FpnConfig, P6Source};
+use crate::config::P6Source;
 use crate::nn::cost::{convolution, Layer, Size};
 use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::precision::strided;
@@ -28,8 +28,8 @@ pub struct Fpn {
 pub enum Coarse {
     /// None.
     None,
-    /// RetinaNet's P6 and P7.
-    P6P7,
+    /// RetinaNet's P6 and P7, P6 from this map.
+    P6P7(P6Source),
     /// Mask R-CNN's P6: every second pixel of P5 both ways.
     Halved,
 }
@@ -43,27 +43,30 @@ struct P6P7 {
 }
 
 impl Fpn {
-    /// A pyramid on stages of these channels, with these levels above. Variables in torchvision's names (`inner_blocks.0.0.weight`,
+    /// A pyramid of `channels` on stages of these channels, with these levels above. Variables in torchvision's names (`inner_blocks.0.0.weight`,
     /// `layer_blocks.0.0.weight`, `extra_blocks.p6.weight`, …) under `path`.
-    pub fn new(path: &nn::Path, stages: &[i64], config: &FpnConfig, coarse: Coarse) -> Result<Self> {
+    pub fn new(path: &nn::Path, stages: &[i64], channels: i64, coarse: Coarse) -> Result<Self> {
         ensure!(!stages.is_empty(), "a feature pyramid needs at least one stage");
-        let c = config.channels;
+        let c = channels;
         let conv = |p: nn::Path, input, kernel, stride| {
             ConvSpec::new(input, c, kernel).stride(stride).init(Init::UniformFanIn).build(p)
         };
         let (inner, layer, extra) = (path / "inner_blocks", path / "layer_blocks", path / "extra_blocks");
-        let p6_input = match config.p6 {
-            P6Source::C5 => *stages.last().unwrap_or(&c),
-            P6Source::P5 => c,
+        let p6p7 = |source| P6P7 {
+            p6: match source {
+                P6Source::C5 => conv(&extra / "p6", *stages.last().unwrap_or(&c), 3, 2),
+                P6Source::P5 => conv(&extra / "p6", c, 3, 2),
+            },
+            p7: conv(&extra / "p7", c, 3, 2),
+            source,
         };
         Ok(Self {
             inner: stages.iter().enumerate().map(|(i, &input)| conv(&inner / i / "0", input, 1, 1)).collect(),
             layer: (0..stages.len()).map(|i| conv(&layer / i / "0", c, 3, 1)).collect(),
-            extra: (coarse == Coarse::P6P7).then(|| P6P7 {
-                p6: conv(&extra / "p6", p6_input, 3, 2),
-                p7: conv(&extra / "p7", c, 3, 2),
-                source: config.p6,
-            }),
+            extra: match coarse {
+                Coarse::P6P7(source) => Some(p6p7(source)),
+                Coarse::None | Coarse::Halved => None,
+            },
             halved: coarse == Coarse::Halved,
         })
     }

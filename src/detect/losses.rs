@@ -129,32 +129,43 @@ pub fn box_loss(
     (each * weights).sum(Kind::Float)
 }
 
-/// The box loss of the positives among `sampled` anchors or proposals: a scalar tensor.
-///
-/// `predicted` is `[P, 4]`, coded by `coder`; `wanted` and `anchors` have 4 numbers for each: deltas and corners.
-pub fn sampled_box_loss(
-    predicted: &Tensor,
-    wanted: &[f32],
-    anchors: &[f32],
-    coder: &BoxCoder,
-    config: &BoxLossConfig,
-    sampled: usize,
-) -> Tensor {
-    let device = predicted.device();
-    let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
-    let (mut predicted, mut wanted) = (predicted.shallow_clone(), rows(wanted));
-    if config.kind == BoxLoss::Giou {
-        let factors = Tensor::from_slice(&coder.weights).to_device(device);
-        (predicted, wanted) = (predicted / &factors, wanted / factors);
+/// The box loss of sampled anchors or proposals.
+#[derive(Clone, Copy, Debug)]
+pub struct SampledBoxLoss {
+    coder: BoxCoder,
+    kind: BoxLoss,
+    beta: f64,
+    weight: f64,
+    normalizer: SampleNormalizer,
+}
+
+impl SampledBoxLoss {
+    /// `coder` codes objects against anchors or proposals.
+    pub fn new(coder: BoxCoder, config: &BoxLossConfig) -> Self {
+        let &BoxLossConfig { kind, beta, box_weight, normalizer } = config;
+        Self { coder, kind, beta, weight: box_weight, normalizer }
     }
-    let positives = wanted.size()[0];
-    let weights = Tensor::ones([positives], (Kind::Float, device));
-    let divisor = match config.normalizer {
-        SampleNormalizer::Sampled => sampled,
-        SampleNormalizer::Positives => positives as usize,
-    };
-    let sum = box_loss(&predicted, &wanted, &rows(anchors), &weights, config.kind, config.beta);
-    sum * (config.box_weight / divisor.max(1) as f64)
+
+    /// The loss of the positives among `sampled` anchors or proposals: a scalar tensor.
+    ///
+    /// `predicted` is `[P, 4]`; `targets` and `anchors` have 4 values for each: deltas and corners.
+    pub fn loss(&self, predicted: &Tensor, targets: &[f32], anchors: &[f32], sampled: usize) -> Tensor {
+        let device = predicted.device();
+        let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
+        let (mut predicted, mut targets) = (predicted.shallow_clone(), rows(targets));
+        if self.kind == BoxLoss::Giou {
+            let factors = Tensor::from_slice(&self.coder.weights).to_device(device);
+            (predicted, targets) = (predicted / &factors, targets / factors);
+        }
+        let positives = targets.size()[0];
+        let weights = Tensor::ones([positives], (Kind::Float, device));
+        let divisor = match self.normalizer {
+            SampleNormalizer::Sampled => sampled,
+            SampleNormalizer::Positives => positives as usize,
+        };
+        let sum = box_loss(&predicted, &targets, &rows(anchors), &weights, self.kind, self.beta);
+        sum * (self.weight / divisor.max(1) as f64)
+    }
 }
 
 /// [`BoxCoder::decode`] with weights 1 as tensor operations, for gradients: `[P, 4]` deltas and anchors to corners.

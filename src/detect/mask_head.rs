@@ -5,8 +5,9 @@ use tch::nn::Module;
 use tch::{nn, Kind, Reduction, Tensor};
 
 use super::boxes::Box4;
+use super::instance_mask::InstanceMask;
 use super::roi_align::{Roi, RoiAlign, RoiPooler};
-use crate::config::{MaskHeadConfig, MaskTargets, RoiConfig};
+use crate::config::{MaskHeadConfig, MaskTargets, PasteKind, RoiConfig};
 use crate::data::mask::{Drawn, Mask};
 use crate::nn::cost::Layer;
 use crate::nn::layers::{ConvSpec, Init};
@@ -32,7 +33,12 @@ pub struct MaskHead {
     convs: Vec<nn::Conv2D>,
     deconv: nn::ConvTranspose2D,
     logits: nn::Conv2D,
-    config: MaskHeadConfig,
+    /// What masks learn, and the factor of their loss.
+    targets: MaskTargets,
+    weight: f64,
+    /// How masks are put into their image.
+    paste: PasteKind,
+    threshold: f32,
 }
 
 impl MaskHead {
@@ -70,18 +76,16 @@ impl MaskHead {
             logits: ConvSpec::new(c, classes + 1, 1)
                 .init(Init::Normal(0.001))
                 .build(&predictor / "mask_fcn_logits"),
-            config: config.clone(),
+            targets: config.targets,
+            weight: config.weight,
+            paste: config.paste,
+            threshold: config.threshold as f32,
         }
     }
 
     /// Side of the masks, in grid points.
     pub fn side(&self) -> usize {
         2 * self.pooler.align.size
-    }
-
-    /// What masks are and how they are pasted.
-    pub fn config(&self) -> &MaskHeadConfig {
-        &self.config
     }
 
     /// Logits of each region's mask for its own class (from 0): `[R, side²]`. The others' are not computed.
@@ -108,30 +112,32 @@ impl MaskHead {
         if samples.is_empty() {
             return Tensor::zeros([], (Kind::Float, device));
         }
-        let wanted = wanted(samples, self.config.targets, self.side()).concat();
+        let wanted = wanted(samples, self.targets, self.side()).concat();
         let wanted = Tensor::from_slice(&wanted).view([samples.len() as i64, -1]).to_device(device);
         let rois: Vec<Roi> = samples.iter().map(|s| s.roi).collect();
         let labels: Vec<i64> = samples.iter().map(|s| s.label).collect();
         let logits = self.forward(levels, &rois, &labels);
         logits.binary_cross_entropy_with_logits(&wanted, None::<&Tensor>, None::<&Tensor>, Reduction::Mean)
-            * self.config.weight
+            * self.weight
     }
 
-    /// Probabilities of each detection's mask, rows from the top.
-    pub fn probabilities(
+    /// The mask of each detection.
+    pub fn masks(
         &self,
         levels: &[Tensor],
         image: usize,
         boxes: &[Box4],
         labels: &[i64],
-    ) -> anyhow::Result<Vec<Vec<f32>>> {
+    ) -> anyhow::Result<Vec<InstanceMask>> {
         if boxes.is_empty() {
             return Ok(Vec::new());
         }
         let rois: Vec<Roi> = boxes.iter().map(|b| (image, *b)).collect();
         let values = self.forward(levels, &rois, labels).sigmoid().to_device(tch::Device::Cpu);
         let values: Vec<f32> = values.reshape([-1]).try_into()?;
-        Ok(values.chunks(self.side() * self.side()).map(<[f32]>::to_vec).collect())
+        let (side, paste, threshold) = (self.side(), self.paste, self.threshold);
+        let mask = |values: &[f32]| InstanceMask { values: values.to_vec(), side, paste, threshold };
+        Ok(values.chunks(side * side).map(mask).collect())
     }
 
     /// Reports every layer to `visit` for so many regions.

@@ -6,9 +6,9 @@ use tch::{nn, Tensor};
 use super::detector::{Detections, Detector, Losses};
 use super::fpn::{Coarse, Fpn};
 use super::roi_heads::RoiHeads;
-use super::rpn::Rpn;
+use super::rpn::{ProposalSelector, Rpn};
 use crate::backbone::{self, Backbone, Pass};
-use crate::config::{ModelConfig, RpnConfig};
+use crate::config::ModelConfig;
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
 
@@ -19,8 +19,9 @@ pub struct MaskRcnn {
     fpn: Fpn,
     rpn: Rpn,
     heads: RoiHeads,
-    config: RpnConfig,
-    most_detections: i64,
+    /// Proposals in training and in inference.
+    in_training: ProposalSelector,
+    in_inference: ProposalSelector,
 }
 
 /// Stages that the pyramid is built on: C2 to C5.
@@ -44,7 +45,7 @@ impl MaskRcnn {
         let strides = backbone.strides();
         let strides = strides[strides.len() - STAGES..].to_vec();
         config.anchors.check_levels(&strides, LEVELS, &config.backbone.name)?;
-        let fpn = Fpn::new(&(path / "backbone" / "fpn"), stages, &config.fpn, Coarse::Halved)?;
+        let fpn = Fpn::new(&(path / "backbone" / "fpn"), stages, config.fpn.channels, Coarse::Halved)?;
         let rpn = Rpn::new(&(path / "rpn"), config.fpn.channels, &config.anchors, &config.rpn);
         let heads = RoiHeads::new(&(path / "roi_heads"), config, classes, &strides);
         Ok(Self {
@@ -52,8 +53,8 @@ impl MaskRcnn {
             fpn,
             rpn,
             heads,
-            config: config.rpn.clone(),
-            most_detections: config.test.max_detections,
+            in_training: ProposalSelector::new(&config.rpn, &config.rpn.train),
+            in_inference: ProposalSelector::new(&config.rpn, &config.rpn.test),
         })
     }
 
@@ -74,7 +75,7 @@ impl Detector for MaskRcnn {
         let levels = self.levels(&batch.images, pass)?;
         let rng = pass.sampling()?;
         let output = self.rpn.forward(&levels, padded(&batch.images));
-        let proposals = self.rpn.proposals(&output, &batch.sizes, &self.config.train)?;
+        let proposals = self.rpn.proposals(&output, &batch.sizes, &self.in_training)?;
         let mut parts = Vec::from(self.rpn.losses(&output, &batch.targets, rng));
         parts.extend(self.heads.losses(&levels, proposals, &batch.targets, &batch.sizes, rng));
         Ok(Losses { parts })
@@ -84,7 +85,7 @@ impl Detector for MaskRcnn {
         tch::no_grad(|| {
             let levels = self.levels(&batch.images, &mut Pass::inference())?;
             let output = self.rpn.forward(&levels, padded(&batch.images));
-            let proposals = self.rpn.proposals(&output, &batch.sizes, &self.config.test)?;
+            let proposals = self.rpn.proposals(&output, &batch.sizes, &self.in_inference)?;
             let mut found = self.heads.detect(&levels, &proposals, &batch.sizes)?;
             for ((found, &size), info) in found.iter_mut().zip(&batch.sizes).zip(&batch.infos) {
                 found.rescale(size, (i64::from(info.height), i64::from(info.width)));
@@ -102,6 +103,6 @@ impl Detector for MaskRcnn {
         let maps = self.backbone.flops(image, visit);
         let levels = self.fpn.flops(&maps[maps.len() - STAGES..], visit);
         self.rpn.flops(&levels, visit);
-        self.heads.flops(self.config.test.keep as u64, self.most_detections as u64, visit);
+        self.heads.flops(self.in_inference.keep as u64, visit);
     }
 }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::boxes::{area, intersection, Box4};
+use crate::config::MatchConfig;
 use crate::data::Target;
 
 /// What an anchor stands for in training.
@@ -39,6 +40,16 @@ pub struct Matcher {
 }
 
 impl Matcher {
+    /// With the thresholds of a config.
+    pub fn new(config: &MatchConfig) -> Self {
+        Self {
+            positive: config.positive as f32,
+            negative: config.negative as f32,
+            low_quality: config.low_quality,
+            crowd: config.crowd as f32,
+        }
+    }
+
     /// The match of each of `boxes` among `objects`; `crowds` are regions where background is not sure to be background.
     ///
     /// Of objects with equal overlap the first wins. Needs memory for `boxes` only, not for `boxes × objects`.

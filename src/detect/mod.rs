@@ -8,8 +8,8 @@ pub mod dense_head;
 pub mod dense_losses;
 mod detector;
 pub mod fpn;
+pub mod instance_mask;
 pub mod losses;
-pub mod mask;
 pub mod mask_head;
 pub mod mask_rcnn;
 pub mod matcher;
@@ -27,7 +27,7 @@ use tch::nn;
 use crate::config::{DetectorKind, ModelConfig};
 
 pub use detector::{Detections, Detector, Losses};
-pub use mask::InstanceMask;
+pub use instance_mask::InstanceMask;
 pub use mask_rcnn::MaskRcnn;
 pub use retinanet::RetinaNet;
 

@@ -11,9 +11,9 @@ use super::dense_losses::DenseLoss;
 use super::detector::{Detections, Detector, Losses};
 use super::fpn::{Coarse, Fpn};
 use super::matcher::Matcher;
-use super::select::{LevelValues, Selector};
+use super::select::{LevelValues, Limits, Selector};
 use crate::backbone::{self, Backbone, Pass};
-use crate::config::{ModelConfig, TestConfig};
+use crate::config::ModelConfig;
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
 
@@ -30,8 +30,7 @@ pub struct RetinaNet {
     head: DenseHead,
     anchors: AnchorGenerator,
     loss: DenseLoss,
-    test: TestConfig,
-    classes: i64,
+    selector: Selector,
 }
 
 /// Stages that the paper's pyramid is built on: C3 to C5.
@@ -59,28 +58,26 @@ impl RetinaNet {
         let stages = &strides[unused..];
         let (coarse, levels) = match anchor_strides.len() == stages.len() {
             true => (Coarse::None, stages.len()),
-            false => (Coarse::P6P7, stages.len() + 2),
+            false => (Coarse::P6P7(config.fpn.p6), stages.len() + 2),
         };
         config.anchors.check_levels(stages, levels, &config.backbone.name)?;
-        let fpn = Fpn::new(&(path / "backbone" / "fpn"), &channels[unused..], &config.fpn, coarse)?;
-        let head =
-            DenseHead::new(&(path / "head"), config.fpn.channels, anchors.per_place(), classes, &config.head);
-        let m = &config.matching;
-        let matcher = Matcher {
-            positive: m.positive as f32,
-            negative: m.negative as f32,
-            low_quality: m.low_quality,
-            crowd: m.crowd as f32,
-        };
+        let width = config.fpn.channels;
+        let fpn = Fpn::new(&(path / "backbone" / "fpn"), &channels[unused..], width, coarse)?;
+        let head = DenseHead::new(&(path / "head"), width, anchors.num_anchors(), classes, &config.head);
+        let coder = BoxCoder::default();
         Ok(Self {
             backbone,
             unused,
             fpn,
             head,
             anchors,
-            loss: DenseLoss { matcher, coder: BoxCoder::default(), config: config.loss.clone() },
-            test: config.test.clone(),
-            classes,
+            loss: DenseLoss::new(Matcher::new(&config.matching), coder, &config.loss),
+            selector: Selector {
+                limits: Limits::new(&config.test),
+                top_k: config.test.top_k as usize,
+                coder,
+                classes: classes as usize,
+            },
         })
     }
 
@@ -117,8 +114,7 @@ impl Detector for RetinaNet {
                 });
                 images.push(levels.collect::<Result<Vec<_>>>()?);
             }
-            let selector =
-                Selector { test: self.test.clone(), coder: self.loss.coder, classes: self.classes as usize };
+            let selector = &self.selector;
             Ok(images
                 .par_iter()
                 .zip(&batch.sizes)
@@ -183,7 +179,7 @@ mod tests {
                 model.anchors_of(&outputs, &images).iter().zip(&wanted).zip(&strides)
             {
                 let place = columns / 2;
-                let b = anchors[(place * model.anchors.per_place()) as usize];
+                let b = anchors[(place * model.anchors.num_anchors()) as usize];
                 assert_eq!((b[0] + b[2]) / 2.0, (place * stride) as f32, "{strides:?}, stride {stride}");
             }
             let coarse = store.variables().keys().any(|name| name.contains("extra_blocks"));

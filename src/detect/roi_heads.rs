@@ -8,14 +8,13 @@ use tch::{nn, Device, Kind, Reduction, Tensor};
 use super::box_head::BoxHead;
 use super::boxes::{Box4, BoxCoder};
 use super::detector::Detections;
-use super::losses::sampled_box_loss;
-use super::mask::InstanceMask;
+use super::losses::SampledBoxLoss;
 use super::mask_head::{MaskHead, MaskSample};
 use super::matcher::{Match, Matcher};
 use super::roi_align::Roi;
 use super::sampler::Sampler;
-use super::select::RoiSelector;
-use crate::config::{ModelConfig, RoiConfig, TestConfig};
+use super::select::{Limits, RoiSelector};
+use crate::config::ModelConfig;
 use crate::data::Target;
 use crate::nn::cost::Layer;
 
@@ -26,10 +25,10 @@ pub struct RoiHeads {
     masks: Option<MaskHead>,
     matcher: Matcher,
     sampler: Sampler,
-    coder: BoxCoder,
-    config: RoiConfig,
-    test: TestConfig,
-    classes: usize,
+    /// The objects themselves are proposals too, in training.
+    add_objects: bool,
+    box_loss: SampledBoxLoss,
+    selector: RoiSelector,
 }
 
 /// The proposals of a batch that enter the losses, and what should be said of them.
@@ -49,23 +48,17 @@ impl RoiHeads {
     /// Random weights for `classes` classes on levels of these strides; see [`BoxHead::new`] and [`MaskHead::new`] for names.
     pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64, strides: &[i64]) -> Self {
         let (channels, roi) = (config.fpn.channels, &config.roi);
-        let m = &roi.matching;
+        let coder = BoxCoder { weights: roi.box_weights };
         let masks =
             config.mask.then(|| MaskHead::new(path, channels, classes, strides, roi, &config.mask_head));
         Self {
             boxes: BoxHead::new(path, channels, classes, strides, roi),
             masks,
-            matcher: Matcher {
-                positive: m.positive as f32,
-                negative: m.negative as f32,
-                low_quality: m.low_quality,
-                crowd: m.crowd as f32,
-            },
+            matcher: Matcher::new(&roi.matching),
             sampler: Sampler { count: roi.sample.count, positive: roi.sample.positive },
-            coder: BoxCoder { weights: roi.box_weights },
-            config: roi.clone(),
-            test: config.test.clone(),
-            classes: classes as usize,
+            add_objects: roi.add_objects,
+            box_loss: SampledBoxLoss::new(coder, &roi.loss),
+            selector: RoiSelector { limits: Limits::new(&config.test), coder, classes: classes as usize },
         }
     }
 
@@ -100,14 +93,8 @@ impl RoiHeads {
                 0.0,
             );
             let predicted = deltas.view([-1, 4]).index_select(0, &index(&chosen.places));
-            let regression = sampled_box_loss(
-                &predicted,
-                &chosen.deltas,
-                &chosen.corners,
-                &self.coder,
-                &self.config.loss,
-                chosen.rois.len(),
-            );
+            let regression =
+                self.box_loss.loss(&predicted, &chosen.deltas, &chosen.corners, chosen.rois.len());
             vec![("classification", classification), ("box", regression)]
         };
         if let Some(head) = &self.masks {
@@ -123,10 +110,10 @@ impl RoiHeads {
         sizes: &[(i64, i64)],
         rng: &mut impl Rng,
     ) -> Chosen<'a> {
-        let outputs = self.classes as i64 + 1;
+        let outputs = self.selector.classes as i64 + 1;
         let mut chosen = Chosen::default();
         for (image, (mut boxes, target)) in proposals.into_iter().zip(targets).enumerate() {
-            if self.config.add_objects {
+            if self.add_objects {
                 boxes.extend(target.split_crowds().0.into_iter().map(|i| target.boxes[i]));
             }
             let (matches, objects) = self.matcher.assign_target(&boxes, target);
@@ -145,7 +132,7 @@ impl RoiHeads {
                 let label = target.labels[object];
                 chosen.classes.push(label + 1);
                 chosen.places.push(place * outputs + label + 1);
-                chosen.deltas.extend(self.coder.encode(&target.boxes[object], &boxes[i]));
+                chosen.deltas.extend(self.selector.coder.encode(&target.boxes[object], &boxes[i]));
                 chosen.corners.extend(boxes[i]);
                 if let Some(mask) = &target.masks[object] {
                     chosen.masks.push(MaskSample { roi, label, mask, image: sizes[image] });
@@ -172,8 +159,8 @@ impl RoiHeads {
             Ok(t.reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
         };
         let (scores, deltas) = (values(logits.softmax(1, Kind::Float))?, values(deltas)?);
-        let selector = RoiSelector { test: self.test.clone(), coder: self.coder, classes: self.classes };
-        let outputs = self.classes + 1;
+        let selector = &self.selector;
+        let outputs = selector.classes + 1;
         let mut starts = vec![0];
         for boxes in proposals {
             starts.push(starts[starts.len() - 1] + boxes.len());
@@ -189,27 +176,17 @@ impl RoiHeads {
             .collect();
         if let Some(head) = &self.masks {
             for (image, found) in found.iter_mut().enumerate() {
-                let values = head.probabilities(levels, image, &found.boxes, &found.labels)?;
-                let config = head.config();
-                found.masks = values
-                    .into_iter()
-                    .map(|values| InstanceMask {
-                        values,
-                        side: head.side(),
-                        paste: config.paste,
-                        threshold: config.threshold as f32,
-                    })
-                    .collect();
+                found.masks = head.masks(levels, image, &found.boxes, &found.labels)?;
             }
         }
         Ok(found)
     }
 
-    /// Reports every layer to `visit` for so many proposals and so many detections.
-    pub fn flops(&self, proposals: u64, detections: u64, visit: &mut dyn FnMut(Layer)) {
+    /// Reports every layer to `visit` for so many proposals, and for as many detections as there are at most.
+    pub fn flops(&self, proposals: u64, visit: &mut dyn FnMut(Layer)) {
         self.boxes.flops(proposals, visit);
         if let Some(head) = &self.masks {
-            head.flops(detections, visit);
+            head.flops(self.selector.limits.max_detections as u64, visit);
         }
     }
 }

@@ -8,7 +8,7 @@ use tch::{nn, Device, Kind, Reduction, Tensor};
 
 use super::anchors::AnchorGenerator;
 use super::boxes::{clip, Box4, BoxCoder};
-use super::losses::sampled_box_loss;
+use super::losses::SampledBoxLoss;
 use super::matcher::{Match, Matcher};
 use super::nms::batched_nms;
 use super::sampler::Sampler;
@@ -31,7 +31,7 @@ pub struct Rpn {
     matcher: Matcher,
     sampler: Sampler,
     coder: BoxCoder,
-    config: RpnConfig,
+    box_loss: SampledBoxLoss,
 }
 
 /// What the head says of the anchors of a batch, level by level in the order of [`AnchorGenerator`].
@@ -54,21 +54,16 @@ impl Rpn {
         let conv = |p: nn::Path, output, kernel| {
             ConvSpec::new(channels, output, kernel).init(Init::Normal(0.01)).build(p)
         };
-        let m = &config.matching;
+        let coder = BoxCoder::default();
         Self {
             convs: (0..config.convs).map(|i| conv(&head / "conv" / i / "0", channels, 3)).collect(),
-            objectness: conv(&head / "cls_logits", anchors.per_place(), 1),
-            deltas: conv(&head / "bbox_pred", 4 * anchors.per_place(), 1),
+            objectness: conv(&head / "cls_logits", anchors.num_anchors(), 1),
+            deltas: conv(&head / "bbox_pred", 4 * anchors.num_anchors(), 1),
             anchors,
-            matcher: Matcher {
-                positive: m.positive as f32,
-                negative: m.negative as f32,
-                low_quality: m.low_quality,
-                crowd: m.crowd as f32,
-            },
+            matcher: Matcher::new(&config.matching),
             sampler: Sampler { count: config.sample.count, positive: config.sample.positive },
-            coder: BoxCoder::default(),
-            config: config.clone(),
+            coder,
+            box_loss: SampledBoxLoss::new(coder, &config.loss),
         }
     }
 
@@ -98,14 +93,13 @@ impl Rpn {
         &self,
         output: &RpnOutput,
         sizes: &[(i64, i64)],
-        limits: &ProposalConfig,
+        selector: &ProposalSelector,
     ) -> Result<Vec<Vec<Box4>>> {
         let values = |t: &Tensor| -> Result<Vec<f32>> {
             Ok(t.detach().reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
         };
         let (objectness, deltas) = (values(&output.objectness)?, values(&output.deltas)?);
         let all: usize = output.anchors.iter().map(Vec::len).sum();
-        let selector = ProposalSelector { coder: self.coder, limits: limits.clone(), nms: self.config.nms };
         let anchors = &output.anchors;
         Ok(sizes
             .par_iter()
@@ -153,8 +147,7 @@ impl Rpn {
             Reduction::Sum,
         ) / places.len().max(1) as f64;
         let predicted = output.deltas.flatten(0, 1).index_select(0, &index(&box_places));
-        let regression =
-            sampled_box_loss(&predicted, &deltas, &box_anchors, &self.coder, &self.config.loss, places.len());
+        let regression = self.box_loss.loss(&predicted, &deltas, &box_anchors, places.len());
         [("objectness", objectness), ("rpn_box", regression)]
     }
 
@@ -174,13 +167,20 @@ impl Rpn {
 pub struct ProposalSelector {
     /// How deltas are coded.
     pub coder: BoxCoder,
-    /// How many proposals there may be.
-    pub limits: ProposalConfig,
-    /// Suppression threshold.
+    /// Best anchors of each level before suppression.
+    pub top_k: usize,
+    /// Best proposals of all levels after it.
+    pub keep: usize,
+    /// Suppression, per level: IoU above this is a duplicate.
     pub nms: f64,
 }
 
 impl ProposalSelector {
+    /// As many proposals as `limits` says, with the suppression of `config`.
+    pub fn new(config: &RpnConfig, limits: &ProposalConfig) -> Self {
+        Self { coder: BoxCoder::default(), top_k: limits.top_k, keep: limits.keep, nms: config.nms }
+    }
+
     /// Proposals of one image of (height, width) pixels, best first. `objectness` (logits, `[A]`) and `deltas` (`[A, 4]`) are of the anchors
     /// of all levels.
     pub fn select(
@@ -195,7 +195,7 @@ impl ProposalSelector {
         let mut first = 0;
         for (l, anchors) in anchors.iter().enumerate() {
             let logits = &objectness[first..first + anchors.len()];
-            for i in top(logits, self.limits.top_k) {
+            for i in top(logits, self.top_k) {
                 let at = 4 * (first + i);
                 let delta = [0, 1, 2, 3].map(|d| deltas[at + d]);
                 let b = clip(&self.coder.decode(&delta, &anchors[i]), height, width);
@@ -208,7 +208,7 @@ impl ProposalSelector {
             first += anchors.len();
         }
         let mut kept = batched_nms(&boxes, &scores, &levels, self.nms);
-        kept.truncate(self.limits.keep);
+        kept.truncate(self.keep);
         kept.into_iter().map(|i| boxes[i]).collect()
     }
 }

@@ -19,20 +19,33 @@ pub struct LevelValues<'a> {
     pub anchors: &'a [Box4],
 }
 
-/// Whether a score counts: as float32, in which torchvision compares, too. What is not a number does not.
-fn above(score: f32, test: &TestConfig) -> bool {
-    score > test.score as f32
+/// Which candidates become detections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Scores must be above this: as float32, in which torchvision compares, too. What is not a number is not.
+    pub score: f32,
+    /// Non-maximum suppression, per class: IoU above this is a duplicate.
+    pub nms: f64,
+    /// Detections kept per image.
+    pub max_detections: usize,
 }
 
-/// The best candidates after suppression class by class, best first.
-fn best(all: &Detections, test: &TestConfig) -> Detections {
-    let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, test.nms);
-    kept.truncate(test.max_detections as usize);
-    Detections {
-        boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
-        scores: kept.iter().map(|&i| all.scores[i]).collect(),
-        labels: kept.iter().map(|&i| all.labels[i]).collect(),
-        masks: Vec::new(),
+impl Limits {
+    /// Those of a config.
+    pub fn new(config: &TestConfig) -> Self {
+        Self { score: config.score as f32, nms: config.nms, max_detections: config.max_detections as usize }
+    }
+
+    /// The best candidates after suppression class by class, best first.
+    fn best(&self, all: &Detections) -> Detections {
+        let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.nms);
+        kept.truncate(self.max_detections);
+        Detections {
+            boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
+            scores: kept.iter().map(|&i| all.scores[i]).collect(),
+            labels: kept.iter().map(|&i| all.labels[i]).collect(),
+            masks: Vec::new(),
+        }
     }
 }
 
@@ -40,8 +53,10 @@ fn best(all: &Detections, test: &TestConfig) -> Detections {
 /// then the `max_detections` best.
 #[derive(Clone, Debug)]
 pub struct Selector {
-    /// Thresholds and limits.
-    pub test: TestConfig,
+    /// Thresholds.
+    pub limits: Limits,
+    /// Candidates kept per level.
+    pub top_k: usize,
     /// How deltas are coded.
     pub coder: BoxCoder,
     /// Number of classes K.
@@ -59,10 +74,10 @@ impl Selector {
                 .iter()
                 .enumerate()
                 .map(|(i, x)| (1.0 / (1.0 + (-x).exp()), i))
-                .filter(|(score, _)| above(*score, &self.test))
+                .filter(|(score, _)| *score > self.limits.score)
                 .collect();
             found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-            found.truncate(self.test.top_k as usize);
+            found.truncate(self.top_k);
             for (score, i) in found {
                 let anchor = i / self.classes;
                 let delta = [0, 1, 2, 3].map(|d| level.deltas[anchor * 4 + d]);
@@ -71,7 +86,7 @@ impl Selector {
                 all.labels.push((i % self.classes) as i64);
             }
         }
-        best(&all, &self.test)
+        self.limits.best(&all)
     }
 }
 
@@ -79,8 +94,8 @@ impl Selector {
 /// suppressed class by class, and the `max_detections` best of them.
 #[derive(Clone, Debug)]
 pub struct RoiSelector {
-    /// Thresholds and limits.
-    pub test: TestConfig,
+    /// Thresholds.
+    pub limits: Limits,
     /// How deltas are coded.
     pub coder: BoxCoder,
     /// Number of classes K, without background.
@@ -96,7 +111,8 @@ impl RoiSelector {
         for (i, proposal) in proposals.iter().enumerate() {
             for class in 1..outputs {
                 let at = i * outputs + class;
-                if !above(scores[at], &self.test) {
+                let above = scores[at] > self.limits.score;
+                if !above {
                     continue;
                 }
                 let delta = [0, 1, 2, 3].map(|d| deltas[4 * at + d]);
@@ -108,7 +124,7 @@ impl RoiSelector {
                 }
             }
         }
-        best(&all, &self.test)
+        self.limits.best(&all)
     }
 }
 
@@ -122,13 +138,13 @@ mod tests {
         // Anchor 0 says class 0, anchor 1 class 1 and, weaker, class 0; anchor 2 class 1, beyond the image; the rest is silent.
         let logits = vec![3.0, -9.0, 0.5, 2.0, -9.0, 1.0];
         let level = LevelValues { logits, deltas: vec![0.0; 12], anchors: &anchors };
-        let test = TestConfig { max_detections: 3, ..TestConfig::default() };
-        let mut selector = Selector { test, coder: BoxCoder::default(), classes: 2 };
+        let limits = Limits { score: 0.05, nms: 0.5, max_detections: 3 };
+        let mut selector = Selector { limits, top_k: 1000, coder: BoxCoder::default(), classes: 2 };
         let found = selector.select(std::slice::from_ref(&level), (30, 50));
         assert_eq!(found.labels, [0, 1, 1]);
         assert_eq!(found.boxes[2], [20.0, 20.0, 50.0, 30.0]);
         assert!((found.scores[0] - 0.952_574_1).abs() < 1e-6);
-        selector.test.top_k = 1;
+        selector.top_k = 1;
         assert_eq!(selector.select(&[level], (30, 50)).labels, [0]);
     }
 
@@ -137,10 +153,10 @@ mod tests {
     fn a_score_of_just_the_threshold_is_not_above_it() {
         let proposal = [0.0, 0.0, 10.0, 10.0];
         for score in [0.05, 0.7] {
-            let test = TestConfig { score, ..TestConfig::default() };
+            let limits = Limits::new(&TestConfig { score, ..TestConfig::default() });
             let next = (score as f32).next_up();
             for (own, detections) in [(score as f32, 0), (next, 1), (f32::NAN, 0)] {
-                let selector = RoiSelector { test: test.clone(), coder: BoxCoder::default(), classes: 1 };
+                let selector = RoiSelector { limits, coder: BoxCoder::default(), classes: 1 };
                 let found = selector.select(&[proposal], &[1.0 - own, own], &[0.0; 8], (20, 20));
                 assert_eq!(found.len(), detections, "{own} against {score}");
             }

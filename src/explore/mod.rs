@@ -1,11 +1,11 @@
 //! Looking into a backbone: the graphs of its blocks as plain data, for pictures, pages and numbers.
 //!
 //! [`GraphViewer`] runs a model on an image and gives a [`GraphView`]: one [`PatchGraph`] for each block. [`centers`] says which patches to look
-//! at, [`links`] counts where their neighbours lie, [`diversity`] how far apart the patches' features are.
+//! at, [`link_stats`] counts where their neighbours lie, [`diversity`] how far apart the patches' features are.
 
 pub mod centers;
 pub mod diversity;
-pub mod links;
+pub mod link_stats;
 mod patches;
 mod viewer;
 

@@ -54,7 +54,10 @@ pub struct Vig {
     stages: Vec<Stage>,
     channels: Vec<i64>,
     strides: Vec<i64>,
-    config: BackboneConfig,
+    /// Stages that do not learn; the stem belongs to the first.
+    frozen_stages: usize,
+    /// Batch norms keep their running statistics in training.
+    freeze_norms: bool,
 }
 
 #[derive(Debug)]
@@ -154,7 +157,8 @@ impl Vig {
             channels: plan.stages.iter().map(|s| s.channels).collect(),
             strides: (0..stages.len()).map(|s| first << s).collect(),
             stages,
-            config: config.clone(),
+            frozen_stages: config.frozen_stages as usize,
+            freeze_norms: config.freeze_norms,
         };
         model.freeze();
         Ok(model)
@@ -188,12 +192,12 @@ impl Vig {
 
     /// Takes the weights of the frozen stages out of training.
     fn freeze(&self) {
-        if self.config.frozen_stages < 1 {
+        if self.frozen_stages == 0 {
             return;
         }
         let _ = self.pos_embed.set_requires_grad(false);
         self.stem.iter().for_each(ConvBn::freeze);
-        for stage in &self.stages[..self.config.frozen_stages as usize] {
+        for stage in &self.stages[..self.frozen_stages] {
             stage.down.iter().for_each(ConvBn::freeze);
             stage.blocks.iter().for_each(Block::freeze);
         }
@@ -210,11 +214,11 @@ impl Backbone for Vig {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
-        let norms = pass.is_training() && !self.config.freeze_norms;
+        let norms = pass.is_training() && !self.freeze_norms;
         if norms {
             check_batch(images, self.strides.last().copied().unwrap_or(1))?;
         }
-        let norms_at = |stage: usize| norms && stage as i64 >= self.config.frozen_stages;
+        let norms_at = |stage: usize| norms && stage >= self.frozen_stages;
         let mut x = channels_last(images);
         for (i, layer) in self.stem.iter().enumerate() {
             if i > 0 {

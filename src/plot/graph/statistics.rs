@@ -7,7 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use vigdet_coco::plot::style::{self, Axes, DrawResult};
 
-use crate::explore::links::LinkStats;
+use crate::explore::link_stats::LinkStats;
 
 /// Width and height of the picture, in pixels.
 const SIZE: (u32, u32) = (960, 1040);
