@@ -1,5 +1,6 @@
-//! The graph and what stands on it, each beside the plain tensor path (`backbone.graph = "dense"`): neighbours, aggregation, backbones, a
-//! training step. Random weights; sizes are those of Pyramid ViG-S on an image of 800 × 1280 pixels and of batches of 224 × 224.
+//! The graph and what stands on it, each beside the plain tensor path (`backbone.graph = "dense"`): neighbours,
+//! aggregation, backbones, a training step. Random weights; sizes are those of Pyramid ViG-S on an image of 800 × 1280
+//! pixels and of batches of 224 × 224.
 //!
 //!     cargo bench --bench graph                    # minutes: the dense path on the large image takes seconds a time
 //!     cargo bench --bench graph -- neighbours      # one group

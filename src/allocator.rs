@@ -2,9 +2,10 @@
 
 /// Keeps freed memory in the process instead of giving it back to the system after each tensor.
 ///
-/// A training step frees and takes hundreds of tensors of many megabytes. glibc maps and unmaps each of them by default, so every step pays
-/// for fresh, zeroed pages. Programs call this once, before any tensor; it does nothing
-/// where the C library is another, and nothing about settings that the user made by glibc's own variables (`MALLOC_TRIM_THRESHOLD_`, …).
+/// A training step frees and takes hundreds of tensors of many megabytes. glibc maps and unmaps each of them by
+/// default, so every step pays for fresh, zeroed pages. Programs call this once, before any tensor; it does nothing
+/// where the C library is another, and nothing about settings that the user made by glibc's own variables
+/// (`MALLOC_TRIM_THRESHOLD_`, …).
 pub fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -39,8 +39,8 @@ pub struct Classified {
 }
 
 impl Classifier {
-    /// The backbone that a config names and its classifier, with random weights under `path` in the names of published state dicts
-    /// (`stem.convs.0.weight`, …, `prediction.0.weight`; `conv1.weight`, …, `fc.weight`).
+    /// The backbone that a config names and its classifier, with random weights under `path` in the names of published
+    /// state dicts (`stem.convs.0.weight`, …, `prediction.0.weight`; `conv1.weight`, …, `fc.weight`).
     pub fn new(path: &nn::Path, config: &BackboneConfig, classes: i64) -> Result<Self> {
         ensure!(classes > 0, "a classifier needs at least one class, not {classes}");
         let backbone = build(path, config)?;

@@ -24,13 +24,15 @@ pub trait Backbone: std::fmt::Debug + Send {
     /// Channels of each map, fine to coarse.
     fn channels(&self) -> &[i64];
 
-    /// Pixels of the image per place of each map, fine to coarse.
+    /// Pixels of the image per location of each map, fine to coarse.
     fn strides(&self) -> &[i64];
 
-    /// Images, float32 `[B, 3, H, W]`, normalised, of any size, to one map per stage, `[B, C_i, H_i, W_i]`, fine to coarse.
+    /// Images, float32 `[B, 3, H, W]`, normalised, of any size, to one map per stage, `[B, C_i, H_i, W_i]`, fine to
+    /// coarse.
     ///
     /// # Errors
-    /// In training, a batch so small that a batch norm would see one value per channel: its running variance would become NaN.
+    /// In training, a batch so small that a batch norm would see one value per channel: its running variance would
+    /// become NaN.
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>>;
 
     /// Reports every layer to `visit` for one image of this size in pixels, and gives the size of each stage's map.
@@ -62,8 +64,9 @@ fn check_batch(images: &Tensor, stride: i64) -> Result<()> {
         size[0] * (size[2] + stride - 1).div_euclid(stride) * (size[3] + stride - 1).div_euclid(stride);
     ensure!(
         smallest > 1,
-        "a training batch of {} image of {}×{} pixels leaves one value per channel to the last batch norms, whose running \
-         variance would become NaN: use larger images, a larger batch (or train.micro_batch), or model.backbone.freeze_norms=true",
+        "a training batch of {} image of {}×{} pixels leaves one value per channel to the last batch norms, \
+         whose running variance would become NaN: use larger images, a larger batch (or train.micro_batch), or \
+         model.backbone.freeze_norms=true",
         size[0],
         size[2],
         size[3]

@@ -1,5 +1,5 @@
-//! ResNet-18 and ResNet-50 (He et al., 2016) in torchvision's form (stride in the 3×3 convolution) and names: the baseline that
-//! every detection paper compares with.
+//! ResNet-18 and ResNet-50 (He et al., 2016) in torchvision's form (stride in the 3×3 convolution) and names: the
+//! baseline that every detection paper compares with.
 
 use anyhow::{bail, ensure, Result};
 use tch::{nn, Tensor};

@@ -25,7 +25,8 @@ pub struct BackboneConfig {
     pub heads: i64,
     /// Dilated neighbours: of the k·d nearest every d-th, d rising by one every four blocks.
     pub dilation: bool,
-    /// Training: probability that a block takes k random ones of its k·d nearest instead (the published code's epsilon is 0.2, off by default).
+    /// Training: probability that a block takes k random ones of its k·d nearest instead (the published code's epsilon
+    /// is 0.2, off by default).
     pub stochastic_dilation: f64,
     /// The fully connected layers (1×1 convolutions) around each graph convolution.
     pub grapher_fc: bool,
@@ -71,7 +72,8 @@ impl Default for BackboneConfig {
 }
 
 impl BackboneConfig {
-    /// Channels and blocks of the stages: those written in the config, else those of the named model; as many as the model has.
+    /// Channels and blocks of the stages: those written in the config, else those of the named model; as many as the
+    /// model has.
     pub fn stages<const N: usize>(
         &self,
         preset: Option<([i64; N], [i64; N])>,
@@ -127,11 +129,11 @@ pub enum Search {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RelativeKind {
-    /// The native matrix, resized bicubically by the flattened index: what the published code does. For another width the
-    /// entries no longer point at the right places.
+    /// The native matrix, resized bicubically by the flattened index: what the published code does. For another width
+    /// the entries no longer point at the right places.
     #[default]
     Published,
-    /// The table of the real grid: a node stands at the centre of its cell, a candidate at the centre of the cells pooled into
-    /// it, and the grid spans as much as the native one does, whatever its number of cells.
+    /// The table of the real grid: a node stands at the centre of its cell, a candidate at the centre of the cells
+    /// pooled into it, and the grid spans as much as the native one does, whatever its number of cells.
     Grid,
 }

@@ -1,12 +1,12 @@
-//! Anchor boxes: `octaves × ratios` at each place of each pyramid level.
+//! Anchor boxes: `octaves × ratios` at each location of each pyramid level.
 
 use super::boxes::Box4;
 use crate::config::AnchorConfig;
 
 /// Makes the anchors of a pyramid.
 ///
-/// A place at row y, column x of a level has its anchors centred at (x · stride, y · stride). Within a level the order is rows, columns,
-/// then ratio by ratio the sizes from small to large, as in torchvision and mmdetection.
+/// A location at row y, column x of a level has its anchors centred at (x · stride, y · stride). Within a level the
+/// order is rows, columns, then ratio by ratio the sizes from small to large, as in torchvision and mmdetection.
 #[derive(Clone, Debug)]
 pub struct AnchorGenerator {
     /// Pixels between locations, one per level; `None`: image size / map size, rounded down.
@@ -31,7 +31,8 @@ impl AnchorGenerator {
         self.num_anchors
     }
 
-    /// The anchors of each level, for maps of (height, width) places under images of `image` = (height, width) pixels, padding included.
+    /// The anchors of each level, for maps of (height, width) locations under images of `image` = (height, width)
+    /// pixels, padding included.
     pub fn anchors(&self, maps: &[(i64, i64)], image: (i64, i64)) -> Vec<Vec<Box4>> {
         self.cells
             .iter()

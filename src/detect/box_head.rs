@@ -1,5 +1,5 @@
-//! The box head of two-stage detectors (Lin et al., 2017, "Feature Pyramid Networks", section 4.2): two fully connected layers, then class
-//! and box.
+//! The box head of two-stage detectors (Lin et al., 2017, "Feature Pyramid Networks", section 4.2): two fully connected
+//! layers, then class and box.
 
 use tch::nn::Module;
 use tch::{nn, Tensor};
@@ -20,12 +20,12 @@ pub struct BoxHead {
 }
 
 impl BoxHead {
-    /// Random weights on levels of `channels` and these strides; variables in torchvision's names (`box_head.fc6.weight`, …,
-    /// `box_predictor.cls_score.weight`, `box_predictor.bbox_pred.weight`) under `path`.
+    /// Random weights on levels of `channels` and these strides; variables in torchvision's names
+    /// (`box_head.fc6.weight`, …, `box_predictor.cls_score.weight`, `box_predictor.bbox_pred.weight`) under `path`.
     pub fn new(path: &nn::Path, channels: i64, classes: i64, strides: &[i64], config: &RoiConfig) -> Self {
         let linear = |path: nn::Path, input: i64, output: i64, ws_init: nn::Init| {
-            let start = nn::LinearConfig { ws_init, bs_init: Some(nn::Init::Const(0.0)), bias: true };
-            nn::linear(path, input, output, start)
+            let config = nn::LinearConfig { ws_init, bs_init: Some(nn::Init::Const(0.0)), bias: true };
+            nn::linear(path, input, output, config)
         };
         // Caffe's Xavier, as in detectron2 and mmdetection.
         let xavier = |input: i64| {

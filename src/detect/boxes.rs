@@ -1,4 +1,5 @@
-//! Boxes as corners x1, y1, x2, y2 in pixels: overlap, and their coding as deltas against anchors (Girshick et al., 2014).
+//! Boxes as corners x1, y1, x2, y2 in pixels: overlap, and their coding as deltas against anchors (Girshick et al.,
+//! 2014).
 
 /// Corners x1, y1, x2, y2 in pixels.
 pub type Box4 = [f32; 4];

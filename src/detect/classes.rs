@@ -9,8 +9,8 @@ pub const COCO_OUTPUTS: i64 = 91;
 
 /// (category id, name) of each label of the detector, for data with these categories.
 ///
-/// Without `outputs` in the config, each category is a label, in their order. With it, labels stand for ids: from 0 in RetinaNet, from 1 in Mask
-/// R-CNN, whose output 0 is background. Ids that no category has get an empty name.
+/// Without `outputs` in the config, each category is a label, in their order. With it, labels stand for ids: from 0 in
+/// RetinaNet, from 1 in Mask R-CNN, whose output 0 is background. Ids that no category has get an empty name.
 ///
 /// # Errors
 /// If an id has no output.
@@ -27,8 +27,8 @@ pub fn classes_of_outputs(
     for (id, name) in categories {
         ensure!(
             (first..outputs).contains(&id),
-            "category id {id} ({name}) has no output: model.outputs is {outputs}, for ids {first} to {} (null: one output for each \
-             category, whatever its id)",
+            "category id {id} ({name}) has no output: model.outputs is {outputs}, for ids {first} to {} \
+             (null: one output for each category, whatever its id)",
             outputs - 1
         );
         classes[(id - first) as usize].1 = name;

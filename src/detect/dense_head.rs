@@ -1,4 +1,5 @@
-//! RetinaNet's head (Lin et al., 2017, "Focal Loss for Dense Object Detection", section 4): two branches shared by all levels.
+//! RetinaNet's head (Lin et al., 2017, "Focal Loss for Dense Object Detection", section 4): two branches shared by all
+//! levels.
 
 use tch::nn::Module;
 use tch::{nn, Tensor};
@@ -37,14 +38,14 @@ impl Branch {
     fn new(path: &nn::Path, last: &str, input: i64, output: i64, config: &HeadConfig) -> Self {
         let c = config.channels;
         let paper = Init::Normal(0.01);
-        let start = match config.init {
+        let init = match config.init {
             HeadInit::Normal => paper,
             HeadInit::FanIn => Init::FanIn,
         };
         let convs = (0..config.convs)
             .map(|i| {
                 let p = path / "conv" / i;
-                let conv = ConvSpec::new(if i == 0 { input } else { c }, c, 3).init(start);
+                let conv = ConvSpec::new(if i == 0 { input } else { c }, c, 3).init(init);
                 let norm = match config.norm {
                     HeadNorm::None => None,
                     HeadNorm::Group => {
@@ -79,9 +80,10 @@ impl Branch {
 }
 
 impl DenseHead {
-    /// A head for `anchors` per place and `classes`. Variables in torchvision's names (`classification_head.conv.0.0.weight`,
-    /// `classification_head.cls_logits.weight`, `regression_head.bbox_reg.weight`, …) under `path`. The class bias starts so that
-    /// every anchor says `prior`.
+    /// A head for `anchors` per location and `classes`. Variables in torchvision's names
+    /// (`classification_head.conv.0.0.weight`, `classification_head.cls_logits.weight`,
+    /// `regression_head.bbox_reg.weight`, …) under `path`. The class bias is such at first that every anchor says
+    /// `prior`.
     pub fn new(path: &nn::Path, input: i64, anchors: i64, classes: i64, config: &HeadConfig) -> Self {
         let classification =
             Branch::new(&(path / "classification_head"), "cls_logits", input, anchors * classes, config);

@@ -1,5 +1,5 @@
-//! Training losses of a dense detector: every anchor is assigned, classified and, where it stands for an object, regressed (Lin et al.,
-//! 2017, "Focal Loss for Dense Object Detection", section 4.1).
+//! Training losses of a dense detector: every anchor is assigned, classified and, where it stands for an object,
+//! regressed (Lin et al., 2017, "Focal Loss for Dense Object Detection", section 4.1).
 
 use tch::Tensor;
 
@@ -34,8 +34,8 @@ struct Assignment {
     /// Factor of each anchor's classification loss.
     weights: Vec<f32>,
     /// The anchors that stand for an object.
-    places: Vec<i64>,
-    /// For each place: its deltas, its anchor, the factor of its box loss.
+    positives: Vec<i64>,
+    /// For each of those: its deltas, its anchor, the factor of its box loss.
     deltas: Vec<f32>,
     anchors: Vec<f32>,
     box_weights: Vec<f32>,
@@ -48,8 +48,8 @@ impl DenseLoss {
         Self { matcher, coder, alpha, gamma, box_loss, beta, box_weight, normalizer }
     }
 
-    /// Parts `classification` and `box`, of the outputs for all levels, the anchors of all levels in the same order, and the objects of
-    /// each image.
+    /// Parts `classification` and `box`, of the outputs for all levels, the anchors of all levels in the same order,
+    /// and the objects of each image.
     pub fn losses(&self, outputs: &[LevelOutput], anchors: &[Box4], targets: &[Target]) -> Losses {
         let logits: Vec<&Tensor> = outputs.iter().map(|o| &o.logits).collect();
         let deltas: Vec<&Tensor> = outputs.iter().map(|o| &o.deltas).collect();
@@ -57,16 +57,16 @@ impl DenseLoss {
         let deltas = Tensor::cat(&deltas, 1).flatten(0, 1);
         let device = logits.device();
 
-        let wanted = self.assign(anchors, targets);
+        let assigned = self.assign(anchors, targets);
         let classification =
-            sigmoid_focal_loss(&logits, &wanted.classes, &wanted.weights, self.alpha, self.gamma);
+            sigmoid_focal_loss(&logits, &assigned.classes, &assigned.weights, self.alpha, self.gamma);
         let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
-        let predicted = deltas.index_select(0, &Tensor::from_slice(&wanted.places).to_device(device));
-        let weights = Tensor::from_slice(&wanted.box_weights).to_device(device);
+        let predicted = deltas.index_select(0, &Tensor::from_slice(&assigned.positives).to_device(device));
+        let weights = Tensor::from_slice(&assigned.box_weights).to_device(device);
         let regression = box_loss(
             &predicted,
-            &rows(&wanted.deltas),
-            &rows(&wanted.anchors),
+            &rows(&assigned.deltas),
+            &rows(&assigned.anchors),
             &weights,
             self.box_loss,
             self.beta,
@@ -84,25 +84,25 @@ impl DenseLoss {
             LossNormalizer::Image => 1.0 / (positives[image].max(1) * targets.len()) as f32,
         };
 
-        let mut wanted = Assignment::default();
+        let mut assigned = Assignment::default();
         for (image, ((matches, objects), target)) in matches.iter().zip(targets).enumerate() {
             let weight = weight_of(image);
             for (i, (found, anchor)) in matches.iter().zip(anchors).enumerate() {
-                wanted.weights.push(weight);
-                wanted.classes.push(match *found {
+                assigned.weights.push(weight);
+                assigned.classes.push(match *found {
                     Match::Background => BACKGROUND,
                     Match::Ignored => IGNORED,
                     Match::Object(object) => {
                         let object = objects[object as usize];
-                        wanted.places.push((image * anchors.len() + i) as i64);
-                        wanted.deltas.extend(self.coder.encode(&target.boxes[object], anchor));
-                        wanted.anchors.extend(anchor);
-                        wanted.box_weights.push(weight);
+                        assigned.positives.push((image * anchors.len() + i) as i64);
+                        assigned.deltas.extend(self.coder.encode(&target.boxes[object], anchor));
+                        assigned.anchors.extend(anchor);
+                        assigned.box_weights.push(weight);
                         target.labels[object]
                     }
                 });
             }
         }
-        wanted
+        assigned
     }
 }

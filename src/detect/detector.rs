@@ -42,7 +42,8 @@ impl Losses {
     }
 }
 
-/// What a detector sees on one image, best first. All vectors have one entry per detection; `masks` is empty where the detector has none.
+/// What a detector sees on one image, best first. All vectors have one entry per detection; `masks` is empty where the
+/// detector has none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Detections {
     /// Corners x1, y1, x2, y2 in pixels of the original image.
@@ -71,7 +72,8 @@ impl Detections {
         Some(self.masks.get(i)?.paste(&self.boxes[i], height, width))
     }
 
-    /// Moves the boxes, and the masks with them, from an image of `from` (height, width) pixels to the same image at `to`.
+    /// Moves the boxes, and the masks with them, from an image of `from` (height, width) pixels to the same image at
+    /// `to`.
     pub fn rescale(&mut self, from: (i64, i64), to: (i64, i64)) {
         let (y, x) = (to.0 as f32 / from.0 as f32, to.1 as f32 / from.1 as f32);
         for b in &mut self.boxes {

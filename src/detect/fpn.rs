@@ -11,8 +11,8 @@ use crate::nn::precision::strided;
 
 /// Feature pyramid network (Lin et al., 2017, section 3).
 ///
-/// Takes one map per stage, `[B, C_i, H_i, W_i]`, fine to coarse; gives one map per level, `[B, channels, H_i, W_i]`, then the extra coarser
-/// levels that the detector asks for.
+/// Takes one map per stage, `[B, C_i, H_i, W_i]`, fine to coarse; gives one map per level, `[B, channels, H_i, W_i]`,
+/// then the extra coarser levels that the detector asks for.
 #[derive(Debug)]
 pub struct Fpn {
     /// 1×1 convolutions, one per stage, that bring every stage to `channels`.
@@ -43,8 +43,8 @@ struct P6P7 {
 }
 
 impl Fpn {
-    /// A pyramid of `channels` on stages of these channels, with these levels above. Variables in torchvision's names (`inner_blocks.0.0.weight`,
-    /// `layer_blocks.0.0.weight`, `extra_blocks.p6.weight`, …) under `path`.
+    /// A pyramid of `channels` on stages of these channels, with these levels above. Variables in torchvision's names
+    /// (`inner_blocks.0.0.weight`, `layer_blocks.0.0.weight`, `extra_blocks.p6.weight`, …) under `path`.
     pub fn new(path: &nn::Path, stages: &[i64], channels: i64, coarse: Coarse) -> Result<Self> {
         ensure!(!stages.is_empty(), "a feature pyramid needs at least one stage");
         let c = channels;

@@ -18,7 +18,8 @@ pub struct InstanceMask {
     pub threshold: f32,
 }
 
-/// The two grid points that an image's row or column lies between, and the weight of the second; outside of the grid the weights are of nothing.
+/// The two grid points that an image's row or column lies between, and the weight of the second; outside of the grid
+/// the weights are of nothing.
 #[derive(Clone, Copy)]
 struct Between {
     first: i64,
@@ -26,7 +27,8 @@ struct Between {
 }
 
 impl InstanceMask {
-    /// The mask of an object whose box is `b` on an image of `height × width` pixels. Takes time and memory for the box, not for the image.
+    /// The mask of an object whose box is `b` on an image of `height × width` pixels. Takes time and memory for the
+    /// box, not for the image.
     pub fn paste(&self, b: &Box4, height: u32, width: u32) -> Rle {
         let (columns, rows) = match self.paste {
             PasteKind::Centres => (self.centres(b[0], b[2], width), self.centres(b[1], b[3], height)),
@@ -53,7 +55,8 @@ impl InstanceMask {
         runs.finish(height, width)
     }
 
-    /// The first pixel that the mask touches on an axis of `pixels`, and the place of that and of all others on the grid: a pixel's centre.
+    /// The first pixel that the mask touches on an axis of `pixels`, and the position of that and of all others on the
+    /// grid: a pixel's centre.
     fn centres(&self, start: f32, end: f32, pixels: u32) -> (usize, Vec<Between>) {
         let side = self.side as f32;
         let length = end - start;
@@ -63,15 +66,15 @@ impl InstanceMask {
         let rim = length / side;
         let first = (start - rim).floor().clamp(0.0, pixels as f32) as usize;
         let last = (end + rim).ceil().clamp(first as f32, pixels as f32) as usize;
-        let places = (first..last).map(|pixel| {
+        let positions = (first..last).map(|pixel| {
             let at = (pixel as f32 + 0.5 - start) / length * side - 0.5;
             Between { first: at.floor() as i64, weight: at - at.floor() }
         });
-        (first, places.collect())
+        (first, positions.collect())
     }
 
-    /// The same as torchvision places them: the grid gets a rim of zeros, its box grows with it to whole pixels, rounded towards zero, and the grid
-    /// is resized to it.
+    /// The same as torchvision places them: the grid gets a rim of zeros, its box grows with it to whole pixels,
+    /// rounded towards zero, and the grid is resized to it.
     fn padded(&self, start: f32, end: f32, pixels: u32) -> (usize, Vec<Between>) {
         if !(start.is_finite() && end.is_finite()) {
             return (0, Vec::new());
@@ -83,18 +86,18 @@ impl InstanceMask {
         let length = (to - from + 1).max(1);
         let scale = padded as f32 / length as f32;
         let (first, last) = (from.clamp(0, pixels.into()), (to + 1).clamp(0, pixels.into()));
-        let places = (first..last.max(first)).map(|pixel| {
+        let positions = (first..last.max(first)).map(|pixel| {
             let at = (((pixel - from) as f32 + 0.5) * scale - 0.5).max(0.0);
             // Beyond the last point of the rim the rim goes on: zeros either way.
             Between { first: at as i64 - 1, weight: at - at.floor() }
         });
-        (first as usize, places.collect())
+        (first as usize, positions.collect())
     }
 }
 
 /// A grid line's value; 0 outside.
-fn at(line: &[f32], place: i64) -> f32 {
-    usize::try_from(place).ok().and_then(|i| line.get(i)).copied().unwrap_or(0.0)
+fn at(line: &[f32], index: i64) -> f32 {
+    usize::try_from(index).ok().and_then(|i| line.get(i)).copied().unwrap_or(0.0)
 }
 
 /// Collects runs, background first.
@@ -120,7 +123,7 @@ impl RunBuilder {
     fn finish(mut self, height: u32, width: u32) -> Rle {
         self.runs.push(self.length as u32);
         let empty = || Rle::from_runs(0, 0, &[0]).expect("no pixels in one run of none");
-        // Images of 2³² pixels or more cannot be decoded in the first place.
+        // Images of 2³² pixels or more cannot be decoded at all.
         Rle::from_runs(height, width, &self.runs).unwrap_or_else(|_| empty())
     }
 }

@@ -11,14 +11,16 @@ pub const BACKGROUND: i64 = -1;
 /// Class of an anchor in [`sigmoid_focal_loss`]: no loss.
 pub const IGNORED: i64 = -2;
 
-/// Rows of a chunk of the focal loss: sums are taken chunk by chunk, so that they do not depend on the number of threads.
+/// Rows of a chunk of the focal loss: sums are taken chunk by chunk, so that they do not depend on the number of
+/// threads.
 const CHUNK: usize = 4096;
 
 /// Sum of the sigmoid focal loss (Lin et al., 2017, equation 5) over anchors and classes: a scalar tensor.
 ///
-/// `logits` float32 `[A, K]`; `classes` has, per anchor, a class from 0, [`BACKGROUND`] or [`IGNORED`]; `weights` one factor per anchor
-/// (its image's normaliser). On the CPU the loss and its gradient come out of one pass that keeps a single `[A, K]` tensor, where a chain
-/// of tensor operations would keep eight: the gradient G is multiplied with the logits, which is all that backward needs.
+/// `logits` float32 `[A, K]`; `classes` has, per anchor, a class from 0, [`BACKGROUND`] or [`IGNORED`]; `weights` one
+/// factor per anchor (its image's normaliser). On the CPU the loss and its gradient come out of one pass that keeps a
+/// single `[A, K]` tensor, where a chain of tensor operations would keep eight: the gradient G is multiplied with the
+/// logits, which is all that backward needs.
 pub fn sigmoid_focal_loss(
     logits: &Tensor,
     classes: &[i64],
@@ -89,10 +91,10 @@ fn focal_loss_by_tensors(
     let weights = Tensor::from_slice(weights).to_device(device).unsqueeze(1) * classes.not_equal(IGNORED);
     let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
     let z = logits.where_self(&positive, &-logits);
-    let share = Tensor::from(alpha)
+    let alpha_t = Tensor::from(alpha)
         .to_device(device)
         .where_self(&positive, &Tensor::from(1.0 - alpha).to_device(device));
-    let loss = share * (-&z).sigmoid().pow_tensor_scalar(gamma) * -z.log_sigmoid();
+    let loss = alpha_t * (-&z).sigmoid().pow_tensor_scalar(gamma) * -z.log_sigmoid();
     (loss * weights).sum(Kind::Float)
 }
 

@@ -42,9 +42,9 @@ pub struct MaskHead {
 }
 
 impl MaskHead {
-    /// Random weights on levels of `channels` and these strides; variables in torchvision's names (`mask_head.0.0.weight`,
-    /// `mask_predictor.conv5_mask.weight`, `mask_predictor.mask_fcn_logits.weight`) under `path`. The first of the `classes + 1` logits is
-    /// of background, which no region has.
+    /// Random weights on levels of `channels` and these strides; variables in torchvision's names
+    /// (`mask_head.0.0.weight`, `mask_predictor.conv5_mask.weight`, `mask_predictor.mask_fcn_logits.weight`) under
+    /// `path`. The first of the `classes + 1` logits is of background, which no region has.
     pub fn new(
         path: &nn::Path,
         channels: i64,
@@ -112,12 +112,12 @@ impl MaskHead {
         if samples.is_empty() {
             return Tensor::zeros([], (Kind::Float, device));
         }
-        let wanted = wanted(samples, self.targets, self.side()).concat();
-        let wanted = Tensor::from_slice(&wanted).view([samples.len() as i64, -1]).to_device(device);
+        let expected = mask_targets(samples, self.targets, self.side()).concat();
+        let expected = Tensor::from_slice(&expected).view([samples.len() as i64, -1]).to_device(device);
         let rois: Vec<Roi> = samples.iter().map(|s| s.roi).collect();
         let labels: Vec<i64> = samples.iter().map(|s| s.label).collect();
         let logits = self.forward(levels, &rois, &labels);
-        logits.binary_cross_entropy_with_logits(&wanted, None::<&Tensor>, None::<&Tensor>, Reduction::Mean)
+        logits.binary_cross_entropy_with_logits(&expected, None::<&Tensor>, None::<&Tensor>, Reduction::Mean)
             * self.weight
     }
 
@@ -152,8 +152,8 @@ impl MaskHead {
     }
 }
 
-/// What the masks of regions should be, `side²` numbers each.
-fn wanted(samples: &[MaskSample], targets: MaskTargets, side: usize) -> Vec<Vec<f32>> {
+/// What the masks of regions should be, `side²` values each.
+fn mask_targets(samples: &[MaskSample], targets: MaskTargets, side: usize) -> Vec<Vec<f32>> {
     if targets == MaskTargets::Raster {
         return samples.par_iter().map(|s| s.mask.raster(&s.roi.1, side)).collect();
     }

@@ -1,4 +1,5 @@
-//! Mask R-CNN (He et al., 2017) with a feature pyramid on any backbone; without its mask head, Faster R-CNN (Ren et al., 2015).
+//! Mask R-CNN (He et al., 2017) with a feature pyramid on any backbone; without its mask head, Faster R-CNN (Ren et
+//! al., 2015).
 
 use anyhow::{ensure, Result};
 use tch::{nn, Tensor};
@@ -30,7 +31,8 @@ const STAGES: usize = 4;
 const LEVELS: usize = 5;
 
 impl MaskRcnn {
-    /// Random weights for `classes` classes; variables `backbone.body.*`, `backbone.fpn.*`, `rpn.*` and `roi_heads.*` under `path`.
+    /// Random weights for `classes` classes; variables `backbone.body.*`, `backbone.fpn.*`, `rpn.*` and `roi_heads.*`
+    /// under `path`.
     pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64) -> Result<Self> {
         ensure!(classes > 0, "a detector needs at least one class");
         let backbone = backbone::build(&(path / "backbone" / "body"), &config.backbone)?;
@@ -98,7 +100,8 @@ impl Detector for MaskRcnn {
         self.heads.has_masks()
     }
 
-    /// The box head is counted for as many proposals as there are at most in inference, the mask head for as many detections.
+    /// The box head is counted for as many proposals as there are at most in inference, the mask head for as many
+    /// detections.
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
         let maps = self.backbone.flops(image, visit);
         let levels = self.fpn.flops(&maps[maps.len() - STAGES..], visit);

@@ -32,10 +32,10 @@ pub struct Matcher {
     pub positive: f32,
     /// IoU below this: background; in between: ignored.
     pub negative: f32,
-    /// Every object keeps the boxes that overlap it most, however little; such a box goes to the object that it itself overlaps most, as
-    /// in torchvision and detectron2.
+    /// Every object keeps the boxes that overlap it most, however little; such a box goes to the object that it itself
+    /// overlaps most, as in torchvision and detectron2.
     pub low_quality: bool,
-    /// Background that lies in a crowd by at least this share of its own area is ignored.
+    /// Background that lies in a crowd by at least this fraction of its own area is ignored.
     pub crowd: f32,
 }
 
@@ -50,7 +50,8 @@ impl Matcher {
         }
     }
 
-    /// The match of each of `boxes` among `objects`; `crowds` are regions where background is not sure to be background.
+    /// The match of each of `boxes` among `objects`; `crowds` are regions where background is not sure to be
+    /// background.
     ///
     /// Of objects with equal overlap the first wins. Needs memory for `boxes` only, not for `boxes × objects`.
     pub fn assign(&self, boxes: &[Box4], objects: &[Box4], crowds: &[Box4]) -> Vec<Match> {
@@ -98,7 +99,8 @@ impl Matcher {
         matches
     }
 
-    /// The match of each of `boxes` among a target's objects, beside its crowds; and which of the target's entries the objects are.
+    /// The match of each of `boxes` among a target's objects, beside its crowds; and which of the target's entries the
+    /// objects are.
     pub fn assign_target(&self, boxes: &[Box4], target: &Target) -> (Vec<Match>, Vec<usize>) {
         let (objects, crowds) = target.split_crowds();
         let of = |which: &[usize]| -> Vec<Box4> { which.iter().map(|&i| target.boxes[i]).collect() };

@@ -68,7 +68,8 @@ mod tests {
         }
     }
 
-    /// Frees memory full of what is not a number, in pieces like the gradients of `store`, so that whoever reads before writing is found out.
+    /// Frees memory full of what is not a number, in pieces like the gradients of `store`, so that whoever reads before
+    /// writing is found out.
     fn poison(store: &nn::VarStore) {
         let of = |kind| move |v: &Tensor| v.detach().to_kind(kind).full_like(f64::NAN);
         let variables = store.trainable_variables();

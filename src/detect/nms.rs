@@ -9,24 +9,24 @@ use super::boxes::{area, intersection, Box4};
 
 /// Classes with fewer boxes are compared box by box: a grid costs more than it saves.
 const SMALL: usize = 192;
-/// Thresholds for which boxes that suppress each other are so alike in size and place that a grid finds them.
+/// Thresholds for which boxes that suppress each other are so alike in size and position that a grid finds them.
 const GRID: std::ops::RangeInclusive<f64> = 0.2..=0.95;
 
 /// Indices of the boxes that stay, best first.
 ///
-/// Going from the highest score down, a box stays unless a box of the same class that stayed overlaps it by an IoU above `threshold`.
-/// Of equal scores the earlier box goes first.
+/// Going from the highest score down, a box stays unless a box of the same class that stayed overlaps it by an IoU
+/// above `threshold`. Of equal scores the earlier box goes first.
 pub fn batched_nms(boxes: &[Box4], scores: &[f32], labels: &[i64], threshold: f64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..boxes.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    let mut places: HashMap<i64, usize> = HashMap::new();
+    let mut indices: HashMap<i64, usize> = HashMap::new();
     let mut classes: Vec<Vec<usize>> = Vec::new();
     for (rank, &i) in order.iter().enumerate() {
-        let place = *places.entry(labels[i]).or_insert(classes.len());
-        if place == classes.len() {
+        let index = *indices.entry(labels[i]).or_insert(classes.len());
+        if index == classes.len() {
             classes.push(Vec::new());
         }
-        classes[place].push(rank);
+        classes[index].push(rank);
     }
     let mut kept: Vec<usize> =
         classes.into_par_iter().flat_map_iter(|ranks| suppress(boxes, &order, ranks, threshold)).collect();
@@ -59,11 +59,11 @@ fn duplicate(b: &Box4, own: f32, (other, other_area): &(Box4, f32), threshold: f
     shared > 0.0 && f64::from(shared / (own + other_area - shared)) > threshold
 }
 
-/// The boxes that stayed, by size and place.
+/// The boxes that stayed, by size and position.
 ///
-/// An IoU above t needs widths within a factor of t of each other, heights too, and centres that are no further apart than (1 − t) of the
-/// larger side. So sizes are put into classes that are a factor 1/t wide, of which only the neighbours matter, and in each class centres
-/// into cells as large as its largest side.
+/// An IoU above t needs widths within a factor of t of each other, heights too, and centres that are no further apart
+/// than (1 − t) of the larger side. So sizes are put into classes that are a factor 1/t wide, of which only the
+/// neighbours matter, and in each class centres into cells as large as its largest side.
 struct Grid {
     /// ln(1 / t), a little more for rounding.
     step: f64,
@@ -109,8 +109,8 @@ impl Grid {
                 }
             }
         }
-        let place = |at: f64, class: i32| (at / cell(class)).floor() as i32;
-        let key = [wide, tall, place(x, wide), place(y, tall)];
+        let column = |at: f64, class: i32| (at / cell(class)).floor() as i32;
+        let key = [wide, tall, column(x, wide), column(y, tall)];
         self.cells.entry(key).or_default().push((*b, own));
         true
     }
@@ -157,7 +157,8 @@ mod tests {
         assert_eq!(batched_nms(&boxes, &[0.9, 0.8], &[0, 0], 0.49).len(), 1);
     }
 
-    /// Many boxes of all sizes, many of them alike: the grid must find every pair that a comparison of all with all finds.
+    /// Many boxes of all sizes, many of them alike: the grid must find every pair that a comparison of all with all
+    /// finds.
     #[test]
     fn many_boxes_are_suppressed_as_if_all_were_compared() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);

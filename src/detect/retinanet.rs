@@ -19,8 +19,8 @@ use crate::nn::cost::{Layer, Size};
 
 /// Backbone, pyramid on its last stages, dense head.
 ///
-/// The strides of the anchors say which stages: from the one whose stride is the first (8, so C3 to C5, in the paper; 4 adds C2, for small
-/// objects). As many strides as stages: those levels alone; two more: P6 and P7 above.
+/// The strides of the anchors say which stages: from the one whose stride is the first (8, so C3 to C5, in the paper; 4
+/// adds C2, for small objects). As many strides as stages: those levels alone; two more: P6 and P7 above.
 #[derive(Debug)]
 pub struct RetinaNet {
     backbone: Box<dyn Backbone>,
@@ -171,16 +171,16 @@ mod tests {
             let model = RetinaNet::new(&store.root(), &config, 2).unwrap();
             let outputs = tch::no_grad(|| model.outputs(&images, &mut Pass::training(0, 0)).unwrap());
             let found: Vec<(i64, i64)> = outputs.iter().map(|o| o.map).collect();
-            let wanted: Vec<(i64, i64)> =
+            let expected: Vec<(i64, i64)> =
                 strides.iter().map(|s| ((height + s - 1) / s, (width + s - 1) / s)).collect();
-            assert_eq!(found, wanted, "{strides:?}");
-            // The place in the middle of a level's first row stands where its stride says.
+            assert_eq!(found, expected, "{strides:?}");
+            // The location in the middle of a level's first row stands where its stride says.
             for ((anchors, &(_, columns)), stride) in
-                model.anchors_of(&outputs, &images).iter().zip(&wanted).zip(&strides)
+                model.anchors_of(&outputs, &images).iter().zip(&expected).zip(&strides)
             {
-                let place = columns / 2;
-                let b = anchors[(place * model.anchors.num_anchors()) as usize];
-                assert_eq!((b[0] + b[2]) / 2.0, (place * stride) as f32, "{strides:?}, stride {stride}");
+                let location = columns / 2;
+                let b = anchors[(location * model.anchors.num_anchors()) as usize];
+                assert_eq!((b[0] + b[2]) / 2.0, (location * stride) as f32, "{strides:?}, stride {stride}");
             }
             let coarse = store.variables().keys().any(|name| name.contains("extra_blocks"));
             assert_eq!(coarse, strides.contains(&128), "{strides:?}");

@@ -1,5 +1,5 @@
-//! RoIAlign (He et al., 2017, section 3): maps of regions of any size to grids of one size, without rounding; and the choice of the
-//! pyramid level (Lin et al., 2017, "Feature Pyramid Networks", equation 1).
+//! RoIAlign (He et al., 2017, section 3): maps of regions of any size to grids of one size, without rounding; and the
+//! choice of the pyramid level (Lin et al., 2017, "Feature Pyramid Networks", equation 1).
 
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
@@ -10,7 +10,8 @@ use crate::nn::precision::full_precision;
 /// A region of an image of a batch: which image, and where, in pixels of the batch's images.
 pub type Roi = (usize, Box4);
 
-/// Pools regions from one map: each bin is the mean of points inside it, each point linear between the four pixels around it.
+/// Pools regions from one map: each bin is the mean of points inside it, each point linear between the four pixels
+/// around it.
 ///
 /// torchvision's `roi_align` in numbers. Points more than a pixel outside of the map count as 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,7 +20,8 @@ pub struct RoiAlign {
     pub size: usize,
     /// Points along each side of a bin; 0: as many as the bin has pixels, begun ones included.
     pub sampling_ratio: u32,
-    /// Pixel values belong to the pixels' centres; otherwise to their upper left corners, and regions have at least one pixel a side.
+    /// Pixel values belong to the pixels' centres; otherwise to their upper left corners, and regions have at least one
+    /// pixel a side.
     pub aligned: bool,
 }
 
@@ -37,10 +39,11 @@ impl Taps {
 }
 
 impl RoiAlign {
-    /// `map` `[B, C, H, W]`, with `scale` of its pixels per pixel of the images, to float32 `[R, C, size, size]`; gradients go to the map.
+    /// `map` `[B, C, H, W]`, with `scale` of its pixels per pixel of the images, to float32 `[R, C, size, size]`;
+    /// gradients go to the map.
     ///
-    /// A bin is a weighted sum of few pixels, so the whole is a sum over rows of `[B·H·W, C]`: libtorch's `embedding_bag` with weights, which
-    /// has the gradient, too. A map in channels-last memory is used as it lies.
+    /// A bin is a weighted sum of few pixels, so the whole is a sum over rows of `[B·H·W, C]`: libtorch's
+    /// `embedding_bag` with weights, which has the gradient, too. A map in channels-last memory is used as it lies.
     pub fn pool(&self, map: &Tensor, rois: &[Roi], scale: f32) -> Tensor {
         let size = map.size();
         let (channels, height, width) = (size[1], size[2] as usize, size[3] as usize);
@@ -108,7 +111,7 @@ impl RoiAlign {
             0 => bin.ceil().max(0.0) as usize,
             ratio => ratio as usize,
         };
-        let share = 1.0 / count.max(1) as f32;
+        let fraction = 1.0 / count.max(1) as f32;
         let mut out = Taps { starts: vec![0], taps: Vec::with_capacity(self.size * (count + 1)) };
         for b in 0..self.size {
             let from = out.taps.len();
@@ -123,8 +126,8 @@ impl RoiAlign {
                     let pixel = pixel as u32;
                     // Points rise, so a pixel that is there already is one of the last two.
                     match out.taps[from..].iter_mut().rev().take(2).find(|tap| tap.0 == pixel) {
-                        Some(tap) => tap.1 += weight * share,
-                        None if weight != 0.0 => out.taps.push((pixel, weight * share)),
+                        Some(tap) => tap.1 += weight * fraction,
+                        None if weight != 0.0 => out.taps.push((pixel, weight * fraction)),
                         None => {}
                     }
                 };
@@ -161,7 +164,7 @@ impl RoiPooler {
         let first = self.strides.first().map_or(0, |stride| i64::from(stride.ilog2()));
         let last = first + self.strides.len() as i64 - 1;
         let level = self.canonical_level as f32 + (area(b).sqrt() / self.canonical_size).log2();
-        // The share that torchvision adds against rounding.
+        // What torchvision adds against rounding.
         let level = (level + 1e-6).floor().clamp(first as f32, last as f32);
         (level as i64 - first) as usize
     }
@@ -188,14 +191,14 @@ impl RoiPooler {
             // One level has all of them, in their order.
             1 => pooled.remove(0),
             _ => {
-                let mut place = vec![0i64; order.len()];
+                let mut rank = vec![0i64; order.len()];
                 for (at, i) in order.iter().enumerate() {
-                    place[*i as usize] = at as i64;
+                    rank[*i as usize] = at as i64;
                 }
-                let place = Tensor::from_slice(&place).to_device(levels[0].device());
+                let rank = Tensor::from_slice(&rank).to_device(levels[0].device());
                 let rows = |t: &Tensor| t.permute([0, 2, 3, 1]);
                 let all = Tensor::cat(&pooled.iter().map(rows).collect::<Vec<_>>(), 0);
-                all.index_select(0, &place).permute([0, 3, 1, 2])
+                all.index_select(0, &rank).permute([0, 3, 1, 2])
             }
         }
     }
@@ -219,8 +222,8 @@ mod tests {
         let found = align.pool(&ramp(10, 12), &[(0, [4.0, 2.0, 8.0, 6.0])], 1.0);
         let found = Vec::<f32>::try_from(found.reshape([-1])).unwrap();
         // Centres (5, 3), (7, 3), (5, 5), (7, 5); a pixel's value lies half a pixel inside it.
-        let wanted = [4.5 + 250.0, 6.5 + 250.0, 4.5 + 450.0, 6.5 + 450.0];
-        assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-3), "{found:?}");
+        let expected = [4.5 + 250.0, 6.5 + 250.0, 4.5 + 450.0, 6.5 + 450.0];
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3), "{found:?}");
         let corner =
             RoiAlign { aligned: false, ..align }.pool(&ramp(10, 12), &[(0, [4.0, 2.0, 8.0, 6.0])], 1.0);
         assert!((corner.double_value(&[0, 0, 0, 0]) - 305.0).abs() < 1e-3);

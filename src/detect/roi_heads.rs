@@ -37,15 +37,16 @@ struct Chosen<'a> {
     rois: Vec<Roi>,
     /// Output of the classifier: 0 is background.
     classes: Vec<i64>,
-    /// Of the positives: place in `rois` × outputs + class, deltas, corners.
-    places: Vec<i64>,
+    /// Of the positives: index in `rois` × outputs + class, deltas, corners.
+    indices: Vec<i64>,
     deltas: Vec<f32>,
     corners: Vec<f32>,
     masks: Vec<MaskSample<'a>>,
 }
 
 impl RoiHeads {
-    /// Random weights for `classes` classes on levels of these strides; see [`BoxHead::new`] and [`MaskHead::new`] for names.
+    /// Random weights for `classes` classes on levels of these strides; see [`BoxHead::new`] and [`MaskHead::new`] for
+    /// names.
     pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64, strides: &[i64]) -> Self {
         let (channels, roi) = (config.fpn.channels, &config.roi);
         let coder = BoxCoder { weights: roi.box_weights };
@@ -67,8 +68,8 @@ impl RoiHeads {
         self.masks.is_some()
     }
 
-    /// Losses `classification`, `box` and, with masks, `mask` of the proposals of each image against its objects. `sizes` are the images'
-    /// (height, width) without padding.
+    /// Losses `classification`, `box` and, with masks, `mask` of the proposals of each image against its objects.
+    /// `sizes` are the images' (height, width) without padding.
     pub fn losses(
         &self,
         levels: &[Tensor],
@@ -84,7 +85,7 @@ impl RoiHeads {
             vec![("classification", nothing()), ("box", nothing())]
         } else {
             let (logits, deltas) = self.boxes.forward(levels, &chosen.rois);
-            let index = |places: &[i64]| Tensor::from_slice(places).to_device(device);
+            let index = |indices: &[i64]| Tensor::from_slice(indices).to_device(device);
             let classification = logits.cross_entropy_loss(
                 &index(&chosen.classes),
                 None::<&Tensor>,
@@ -92,7 +93,7 @@ impl RoiHeads {
                 -100,
                 0.0,
             );
-            let predicted = deltas.view([-1, 4]).index_select(0, &index(&chosen.places));
+            let predicted = deltas.view([-1, 4]).index_select(0, &index(&chosen.indices));
             let regression =
                 self.box_loss.loss(&predicted, &chosen.deltas, &chosen.corners, chosen.rois.len());
             vec![("classification", classification), ("box", regression)]
@@ -122,7 +123,7 @@ impl RoiHeads {
             taken.sort_unstable();
             for i in taken {
                 let roi = (image, boxes[i]);
-                let place = chosen.rois.len() as i64;
+                let index = chosen.rois.len() as i64;
                 chosen.rois.push(roi);
                 let Match::Object(object) = matches[i] else {
                     chosen.classes.push(0);
@@ -131,7 +132,7 @@ impl RoiHeads {
                 let object = objects[object as usize];
                 let label = target.labels[object];
                 chosen.classes.push(label + 1);
-                chosen.places.push(place * outputs + label + 1);
+                chosen.indices.push(index * outputs + label + 1);
                 chosen.deltas.extend(self.selector.coder.encode(&target.boxes[object], &boxes[i]));
                 chosen.corners.extend(boxes[i]);
                 if let Some(mask) = &target.masks[object] {

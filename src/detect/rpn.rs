@@ -1,4 +1,5 @@
-//! The region proposal network (Ren et al., 2015, "Faster R-CNN", section 3.1): which anchors hold an object, whatever its class.
+//! The region proposal network (Ren et al., 2015, "Faster R-CNN", section 3.1): which anchors hold an object, whatever
+//! its class.
 
 use anyhow::Result;
 use rand::Rng;
@@ -46,8 +47,8 @@ pub struct RpnOutput {
 }
 
 impl Rpn {
-    /// Random weights on levels of `channels`; variables in torchvision's names (`head.conv.0.0.weight`, `head.cls_logits.weight`,
-    /// `head.bbox_pred.weight`) under `path`.
+    /// Random weights on levels of `channels`; variables in torchvision's names (`head.conv.0.0.weight`,
+    /// `head.cls_logits.weight`, `head.bbox_pred.weight`) under `path`.
     pub fn new(path: &nn::Path, channels: i64, anchors: &AnchorConfig, config: &RpnConfig) -> Self {
         let anchors = AnchorGenerator::new(anchors);
         let head = path / "head";
@@ -87,8 +88,8 @@ impl Rpn {
         }
     }
 
-    /// Proposals of each image, best first, in pixels, cut to the images' sizes (height, width): per level the best anchors, decoded; then
-    /// suppression level by level; then the best of all. No gradient goes through them.
+    /// Proposals of each image, best first, in pixels, cut to the images' sizes (height, width): per level the best
+    /// anchors, decoded; then suppression level by level; then the best of all. No gradient goes through them.
     pub fn proposals(
         &self,
         output: &RpnOutput,
@@ -121,33 +122,33 @@ impl Rpn {
         let anchors: Vec<Box4> = output.anchors.concat();
         let device = output.objectness.device();
         // Sampled anchors, positives first within each image, counted through the batch.
-        let (mut places, mut wanted) = (Vec::new(), Vec::new());
-        let (mut box_places, mut deltas, mut box_anchors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut indices, mut labels) = (Vec::new(), Vec::new());
+        let (mut positive_indices, mut deltas, mut box_anchors) = (Vec::new(), Vec::new(), Vec::new());
         for (image, target) in targets.iter().enumerate() {
             let (matches, objects) = self.matcher.assign_target(&anchors, target);
             let (positives, background) = self.sampler.sample(&matches, rng);
-            let place = |i: &usize| (image * anchors.len() + i) as i64;
-            places.extend(positives.iter().chain(&background).map(place));
-            wanted.extend(std::iter::repeat_n(1f32, positives.len()));
-            wanted.extend(std::iter::repeat_n(0f32, background.len()));
+            let index_of = |i: &usize| (image * anchors.len() + i) as i64;
+            indices.extend(positives.iter().chain(&background).map(index_of));
+            labels.extend(std::iter::repeat_n(1f32, positives.len()));
+            labels.extend(std::iter::repeat_n(0f32, background.len()));
             for i in positives {
                 let Match::Object(object) = matches[i] else { continue };
-                box_places.push(place(&i));
+                positive_indices.push(index_of(&i));
                 deltas.extend(self.coder.encode(&target.boxes[objects[object as usize]], &anchors[i]));
                 box_anchors.extend(anchors[i]);
             }
         }
-        let index = |places: &[i64]| Tensor::from_slice(places).to_device(device);
-        let sampled = output.objectness.flatten(0, 1).index_select(0, &index(&places));
-        let wanted = Tensor::from_slice(&wanted).to_device(device);
+        let tensor = |indices: &[i64]| Tensor::from_slice(indices).to_device(device);
+        let sampled = output.objectness.flatten(0, 1).index_select(0, &tensor(&indices));
+        let labels = Tensor::from_slice(&labels).to_device(device);
         let objectness = sampled.binary_cross_entropy_with_logits(
-            &wanted,
+            &labels,
             None::<&Tensor>,
             None::<&Tensor>,
             Reduction::Sum,
-        ) / places.len().max(1) as f64;
-        let predicted = output.deltas.flatten(0, 1).index_select(0, &index(&box_places));
-        let regression = self.box_loss.loss(&predicted, &deltas, &box_anchors, places.len());
+        ) / indices.len().max(1) as f64;
+        let predicted = output.deltas.flatten(0, 1).index_select(0, &tensor(&positive_indices));
+        let regression = self.box_loss.loss(&predicted, &deltas, &box_anchors, indices.len());
         [("objectness", objectness), ("rpn_box", regression)]
     }
 
@@ -161,8 +162,8 @@ impl Rpn {
     }
 }
 
-/// From what the head says to proposals: per level the best anchors, decoded and cut to the image; then suppression level by level; then the
-/// best of all.
+/// From what the head says to proposals: per level the best anchors, decoded and cut to the image; then suppression
+/// level by level; then the best of all.
 #[derive(Clone, Debug)]
 pub struct ProposalSelector {
     /// How deltas are coded.
@@ -181,8 +182,8 @@ impl ProposalSelector {
         Self { coder: BoxCoder::default(), top_k: limits.top_k, keep: limits.keep, nms: config.nms }
     }
 
-    /// Proposals of one image of (height, width) pixels, best first. `objectness` (logits, `[A]`) and `deltas` (`[A, 4]`) are of the anchors
-    /// of all levels.
+    /// Proposals of one image of (height, width) pixels, best first. `objectness` (logits, `[A]`) and `deltas`
+    /// (`[A, 4]`) are of the anchors of all levels.
     pub fn select(
         &self,
         anchors: &[Vec<Box4>],

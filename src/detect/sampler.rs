@@ -5,22 +5,22 @@ use rand::Rng;
 
 use super::matcher::Match;
 
-/// Takes at most `count` of an image, at most a share of them positive, background for the rest.
+/// Takes at most `count` of an image, at most a fraction of them positive, background for the rest.
 ///
-/// With at least as many places as there are candidates all are taken, and nothing is random.
+/// Where there are no more candidates than that, all are taken, and nothing is random.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
     /// So many of each image.
     pub count: usize,
-    /// Share of `count` that may be positive.
+    /// Fraction of `count` that may be positive.
     pub positive: f64,
 }
 
 impl Sampler {
     /// Indices of the positives and of the background that were chosen, each rising.
     pub fn sample(&self, matches: &[Match], rng: &mut impl Rng) -> (Vec<usize>, Vec<usize>) {
-        let of = |wanted: fn(&Match) -> bool| -> Vec<usize> {
-            matches.iter().enumerate().filter(|(_, m)| wanted(m)).map(|(i, _)| i).collect()
+        let of = |kept: fn(&Match) -> bool| -> Vec<usize> {
+            matches.iter().enumerate().filter(|(_, m)| kept(m)).map(|(i, _)| i).collect()
         };
         let positives = of(|m| matches!(m, Match::Object(_)));
         let background = of(|m| *m == Match::Background);
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_kept_and_background_fills_the_rest() {
+    fn fractions_are_kept_and_background_fills_the_rest() {
         let matches: Vec<Match> =
             (0..300).map(|i| [Match::Object(i), Match::Background, Match::Ignored][i as usize % 3]).collect();
         let (positives, background) = Sampler { count: 64, positive: 0.25 }.sample(&matches, &mut rng(0));

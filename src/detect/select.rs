@@ -49,8 +49,8 @@ impl Limits {
     }
 }
 
-/// Chooses detections: per level the `top_k` best above `score`, decoded and cut to the image; then suppression per class over all levels;
-/// then the `max_detections` best.
+/// Chooses detections: per level the `top_k` best above `score`, decoded and cut to the image; then suppression per
+/// class over all levels; then the `max_detections` best.
 #[derive(Clone, Debug)]
 pub struct Selector {
     /// Thresholds.
@@ -90,8 +90,8 @@ impl Selector {
     }
 }
 
-/// Chooses detections of a second stage: every class of every proposal is a candidate if its score is above `score`; decoded, cut to the image,
-/// suppressed class by class, and the `max_detections` best of them.
+/// Chooses detections of a second stage: every class of every proposal is a candidate if its score is above `score`;
+/// decoded, cut to the image, suppressed class by class, and the `max_detections` best of them.
 #[derive(Clone, Debug)]
 pub struct RoiSelector {
     /// Thresholds.
@@ -103,7 +103,8 @@ pub struct RoiSelector {
 }
 
 impl RoiSelector {
-    /// Detections of one image of (height, width) pixels, best first. `scores` are `[R, K + 1]`, background first; `deltas` `[R, K + 1, 4]`.
+    /// Detections of one image of (height, width) pixels, best first. `scores` are `[R, K + 1]`, background first;
+    /// `deltas` `[R, K + 1, 4]`.
     pub fn select(&self, proposals: &[Box4], scores: &[f32], deltas: &[f32], size: (i64, i64)) -> Detections {
         let (height, width) = (size.0 as f32, size.1 as f32);
         let outputs = self.classes + 1;
@@ -135,7 +136,8 @@ mod tests {
     #[test]
     fn classes_do_not_suppress_each_other_and_limits_hold() {
         let anchors = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 80.0, 40.0]];
-        // Anchor 0 says class 0, anchor 1 class 1 and, weaker, class 0; anchor 2 class 1, beyond the image; the rest is silent.
+        // Anchor 0 says class 0, anchor 1 class 1 and, weaker, class 0; anchor 2 class 1, beyond the image; the rest is
+        // silent.
         let logits = vec![3.0, -9.0, 0.5, 2.0, -9.0, 1.0];
         let level = LevelValues { logits, deltas: vec![0.0; 12], anchors: &anchors };
         let limits = Limits { score: 0.05, nms: 0.5, max_detections: 3 };

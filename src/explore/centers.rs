@@ -15,7 +15,7 @@ pub enum Center {
         /// Row, from 0.
         y: f64,
     },
-    /// The patch at this place of the grid of the first block that is drawn.
+    /// The patch at this location of the grid of the first block that is drawn.
     Cell {
         /// From 0.
         row: usize,
@@ -55,8 +55,8 @@ fn pair<T: std::str::FromStr>(text: &str) -> Option<(T, T)> {
     Some((a.trim().parse().ok()?, b.trim().parse().ok()?))
 }
 
-/// Block numbers as users write them: `1,12`, `1-4,12` or `all`, of a model with `count` blocks. Gives indices from 0, in the order written, each
-/// once.
+/// Block numbers as users write them: `1,12`, `1-4,12` or `all`, of a model with `count` blocks. Gives indices from 0,
+/// in the order written, each once.
 ///
 /// # Errors
 /// If it is anything else, or there is no such block.
@@ -84,12 +84,13 @@ pub fn parse_blocks(text: &str, count: usize) -> Result<Vec<usize>> {
     Ok(blocks)
 }
 
-/// The places of centres, x and y in pixels of the image as the network got it. `first` is the block whose grid cells count.
+/// The locations of centres, x and y in pixels of the image as the network got it. `first` is the block whose grid
+/// cells count.
 ///
 /// # Errors
 /// If one is outside of the image or of the grid.
-pub fn places(view: &GraphView, first: &PatchGraph, centers: &[Center]) -> Result<Vec<(f64, f64)>> {
-    let place = |center: &Center| match *center {
+pub fn locations(view: &GraphView, first: &PatchGraph, centers: &[Center]) -> Result<Vec<(f64, f64)>> {
+    let location = |center: &Center| match *center {
         Center::Pixel { x, y } => {
             let (width, height) = view.image.dimensions();
             ensure!(
@@ -114,14 +115,16 @@ pub fn places(view: &GraphView, first: &PatchGraph, centers: &[Center]) -> Resul
             Ok(first.node_patch(row * columns + column).middle())
         }
     };
-    centers.iter().map(place).collect()
+    centers.iter().map(location).collect()
 }
 
-/// `count` places that stand out in these blocks and lie apart, best first: x and y in pixels of the image as the network got it.
+/// `count` locations that stand out in these blocks and lie apart, best first: x and y in pixels of the image as the
+/// network got it.
 ///
-/// A place's score is the mean over the blocks of its patch's [`PatchGraph::salience`], each block's divided by its largest. From the best down, a
-/// place is taken if it is at least a third of the image's diagonal, divided by √(count − 1), from those taken before. Patches at the border,
-/// whose features show the padding of the convolutions, are passed over where the grid has others.
+/// A location's score is the mean over the blocks of its patch's [`PatchGraph::salience`], each block's divided by its
+/// largest. From the best down, a location is taken if it is at least a third of the image's diagonal, divided by
+/// √(count − 1), from those taken before. Patches at the border, whose features show the padding of the convolutions,
+/// are passed over where the grid has others.
 pub fn salient(view: &GraphView, blocks: &[&PatchGraph], count: usize) -> Vec<(f64, f64)> {
     let Some(fine) = blocks.iter().max_by_key(|b| b.len()) else { return Vec::new() };
     let most: Vec<f32> =
@@ -132,12 +135,12 @@ pub fn salient(view: &GraphView, blocks: &[&PatchGraph], count: usize) -> Vec<(f
     let mut scored: Vec<(f32, (f64, f64))> = (0..fine.len())
         .filter(|node| inner(node / columns, rows) && inner(node % columns, columns))
         .map(|node| fine.node_patch(node).middle())
-        .filter(|place| place.0 < width && place.1 < height)
-        .map(|place| {
+        .filter(|location| location.0 < width && location.1 < height)
+        .map(|location| {
             let of_block = |(block, most): (&&PatchGraph, &f32)| {
-                block.node_at(place).map_or(0.0, |node| block.salience[node] / most)
+                block.node_at(location).map_or(0.0, |node| block.salience[node] / most)
             };
-            (blocks.iter().zip(&most).map(of_block).sum::<f32>(), place)
+            (blocks.iter().zip(&most).map(of_block).sum::<f32>(), location)
         })
         .collect();
     // Stable: equal ones keep the order of the grid.
@@ -145,9 +148,10 @@ pub fn salient(view: &GraphView, blocks: &[&PatchGraph], count: usize) -> Vec<(f
     let mut apart = width.hypot(height) / 3.0 / (count.max(2) as f64 - 1.0).sqrt();
     let mut taken: Vec<(f64, f64)> = Vec::new();
     while taken.len() < count.min(scored.len()) {
-        for (_, place) in &scored {
-            if taken.len() < count && taken.iter().all(|t| (t.0 - place.0).hypot(t.1 - place.1) > apart) {
-                taken.push(*place);
+        for (_, location) in &scored {
+            if taken.len() < count && taken.iter().all(|t| (t.0 - location.0).hypot(t.1 - location.1) > apart)
+            {
+                taken.push(*location);
             }
         }
         // A crowded image: closer ones then.
@@ -199,7 +203,7 @@ mod tests {
     #[test]
     fn pixels_of_the_original_and_cells_of_the_grid_become_places() {
         let view = view();
-        let found = places(
+        let found = locations(
             &view,
             &view.blocks[0],
             &[Center::pixel("53, 35").unwrap(), Center::pixel("8,0").unwrap(), Center::cell("4,6").unwrap()],
@@ -211,7 +215,7 @@ mod tests {
             assert!(error(Center::pixel(bad)).contains("x,y in pixels"), "{bad}");
         }
         assert!(error(Center::cell("-1,2")).contains("row,column"));
-        let at = |center| error(places(&view, &view.blocks[0], &[center]));
+        let at = |center| error(locations(&view, &view.blocks[0], &[center]));
         assert_eq!(
             at(Center::Pixel { x: 54.0, y: 3.0 }),
             "the centre 54,3 is outside the image, which has 54×36 pixels"

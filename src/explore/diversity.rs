@@ -3,9 +3,10 @@
 use anyhow::{ensure, Result};
 use tch::{Kind, Tensor};
 
-/// Feature diversity, ‖X − 1x̃ᵀ‖ / ‖X‖, of each image of `[B, C, H, W]` features: X is `[H·W, C]`, a row for each node, and x̃ the mean of its rows.
-/// The norm is √(‖·‖₁·‖·‖∞), of the largest sum of absolute values in a column and in a row, as in Dong et al. (2021, "Attention is not all you
-/// need"). 0: all nodes are alike. Nodes without any feature (all 0) have diversity 0.
+/// Feature diversity, ‖X − 1x̃ᵀ‖ / ‖X‖, of each image of `[B, C, H, W]` features: X is `[H·W, C]`, a row for each node,
+/// and x̃ the mean of its rows. The norm is √(‖·‖₁·‖·‖∞), of the largest sum of absolute values in a column and in a
+/// row, as in Dong et al. (2021, "Attention is not all you need"). 0: all nodes are alike. Nodes without any feature
+/// (all 0) have diversity 0.
 ///
 /// # Errors
 /// If the tensor does not have four dimensions, or no node or channel.
@@ -14,8 +15,8 @@ pub fn diversity(features: &Tensor) -> Result<Vec<f64>> {
     ensure!(b * c * h * w > 0, "there are no features in {:?}", features.size());
     let x = features.detach().to_kind(Kind::Double).flatten(2, -1).transpose(1, 2);
     let apart = &x - x.mean_dim([1i64].as_slice(), true, None::<Kind>);
-    let share = norm(&apart) / norm(&x).clamp_min(f64::MIN_POSITIVE);
-    Ok(share.to_device(tch::Device::Cpu).try_into()?)
+    let ratio = norm(&apart) / norm(&x).clamp_min(f64::MIN_POSITIVE);
+    Ok(ratio.to_device(tch::Device::Cpu).try_into()?)
 }
 
 /// √(‖X‖₁·‖X‖∞) of each matrix of `[B, N, C]`.

@@ -12,15 +12,15 @@ use super::patches::PatchGraph;
 use super::viewer::{GraphView, GraphViewer};
 use crate::data::{decode, CocoDataset};
 
-/// Distances, in pixels, within which the share of neighbours is counted.
+/// Distances, in pixels, within which the fraction of neighbours is counted.
 pub const WITHIN: [f64; 4] = [32.0, 64.0, 128.0, 256.0];
 /// Pairs of a node and a candidate that the mean distance of random neighbours is taken from, at least, on one image.
 const PAIRS: usize = 2_000_000;
 
 /// What the links of one block come to, on any number of images.
 ///
-/// A link leads from a node to one of its neighbours. The link to the candidate that the node itself is part of is left out: nearly every node has
-/// it, and it says nothing.
+/// A link leads from a node to one of its neighbours. The link to the candidate that the node itself is part of is left
+/// out: nearly every node has it, and it says nothing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkStats {
     /// Number of the block, from 1.
@@ -31,13 +31,13 @@ pub struct LinkStats {
     pub mean_distance: f64,
     /// What the mean distance would be if every node chose its neighbours at random.
     pub random_distance: f64,
-    /// (pixels, share of the links that are at most so long) for each of [`WITHIN`].
+    /// (pixels, fraction of the links that are at most so long) for each of [`WITHIN`].
     pub within: Vec<(f64, f64)>,
     /// Nodes in objects; a node in two objects counts twice.
     pub object_nodes: u64,
-    /// Of the links of those nodes, the share that end in the same object. `None` without such links.
+    /// Of the links of those nodes, the fraction that end in the same object. `None` without such links.
     pub same_object: Option<f64>,
-    /// What that share would be if every node chose its neighbours at random.
+    /// What that fraction would be if every node chose its neighbours at random.
     pub same_object_random: Option<f64>,
     /// What it would be if every node chose the candidates nearest to it on the image.
     pub same_object_nearest: Option<f64>,
@@ -61,8 +61,9 @@ pub struct LinkCounts {
 impl LinkCounts {
     /// Adds the block's graph on one image, of which `objects` are the masks; see [`PatchGraph`] for `seen`.
     ///
-    /// `seen` is the (height, width) that the image has in the network's input, in pixels; masks have the size of the original image. A patch is
-    /// in an object if at least half of its pixels are. Nodes that lie in the padding beyond the image are left out, whatever they are linked to.
+    /// `seen` is the (height, width) that the image has in the network's input, in pixels; masks have the size of the
+    /// original image. A patch is in an object if at least half of its pixels are. Nodes that lie in the padding beyond
+    /// the image are left out, whatever they are linked to.
     pub fn add(&mut self, graph: &PatchGraph, objects: &[Rle], seen: (u32, u32)) {
         self.block = graph.number;
         let m = graph.candidate_count();
@@ -112,7 +113,8 @@ impl LinkCounts {
         }
     }
 
-    /// Adds the links of a node that is in an object. `inside` tells which candidates are in it, `distance` how far each is.
+    /// Adds the links of a node that is in an object. `inside` tells which candidates are in it, `distance` how far
+    /// each is.
     fn add_node(
         &mut self,
         graph: &PatchGraph,
@@ -178,8 +180,8 @@ fn add(counts: &mut Vec<LinkCounts>, view: &GraphView, objects: &[Rle]) {
     counts.par_iter_mut().zip(&view.blocks).for_each(|(counts, graph)| counts.add(graph, objects, view.seen));
 }
 
-/// The statistics of a model over a data set, with its masks but for crowds; the number of images; and what is wrong with those that could not
-/// be read. `progress` is told how many images are done.
+/// The statistics of a model over a data set, with its masks but for crowds; the number of images; and what is wrong
+/// with those that could not be read. `progress` is told how many images are done.
 ///
 /// # Errors
 /// If the model cannot run.
@@ -216,9 +218,9 @@ pub fn of_dataset(
     Ok((counts.iter().map(LinkCounts::stats).collect(), images, skipped))
 }
 
-/// The statistics as a table for people: a line for each block, shares in percent.
+/// The statistics as a table for people: a line for each block, fractions in percent.
 pub fn table(stats: &[LinkStats]) -> String {
-    let percent = |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.1}", 100.0 * s));
+    let percent = |fraction: Option<f64>| fraction.map_or("-".into(), |s| format!("{:.1}", 100.0 * s));
     let mut text = format!("{:>5} {:>9} {:>9}", "block", "distance", "(random)");
     for most in WITHIN {
         text += &format!(" {:>8}", format!("≤ {most:.0} px"));
@@ -226,8 +228,8 @@ pub fn table(stats: &[LinkStats]) -> String {
     text += &format!(" {:>12} {:>9} {:>10}\n", "same object", "(random)", "(nearest)");
     for s in stats {
         text += &format!("{:>5} {:>9.1} {:>9.1}", s.block, s.mean_distance, s.random_distance);
-        for (_, share) in &s.within {
-            text += &format!(" {:>8}", percent(Some(*share)));
+        for (_, fraction) in &s.within {
+            text += &format!(" {:>8}", percent(Some(*fraction)));
         }
         text += &format!(
             " {:>12} {:>9} {:>10}\n",
@@ -264,8 +266,8 @@ impl Inside {
     }
 }
 
-/// Which cells of a grid, each of `cell` (height, width) pixels of the network's input, a mask covers by half or more of the image's pixels in
-/// them. `pixels` are column by column.
+/// Which cells of a grid, each of `cell` (height, width) pixels of the network's input, a mask covers by half or more
+/// of the image's pixels in them. `pixels` are column by column.
 fn covered(
     pixels: &[u8],
     (height, width): (u32, u32),
@@ -273,11 +275,11 @@ fn covered(
     (rows, columns): (usize, usize),
     cell: (f64, f64),
 ) -> Vec<bool> {
-    let places = |length: u32, seen: u32, cell: f64| -> Vec<usize> {
+    let indices = |length: u32, seen: u32, cell: f64| -> Vec<usize> {
         let scale = f64::from(seen) / f64::from(length.max(1));
         (0..length).map(|at| ((f64::from(at) + 0.5) * scale / cell) as usize).collect()
     };
-    let (row_of, column_of) = (places(height, seen.0, cell.0), places(width, seen.1, cell.1));
+    let (row_of, column_of) = (indices(height, seen.0, cell.0), indices(width, seen.1, cell.1));
     let (mut object, mut all) = (vec![0u32; rows * columns], vec![0u32; rows * columns]);
     for (x, &column) in column_of.iter().enumerate().filter(|(_, c)| **c < columns) {
         for (y, &row) in row_of.iter().enumerate().filter(|(_, r)| **r < rows) {

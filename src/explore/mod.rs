@@ -1,7 +1,8 @@
-//! Looking into a backbone: the graphs of its blocks as plain data, for pictures, pages and numbers.
+//! Looking into a backbone: the graphs of its blocks as plain data, for pictures, pages and statistics.
 //!
-//! [`GraphViewer`] runs a model on an image and gives a [`GraphView`]: one [`PatchGraph`] for each block. [`centers`] says which patches to look
-//! at, [`link_stats`] counts where their neighbours lie, [`diversity`] how far apart the patches' features are.
+//! [`GraphViewer`] runs a model on an image and gives a [`GraphView`]: one [`PatchGraph`] for each block. [`centers`]
+//! says which patches to look at, [`link_stats`] counts where their neighbours lie, [`diversity`] how far apart the
+//! patches' features are.
 
 pub mod centers;
 pub mod diversity;

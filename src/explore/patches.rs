@@ -1,4 +1,4 @@
-//! The graph of one block on one image, with the places of its patches.
+//! The graph of one block on one image, with the locations of its patches.
 
 use anyhow::{ensure, Context, Result};
 use tch::{Kind, Tensor};
@@ -31,8 +31,8 @@ impl Patch {
     }
 }
 
-/// The graph of one block on one image. Nodes are patches of `stride` pixels, numbered from 0 along rows; neighbours are candidates, numbered alike:
-/// the nodes themselves, or in the first stages of a pyramid groups of `pooled` nodes.
+/// The graph of one block on one image. Nodes are patches of `stride` pixels, numbered from 0 along rows; neighbours
+/// are candidates, numbered alike: the nodes themselves, or in the first stages of a pyramid groups of `pooled` nodes.
 ///
 /// Pixels are those of the image as the network got it. Patches are cut off at its right and lower edge.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,13 +57,15 @@ pub struct PatchGraph {
     pub edges: Vec<u32>,
     /// The distance along each of `edges` (see [`crate::graph::edge_distances`]).
     pub distances: Vec<f32>,
-    /// How much each node stands out: the length of the difference of its feature, as the block gives it, from the mean of all.
+    /// How much each node stands out: the length of the difference of its feature, as the block gives it, from the mean
+    /// of all.
     pub salience: Vec<f32>,
 }
 
 impl PatchGraph {
-    /// The graph of image `index` of a batch of `image` (height, width) pixels, from a [`crate::graph::GraphTrace::detailed`] trace's block and
-    /// its output, `features` `[B, C, H, W]`. `number` and `stage` count from 1.
+    /// The graph of image `index` of a batch of `image` (height, width) pixels, from a
+    /// [`crate::graph::GraphTrace::detailed`] trace's block and its output, `features` `[B, C, H, W]`. `number` and
+    /// `stage` count from 1.
     ///
     /// # Errors
     /// If the trace was not a detailed one, or there is no such image in it.
@@ -146,7 +148,7 @@ impl PatchGraph {
         }
     }
 
-    /// The node at a place of the image; `None` outside of it.
+    /// The node at a location of the image; `None` outside of it.
     pub fn node_at(&self, (x, y): (f64, f64)) -> Option<usize> {
         let inside = x >= 0.0 && y >= 0.0 && x < f64::from(self.image.1) && y < f64::from(self.image.0);
         let at = |v: f64| (v / f64::from(self.stride)) as usize;

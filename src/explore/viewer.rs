@@ -22,12 +22,13 @@ const MOST_PIXELS: u64 = 100_000_000;
 pub struct ViewerOptions {
     /// Weights of a classifier, a backbone or a detector; `None`: random ones.
     pub weights: Option<PathBuf>,
-    /// A config in place of the one in the weights' metadata: a file, or a preset's name, of a detector or of a classifier.
+    /// A config in place of the one in the weights' metadata: a file, or a preset's name, of a detector or of a
+    /// classifier.
     pub config: Option<PathBuf>,
     /// Changes to the config, `key.path=value` (see [`Config::from_json_with`]).
     pub changes: Vec<String>,
-    /// Shorter side, and the most that the longer side may have, in pixels. `None`: a classifier takes the image as it is, a detector resizes it as
-    /// its config says.
+    /// Shorter side, and the most that the longer side may have, in pixels. `None`: a classifier takes the image as it
+    /// is, a detector resizes it as its config says.
     pub size: Option<[u32; 2]>,
     /// What random weights are drawn from.
     pub seed: i64,
@@ -54,7 +55,8 @@ pub struct GraphView {
     pub image: RgbImage,
     /// (height, width) that the image has in the network's input, in pixels.
     pub seen: (u32, u32),
-    /// (height, width) of the network's input in pixels: the image and, for a detector, padding at the right and at the bottom.
+    /// (height, width) of the network's input in pixels: the image and, for a detector, padding at the right and at the
+    /// bottom.
     pub input: (u32, u32),
     /// One for each block, in the order of the network.
     pub blocks: Vec<PatchGraph>,
@@ -85,9 +87,10 @@ pub struct GraphViewer {
 }
 
 impl GraphViewer {
-    /// Opens a model: a ViG classifier (`vig_ti`, …, `pvig_b`), or the backbone of a detector (`retinanet`, `mask_rcnn`), whose config is in its
-    /// weights' metadata unless the options name another. A classifier without one is prepared as the published ones are (see
-    /// [`Config::of_published`]); a detector without weights is that of the paper's config.
+    /// Opens a model: a ViG classifier (`vig_ti`, …, `pvig_b`), or the backbone of a detector (`retinanet`,
+    /// `mask_rcnn`), whose config is in its weights' metadata unless the options name another. A classifier without one
+    /// is prepared as the published ones are (see [`Config::of_published`]); a detector without weights is that of the
+    /// paper's config.
     ///
     /// # Errors
     /// If there is no such model, it has no graph, or the weights cannot be read or are for another model.
@@ -97,7 +100,8 @@ impl GraphViewer {
         let backbone = &config.model.backbone;
         ensure!(
             backbone.name.starts_with("vig_") || backbone.name.starts_with("pvig_"),
-            "{} has no graph to look at: take vig_ti, vig_s, vig_b, pvig_ti, pvig_s, pvig_m, pvig_b, or a detector on one of them",
+            "{} has no graph to look at: take vig_ti, vig_s, vig_b, pvig_ti, pvig_s, pvig_m, pvig_b, or a \
+             detector on one of them",
             backbone.name
         );
         tch::manual_seed(options.seed);
@@ -176,7 +180,8 @@ impl GraphViewer {
         let (columns, rows) = (padded(w), padded(h));
         ensure!(
             u128::from(columns) * u128::from(rows) <= MOST_PIXELS.into(),
-            "{file} would have {w}×{h} pixels in the network, more than the {} million that can be drawn: name a smaller --size",
+            "{file} would have {w}×{h} pixels in the network, more than the {} million that can be \
+             drawn: name a smaller --size",
             MOST_PIXELS / 1_000_000
         );
         let (columns, rows) = (columns as u32, rows as u32);

@@ -1,8 +1,8 @@
 //! What a node takes from its neighbours, without a `[B, C, N, k]` tensor.
 //!
-//! The largest of the neighbours' values: a kernel without gradient finds which neighbour it is in each channel; one `gather` with that
-//! index then gives the value and, by itself, the exact gradient. So max_j (y_j − x) = (max_j y_j) − x (max-relative, Li et al.,
-//! 2019; ViG, equation 4).
+//! The largest of the neighbours' values: a kernel without gradient finds which neighbour it is in each channel; one
+//! `gather` with that index then gives the value and, by itself, the exact gradient. So max_j (y_j − x) = (max_j y_j) −
+//! x (max-relative, Li et al., 2019; ViG, equation 4).
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
@@ -13,10 +13,10 @@ use vigdet_kernels::{arg_max_rows, interleave_relative, Isa, Neighbours};
 
 /// The largest of each node's neighbours, channel by channel: `[B, N, C]`.
 ///
-/// `y` `[B, M, C]` are the candidates, `edges` int64 `[B, N, k]` indices of them. [`Search::Fused`] takes the kernel where it can
-/// (float32 on the CPU) and else works as [`Search::Chunked`], in tensor operations, one neighbour at a time: of equal neighbours the one that
-/// comes first in `edges` takes the whole gradient. [`Search::Dense`] makes the `[B, N, k, C]` tensor, as the published code
-/// does, and equal neighbours share the gradient.
+/// `y` `[B, M, C]` are the candidates, `edges` int64 `[B, N, k]` indices of them. [`Search::Fused`] takes the kernel
+/// where it can (float32 on the CPU) and else works as [`Search::Chunked`], in tensor operations, one neighbour at a
+/// time: of equal neighbours the one that comes first in `edges` takes the whole gradient. [`Search::Dense`] makes the
+/// `[B, N, k, C]` tensor, as the published code does, and equal neighbours share the gradient.
 pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
     let (b, m, c) = y.size3()?;
     let (_, n, k) = edges.size3()?;
@@ -33,11 +33,11 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
             })?
         }
         Search::Fused | Search::Chunked => tch::no_grad(|| -> Result<Tensor> {
-            let place = |j: i64| edges.narrow(2, j, 1).expand([b, n, c], false);
-            let mut index = place(0);
+            let neighbour = |j: i64| edges.narrow(2, j, 1).expand([b, n, c], false);
+            let mut index = neighbour(0);
             let mut best = y.gather(1, &index, false);
             for j in 1..k {
-                let here = place(j);
+                let here = neighbour(j);
                 let value = y.gather(1, &here, false);
                 let better = value.gt_tensor(&best).logical_or(&value.isnan());
                 index = here.where_self(&better, &index);

@@ -1,9 +1,10 @@
 //! The graph convolutions of ViG's Table 6: what a node makes of itself and its neighbours.
 //!
-//! Each ends in an update, a 1×1 convolution in groups, batch norm and GELU. EdgeConv and GraphSAGE apply one to every edge, k per node; here that is
-//! done without a tensor of that size, with the same numbers:
+//! Each ends in an update, a 1×1 convolution in groups, batch norm and GELU. EdgeConv and GraphSAGE apply one to every
+//! edge, k per node; here that is done without a tensor of that size, with the same numbers:
 //!
-//! - a convolution is linear, so EdgeConv's W·[x_i, y_j − x_i] is A_i + P_j, with A of the nodes and P of the candidates alone;
+//! - a convolution is linear, so EdgeConv's W·[x_i, y_j − x_i] is A_i + P_j, with A of the nodes and P of the
+//!   candidates alone;
 //! - a batch norm scales and shifts each channel, and its statistics over all edges are sums over nodes and candidates;
 //! - GELU falls, then rises, so the largest of GELU(v_j) is that of the largest or of the smallest v_j.
 
@@ -51,8 +52,8 @@ pub struct Graph<'a> {
 }
 
 impl GraphConv {
-    /// From `channels` to `output` channels, in `heads` groups. Variables in the published names (`nn.0.weight`, …; `nn1`, `nn2` and
-    /// `eps` where there are such) under `path`. `how` says how neighbours are aggregated.
+    /// From `channels` to `output` channels, in `heads` groups. Variables in the published names (`nn.0.weight`, …;
+    /// `nn1`, `nn2` and `eps` where there are such) under `path`. `how` says how neighbours are aggregated.
     pub fn new(
         path: &nn::Path,
         kind: GraphConvKind,
@@ -167,8 +168,8 @@ impl GraphConv {
         }
     }
 
-    /// Reports its layers for nodes on a grid of `size` with `k` neighbours each: as the paper counts, once per edge where a layer
-    /// belongs to edges.
+    /// Reports its layers for nodes on a grid of `size` with `k` neighbours each: as the paper counts, once per edge
+    /// where a layer belongs to edges.
     pub fn flops(&self, size: Size, k: usize, visit: &mut dyn FnMut(Layer)) {
         let mut on_edges = |layer: &ConvBn| {
             layer.flops(size, &mut |layer| {

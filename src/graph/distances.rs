@@ -9,9 +9,10 @@ use crate::nn::memory::{f32_slice, f32_tensor, i64_slice, rows};
 
 /// The distance along each edge, float32 `[B, N, k]` on the CPU.
 ///
-/// `nodes` `[B, C, H, W]` and `candidates` `[B, C, h, w]` are features, `edges` int64 `[B, H·W, k]` indices of the h·w candidates. The distance is
-/// what [`super::knn::Neighbours::find`] orders by: the squared Euclidean distance of the features, normalised over channels to length one (0
-/// to 4; 0 from a node to itself), less the relative position where there is one.
+/// `nodes` `[B, C, H, W]` and `candidates` `[B, C, h, w]` are features, `edges` int64 `[B, H·W, k]` indices of the h·w
+/// candidates. The distance is what [`super::knn::Neighbours::find`] orders by: the squared Euclidean distance of the
+/// features, normalised over channels to length one (0 to 4; 0 from a node to itself), less the relative position where
+/// there is one.
 ///
 /// # Errors
 /// If the shapes do not fit one another, or an index is that of no candidate.
@@ -42,9 +43,9 @@ pub fn edge_distances(
     let over = |row: &[f32]| 1.0 / row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
     let over_y: Vec<f32> = y.par_chunks(c.max(1)).map(over).collect();
     f32_tensor(&[b, n as i64, k as i64], |out| {
-        let of_node = |(place, (out, edges)): (usize, (&mut [f32], &[i64]))| {
-            let (image, node) = (place / n, place % n);
-            let own = &x[place * c..][..c];
+        let of_node = |(row, (out, edges)): (usize, (&mut [f32], &[i64]))| {
+            let (image, node) = (row / n, row % n);
+            let own = &x[row * c..][..c];
             let over_x = over(own);
             for (out, &j) in out.iter_mut().zip(edges) {
                 let at = image * m + j as usize;

@@ -40,8 +40,8 @@ pub struct GrapherSpec {
     pub norm_eps: f64,
 }
 
-/// 1×1 convolution, graph convolution to 2C channels, 1×1 convolution. The residual sum is the caller's. Without fully connected layers, the graph
-/// convolution alone, to C channels.
+/// 1×1 convolution, graph convolution to 2C channels, 1×1 convolution. The residual sum is the caller's. Without fully
+/// connected layers, the graph convolution alone, to C channels.
 #[derive(Debug)]
 pub struct Grapher {
     fc: Option<(ConvBn, ConvBn)>,

@@ -1,8 +1,8 @@
 //! The edges of the graph: for every node its nearest candidates in feature space.
 //!
-//! Features are divided by their norm over channels; the distance of a node and a candidate is
-//! `2 − 2·x̂·ŷ − position`, where the relative position may be absent. Three searches give the same answer, but for near-ties
-//! (1e-6), which round differently:
+//! Features are divided by their norm over channels; the distance of a node and a candidate is `2 − 2·x̂·ŷ − position`,
+//! where the relative position may be absent. Three searches give the same answer, but for near-ties (1e-6), which
+//! round differently:
 //!
 //! - [`Search::Fused`], the CPU kernel, with tiles of the product and selection in the tile;
 //! - [`Search::Dense`], the whole distance matrix and top-k, as the published code does it;
@@ -34,7 +34,8 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// Neighbours and dilation among `candidates` (at least one): where there are too few, first the dilation shrinks, then `k`.
+    /// Neighbours and dilation among `candidates` (at least one): where there are too few, first the dilation shrinks,
+    /// then `k`.
     pub fn among(&self, candidates: usize) -> (usize, usize) {
         let k = self.k.clamp(1, candidates.max(1));
         (k, self.dilation.min(candidates / k).max(1))
@@ -42,13 +43,13 @@ impl Neighbours {
 
     /// The nearest candidates of every node, nearest first: int64 `[B, N, k']` on the device of `x`.
     ///
-    /// `x` is `[B, C, H, W]` with N = H·W nodes, `y` is `[B, C, Hy, Wy]` with the candidates, both in any memory format (on the CPU,
-    /// channels_last float32 is read in place). `k'` is `k`, or the number of candidates if that is smaller. A distance that is
-    /// NaN counts as the farthest.
+    /// `x` is `[B, C, H, W]` with N = H·W nodes, `y` is `[B, C, Hy, Wy]` with the candidates, both in any memory format
+    /// (on the CPU, channels_last float32 is read in place). `k'` is `k`, or the number of candidates if that is
+    /// smaller. A distance that is NaN counts as the farthest.
     ///
     /// # Errors
-    /// If the two do not have four dimensions, equal batches and equal channels, if there are no nodes or candidates, or
-    /// if libtorch fails.
+    /// If the two do not have four dimensions, equal batches and equal channels, if there are no nodes or candidates,
+    /// or if libtorch fails.
     pub fn find(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>) -> Result<Tensor> {
         let (b, c, h, w) = x.size4()?;
         let (by, cy, hy, wy) = y.size4()?;
@@ -97,7 +98,8 @@ impl Neighbours {
             rank,
             position_scale,
         };
-        // SAFETY: the slices are gone when the search is over, and until then this thread, which has the features, writes to nothing but `out`.
+        // SAFETY: the slices are gone when the search is over, and until then this thread, which has the features,
+        // writes to nothing but `out`.
         let (x, y) = unsafe { (f32_slice(&x)?, f32_slice(&y)?) };
         let (nodes, candidates) = (side(x, sizes.n(), u, 0.5), side(y, sizes.m(), v, 1.0));
         i64_tensor(&[b, n, k as i64], |out| {
@@ -196,15 +198,15 @@ fn whole(position: &RelativePosition, sizes: Sizes) -> Result<Tensor> {
     Ok(native.f_upsample_bicubic2d([n, m], false, None, None)?.view([n, m]))
 }
 
-/// Of the `(k − 1)·dilation + 1` smallest of every row of `distance` `[B, N, M]`, every `dilation`-th, `[B, N, k]`: smallest
-/// first, equal ones by index, NaN last.
+/// Of the `(k − 1)·dilation + 1` smallest of every row of `distance` `[B, N, M]`, every `dilation`-th, `[B, N, k]`:
+/// smallest first, equal ones by index, NaN last.
 ///
 /// `topk` does not promise which of equal values it takes. Rows where that matters are sorted whole, stably.
 fn smallest(distance: &Tensor, k: usize, dilation: usize) -> Result<Tensor> {
     let (b, n, m) = distance.size3()?;
     let want = ((k - 1) * dilation + 1) as i64;
     let rows = distance.view([b * n, m]);
-    // One more than wanted, to see whether the last has an equal.
+    // One more than asked for, to see whether the last has an equal.
     let (values, index) = rows.f_topk((want + 1).min(m), -1, false, true)?;
     let found = index.narrow(1, 0, want);
     let held = values.size()[1];
@@ -240,8 +242,8 @@ mod tests {
         x.avg_pool2d(size, size, [0, 0], false, true, None)
     }
 
-    /// The searches agree with distances in float64: what each puts at a place is as near as the nearest for it. Fused and dense give the same
-    /// neighbours, but for ties within 1e-6; gives the share of places where they do.
+    /// The searches agree with distances in float64: what each gives is as near as the nearest for it. Fused and dense
+    /// give the same neighbours, but for ties within 1e-6; gives the fraction of neighbours that are the same.
     fn check(x: &Tensor, y: &Tensor, k: usize, dilation: usize, position: Option<&RelativePosition>) -> f64 {
         let (_, _, h, w) = x.size4().unwrap();
         let (_, _, hy, wy) = y.size4().unwrap();

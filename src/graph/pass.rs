@@ -29,8 +29,9 @@ impl<'a> Pass<'a> {
         Self { random: None, trace: None }
     }
 
-    /// A pass with batch statistics, stochastic depth and dilation, and sampled regions. All that is random in it is drawn from these two
-    /// numbers alone, so that a resumed run draws what the uninterrupted one would. `iteration` counts passes (micro batches), not steps.
+    /// A pass with batch statistics, stochastic depth and dilation, and sampled regions. All that is random in it is
+    /// drawn from these two numbers alone, so that a resumed run draws what the uninterrupted one would. `iteration`
+    /// counts passes (micro batches), not steps.
     pub fn training(seed: u64, iteration: u64) -> Self {
         let generator = |stream| {
             let mut generator = ChaCha8Rng::seed_from_u64(seed);

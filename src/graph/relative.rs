@@ -1,16 +1,16 @@
 //! The relative position that Pyramid ViG subtracts from the squared distance of two patches, as a product of low rank.
 //!
-//! The published matrix is `R = (2 / D)·P·Pᵀ`, where `P = [E(column), E(row)]` holds a 1-D sin-cos embedding of each axis
-//! (Han et al., 2022, published code), resized bicubically along the flattened index. `E(a)·E(b)ᵀ` depends on `a − b` alone and is
-//! so smooth that a handful of eigenvectors hold it, and resizing is linear; so the resized matrix is `U·Vᵀ` with at most 36
-//! columns, in place of nodes × candidates numbers.
+//! The published matrix is `R = (2 / D)·P·Pᵀ`, where `P = [E(column), E(row)]` holds a 1-D sin-cos embedding of each
+//! axis (Han et al., 2022, published code), resized bicubically along the flattened index. `E(a)·E(b)ᵀ` depends on
+//! `a − b` alone and is so smooth that a handful of eigenvectors hold it, and resizing is linear; so the resized matrix
+//! is `U·Vᵀ` with at most 36 columns, in place of nodes × candidates values.
 
 use crate::config::RelativeKind;
 use anyhow::{ensure, Context, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What is left out of one axis's similarity, at most, when its small eigenvalues are dropped. Two axes, each resized, stay
-/// below 2e-6 with it, where float32 sums of the same numbers differ as much.
+/// What is left out of one axis's similarity, at most, when its small eigenvalues are dropped. Two axes, each resized,
+/// stay below 2e-6 with it, where float32 sums of the same numbers differ as much.
 const TOLERANCE: f64 = 5e-7;
 /// Bytes of factors that are kept for sizes seen before. An image of 800×1280 needs 11 MB for all stages.
 const CACHE: usize = 32 << 20;
@@ -85,17 +85,17 @@ impl RelativePosition {
         made
     }
 
-    /// The whole matrix, `[nodes, candidates]` row-major, by the published formula (or the real grid's), with no detour over
-    /// factors: for the dense path and for tests. `Published` gives the matrix at the native size, to be resized to other
-    /// numbers of nodes and candidates.
+    /// The whole matrix, `[nodes, candidates]` row-major, by the published formula (or the real grid's), with no detour
+    /// over factors: for the dense path and for tests. `Published` gives the matrix at the native size, to be resized
+    /// to other numbers of nodes and candidates.
     pub(crate) fn matrix(&self, nodes: (usize, usize), candidates: (usize, usize)) -> Vec<f32> {
         let (nodes, candidates) = match self.kind {
             RelativeKind::Published => {
-                let places = integer_places(self.grid);
-                (grid_of(&places, &places), None)
+                let locations = integer_locations(self.grid);
+                (grid_of(&locations, &locations), None)
             }
             RelativeKind::Grid => {
-                let (rows, columns) = self.real_places(nodes, candidates);
+                let (rows, columns) = self.real_locations(nodes, candidates);
                 (grid_of(&rows.0, &columns.0), Some(grid_of(&rows.1, &columns.1)))
             }
         };
@@ -129,9 +129,9 @@ impl RelativePosition {
         let frequencies = self.frequencies();
         match self.kind {
             RelativeKind::Published => {
-                let places = integer_places(self.grid);
-                let axis = Axis::new(frequencies, places.clone());
-                let native = product(&axis.factor(&places), &axis.factor(&places), axis.rank());
+                let locations = integer_locations(self.grid);
+                let axis = Axis::new(frequencies, locations.clone());
+                let native = product(&axis.factor(&locations), &axis.factor(&locations), axis.rank());
                 let rank = 2 * axis.rank();
                 let pooled = resize(&native, rank, self.native_candidates());
                 let (n, m) = (nodes.0 * nodes.1, candidates.0 * candidates.1);
@@ -143,7 +143,7 @@ impl RelativePosition {
                 let steps = (2 * self.grid).max(32);
                 let inside = (0..=steps).map(|i| i as f64 * self.grid as f64 / steps as f64 - 0.5).collect();
                 let axis = Axis::new(frequencies, inside);
-                let (rows, columns) = self.real_places(nodes, candidates);
+                let (rows, columns) = self.real_locations(nodes, candidates);
                 let factor = |rows: &[f64], columns: &[f64]| {
                     product(&axis.factor(rows), &axis.factor(columns), axis.rank())
                         .into_iter()
@@ -167,7 +167,7 @@ impl RelativePosition {
 
     /// For rows and for columns: where the nodes and the candidates are, in native cells.
     #[allow(clippy::type_complexity)]
-    fn real_places(
+    fn real_locations(
         &self,
         nodes: (usize, usize),
         candidates: (usize, usize),
@@ -185,7 +185,7 @@ impl RelativePosition {
     }
 }
 
-fn integer_places(grid: usize) -> Vec<f64> {
+fn integer_locations(grid: usize) -> Vec<f64> {
     (0..grid).map(|i| i as f64).collect()
 }
 
@@ -194,14 +194,14 @@ fn grid_of(rows: &[f64], columns: &[f64]) -> Vec<(f64, f64)> {
     rows.iter().flat_map(|&r| columns.iter().map(move |&c| (r, c))).collect()
 }
 
-/// `(2 / D)·E(a)·E(b)ᵀ` for places `apart`: sines and cosines of the same angles make the cosine of the difference.
+/// `(2 / D)·E(a)·E(b)ᵀ` for locations `apart`: sines and cosines of the same angles make the cosine of the difference.
 fn similarity(frequencies: &[f64], apart: f64) -> f64 {
     let sum: f64 = frequencies.iter().map(|f| (f * apart).cos()).sum();
     sum / (2 * frequencies.len()) as f64
 }
 
-/// The similarity along one axis as a product of low rank, by Nyström's method: exact at `points`, and as good between them,
-/// where it is as smooth.
+/// The similarity along one axis as a product of low rank, by Nyström's method: exact at `points`, and as good between
+/// them, where it is as smooth.
 struct Axis {
     frequencies: Vec<f64>,
     points: Vec<f64>,
@@ -236,12 +236,12 @@ impl Axis {
         self.basis.len()
     }
 
-    /// `[places, rank]`
-    fn factor(&self, places: &[f64]) -> Vec<f64> {
-        let mut out = Vec::with_capacity(places.len() * self.rank());
-        for place in places {
+    /// `[locations, rank]`
+    fn factor(&self, locations: &[f64]) -> Vec<f64> {
+        let mut out = Vec::with_capacity(locations.len() * self.rank());
+        for location in locations {
             let near: Vec<f64> =
-                self.points.iter().map(|p| similarity(&self.frequencies, place - p)).collect();
+                self.points.iter().map(|p| similarity(&self.frequencies, location - p)).collect();
             out.extend(self.basis.iter().map(|q| q.iter().zip(&near).map(|(q, s)| q * s).sum::<f64>()));
         }
         out
@@ -263,8 +263,8 @@ fn product(rows: &[f64], columns: &[f64], rank: usize) -> Vec<f64> {
 /// The four source rows and weights of each of `to` rows, when `from` rows are resized bicubically as PyTorch does
 /// (a = −0.75, `align_corners = False`, edges repeated).
 ///
-/// The source place is computed in float32 with one rounding, as PyTorch's vectorised loops do: at 64,000 rows that moves
-/// a weight by 1e-4.
+/// The source location is computed in float32 with one rounding, as PyTorch's vectorised loops do: at 64,000 rows that
+/// moves a weight by 1e-4.
 fn bicubic(from: usize, to: usize) -> Vec<[(usize, f64); 4]> {
     const A: f64 = -0.75;
     let inner = |t: f64| ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0;
@@ -433,7 +433,7 @@ mod tests {
                 }
             }
             assert!(worst < 4e-6, "{position:?}: off by {worst:e}");
-            // On its own place, without pooling, a node is as similar as can be.
+            // On its own location, without pooling, a node is as similar as can be.
             if reduce == 1 {
                 assert!((entry(&f, 5, 5) - 1.0).abs() < 1e-5);
             }

@@ -8,7 +8,8 @@ use tch::Tensor;
 pub struct GraphTrace {
     /// The blocks seen so far; a forward pass adds to it.
     pub blocks: Vec<BlockTrace>,
-    /// Of a [`GraphTrace::detailed`] trace: what goes into the first block, then what comes out of each, `[B, C, H, W]`. Empty otherwise.
+    /// Of a [`GraphTrace::detailed`] trace: what goes into the first block, then what comes out of each,
+    /// `[B, C, H, W]`. Empty otherwise.
     pub features: Vec<Tensor>,
     given: Option<Vec<Tensor>>,
     detailed: bool,
@@ -24,19 +25,21 @@ pub struct BlockTrace {
     pub nodes: (i64, i64),
     /// (height, width) of the grid of candidates.
     pub candidates: (i64, i64),
-    /// (height, width) in nodes of the average pooling that makes a candidate; (1, 1) where the nodes are the candidates. What it does not
-    /// divide at the right and at the bottom is in no candidate.
+    /// (height, width) in nodes of the average pooling that makes a candidate; (1, 1) where the nodes are the
+    /// candidates. What it does not divide at the right and at the bottom is in no candidate.
     pub pooled: (i64, i64),
     /// Pixels of the image from one node to the next.
     pub stride: i64,
-    /// Of a [`GraphTrace::detailed`] trace: float32 `[B, N, k]` on the CPU, the distance of each of `edges` (see [`super::edge_distances`]).
+    /// Of a [`GraphTrace::detailed`] trace: float32 `[B, N, k]` on the CPU, the distance of each of `edges` (see
+    /// [`super::edge_distances`]).
     pub distances: Option<Tensor>,
 }
 
 impl GraphTrace {
-    /// A trace whose forward pass mixes along `edges`, int64 `[B, N, k]` for each block in order, whatever its searches find. It
-    /// still records what they find: given another implementation's graph, every block gets the same input as there, so both
-    /// the maps and the searches can be compared, though one swapped near-tie would change all that follows.
+    /// A trace whose forward pass mixes along `edges`, int64 `[B, N, k]` for each block in order, whatever its searches
+    /// find. It still records what they find: given another implementation's graph, every block gets the same input as
+    /// there, so both the maps and the searches can be compared, though one swapped near-tie would change all that
+    /// follows.
     pub fn with_edges(edges: Vec<Tensor>) -> Self {
         Self { given: Some(edges), ..Self::default() }
     }
@@ -46,7 +49,7 @@ impl GraphTrace {
         Self { detailed: true, ..Self::default() }
     }
 
-    /// Whether distances and features are wanted.
+    /// Whether distances and features are asked for.
     pub(crate) fn is_detailed(&self) -> bool {
         self.detailed
     }
@@ -87,7 +90,8 @@ impl GraphTrace {
                         && edges.kind() == tch::Kind::Int64
                         && edges.min().int64_value(&[]) >= 0
                         && edges.max().int64_value(&[]) < candidates,
-                    "the edges given for block {number} must be int64 [{b}, {n}, k], below {candidates}; they are {:?} {:?}",
+                    "the edges given for block {number} must be int64 [{b}, {n}, k], below {candidates}; they \
+                     are {:?} {:?}",
                     edges.kind(),
                     edges.size()
                 );

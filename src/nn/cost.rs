@@ -1,7 +1,7 @@
 //! What a network costs: multiply-adds counted layer by layer by walking the built model, so they follow every config.
 //!
-//! Counted, as in the ViG paper: convolutions and linear layers without their biases, and nodes × candidates × channels for the distances of each
-//! Grapher. Norms, activations, pooling and resizing are not.
+//! Counted, as in the ViG paper: convolutions and linear layers without their biases, and nodes × candidates × channels
+//! for the distances of each Grapher. Norms, activations, pooling and resizing are not.
 
 use tch::nn;
 

@@ -13,8 +13,8 @@ use vigdet_kernels::{gelu_in_place, Isa};
 /// How much of a batch's statistics enters the running ones.
 const MOMENTUM: f64 = 0.1;
 
-/// Puts `[B, C, H, W]` into channels-last memory (the shape stays): 1×1 convolutions are then plain matrix products, and
-/// a node's features lie side by side for the graph.
+/// Puts `[B, C, H, W]` into channels-last memory (the shape stays): 1×1 convolutions are then plain matrix products,
+/// and a node's features lie side by side for the graph.
 pub fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
@@ -39,7 +39,7 @@ pub fn residual(x: &Tensor, mut branch: Tensor) -> Tensor {
     }
 }
 
-/// How a convolution's weights start.
+/// Initial weights of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub enum Init {
     /// Normal with variance 2 / fan-in (He et al., 2015), as the published ViG code.
@@ -52,7 +52,7 @@ pub enum Init {
     UniformFanIn,
 }
 
-/// Shape and start of a convolution.
+/// Shape and initial weights of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvSpec {
     /// Input channels.
@@ -65,14 +65,14 @@ pub struct ConvSpec {
     pub stride: i64,
     /// Groups.
     pub groups: i64,
-    /// Whether there is a bias (it starts from 0).
+    /// Whether there is a bias (at first 0).
     pub bias: bool,
-    /// Start of the weights.
+    /// Initial weights.
     pub init: Init,
 }
 
 impl ConvSpec {
-    /// A `kernel`×`kernel` convolution with bias, stride 1, no groups, published ViG start.
+    /// A `kernel`×`kernel` convolution with bias, stride 1, no groups, initial weights as published for ViG.
     pub fn new(input: i64, output: i64, kernel: i64) -> Self {
         Self { input, output, kernel, stride: 1, groups: 1, bias: true, init: Init::FanIn }
     }
@@ -92,7 +92,7 @@ impl ConvSpec {
         Self { bias: false, ..self }
     }
 
-    /// The same with another start.
+    /// The same with other initial weights.
     pub fn init(self, init: Init) -> Self {
         Self { init, ..self }
     }
@@ -173,8 +173,9 @@ impl ConvBn {
 
     /// `[B, in, H, W]` to `[B, out, H / stride, W / stride]`. `train`: batch statistics.
     ///
-    /// With running statistics the norm is a factor and a shift of each channel, and the weights take them in, so that the map is written once:
-    /// for good where the layer does not learn, else each time. Both ways give the same bits: a run's own evaluation and a later test agree.
+    /// With running statistics the norm is a factor and a shift of each channel, and the weights take them in, so that
+    /// the map is written once: for good where the layer does not learn, else each time. Both ways give the same bits:
+    /// a run's own evaluation and a later test agree.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         match self.spec.stride {
             1 => self.apply(x, train),
@@ -217,8 +218,8 @@ impl ConvBn {
         (weight, bias)
     }
 
-    /// For a layer whose weights all are out of training, how often libtorch has changed its tensors; `None` for one that learns. (The
-    /// optimizer's writes are not counted, and it writes only to what learns.)
+    /// For a layer whose weights all are out of training, how often libtorch has changed its tensors; `None` for one
+    /// that learns. (The optimizer's writes are not counted, and it writes only to what learns.)
     fn settled(&self) -> Option<u64> {
         let learned =
             [Some(&self.conv.ws), self.conv.bs.as_ref(), self.norm.ws.as_ref(), self.norm.bs.as_ref()];
@@ -238,8 +239,8 @@ impl ConvBn {
         self.affine_with(&self.norm.running_mean, &self.norm.running_var)
     }
 
-    /// The batch norm with a batch's statistics, which also enter the running ones: mean and variance, each `[out]`, of `count` values a
-    /// channel.
+    /// The batch norm with a batch's statistics, which also enter the running ones: mean and variance, each `[out]`, of
+    /// `count` values a channel.
     pub fn batch_affine(&self, mean: &Tensor, variance: &Tensor, count: f64) -> Affine {
         tch::no_grad(|| {
             let enter = |running: &Tensor, new: &Tensor| {

@@ -1,7 +1,8 @@
 //! The memory of tensors as Rust slices: the only file that opens it.
 //!
-//! Handles of one tensor share its memory, which the borrow checker cannot see. So a function that lends a slice is `unsafe`, and its caller
-//! says why nothing writes to that memory meanwhile; a function that is not `unsafe` keeps the slice to itself.
+//! Handles of one tensor share its memory, which the borrow checker cannot see. So a function that lends a slice is
+//! `unsafe`, and its caller says why nothing writes to that memory meanwhile; a function that is not `unsafe` keeps the
+//! slice to itself.
 
 use std::io::{self, Write};
 
@@ -44,6 +45,7 @@ pub(crate) unsafe fn i64_slice(tensor: &Tensor) -> Result<&[i64]> {
 ///
 /// # Safety
 /// While the slices live, nothing else may read or write the tensors' memory, by whatever handle.
+#[allow(clippy::mut_from_ref)] // the handles are shared, the memory is the caller's alone
 pub(crate) unsafe fn f32_slices_mut<'a>(tensors: &[&'a Tensor]) -> Vec<&'a mut [f32]> {
     let mut ranges: Vec<_> = tensors
         .iter()
@@ -90,21 +92,22 @@ pub(crate) fn i64_tensor(shape: &[i64], fill: impl FnOnce(&mut [i64])) -> Result
     fresh(shape, fill)
 }
 
-/// Changes the values of a dense float32 CPU tensor, channels-last maps among them, in the order of its memory; `false` for any other tensor,
-/// which stays as it is. (A closure that is `Sync` holds no tensor, so it has no other way to the same memory.)
+/// Changes the values of a dense float32 CPU tensor, channels-last maps among them, in the order of its memory; `false`
+/// for any other tensor, which stays as it is. (A closure that is `Sync` holds no tensor, so it has no other way to the
+/// same memory.)
 pub(crate) fn update(tensor: &mut Tensor, change: impl FnOnce(&mut [f32]) + Sync) -> bool {
     let dense = tensor.is_contiguous() || (tensor.dim() == 4 && tensor.permute([0, 2, 3, 1]).is_contiguous());
     if !is(tensor, Kind::Float) || !dense {
         return false;
     }
-    // SAFETY: `numel` values of this kind lie behind the pointer, in one piece, and the tensor keeps them while it is borrowed. This thread works
-    // on the closure alone, which has no handle of the memory.
+    // SAFETY: `numel` values of this kind lie behind the pointer, in one piece, and the tensor keeps them while it is
+    // borrowed. This thread works on the closure alone, which has no handle of the memory.
     change(unsafe { raw_mut(tensor) });
     true
 }
 
-/// Works on pairs of values of two tensors of one shape, pair by pair of tensors: in parallel in place where both are [`is_plain`]; where not,
-/// `tensors` works on the two as they are.
+/// Works on pairs of values of two tensors of one shape, pair by pair of tensors: in parallel in place where both are
+/// [`is_plain`]; where not, `tensors` works on the two as they are.
 ///
 /// # Panics
 /// If two of the plain tensors share memory.
@@ -136,13 +139,13 @@ pub(crate) fn write_bytes(tensor: &Tensor, out: &mut (impl Write + Sync)) -> io:
     if bytes == 0 {
         return Ok(());
     }
-    // SAFETY: a contiguous CPU tensor has this many bytes behind its pointer, and lives until the end of the function. A writer that is `Sync`
-    // holds no tensor that could change them.
+    // SAFETY: a contiguous CPU tensor has this many bytes behind its pointer, and lives until the end of the function.
+    // A writer that is `Sync` holds no tensor that could change them.
     out.write_all(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), bytes) })
 }
 
-/// Feature maps `[B, C, H, W]` as float32 rows `[B, H·W, C]` in memory on the CPU, without gradient. Copies nothing if the
-/// maps are float32, on the CPU and in channels_last format.
+/// Feature maps `[B, C, H, W]` as float32 rows `[B, H·W, C]` in memory on the CPU, without gradient. Copies nothing if
+/// the maps are float32, on the CPU and in channels_last format.
 ///
 /// # Errors
 /// If the tensor does not have four dimensions.
@@ -161,8 +164,8 @@ fn is(tensor: &Tensor, kind: Kind) -> bool {
 /// `T` must be a type of which all bits are a value: float32, int32 or int64.
 fn fresh<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<Tensor> {
     let tensor = Tensor::f_empty(shape, (T::KIND, Device::Cpu))?;
-    // SAFETY: the tensor was made here, contiguous and of this kind, and no one else has it yet. Its memory comes from libtorch, of which
-    // the compiler knows nothing, and any bits are a value.
+    // SAFETY: the tensor was made here, contiguous and of this kind, and no one else has it yet. Its memory comes from
+    // libtorch, of which the compiler knows nothing, and any bits are a value.
     fill(unsafe { raw_mut(&tensor) });
     Ok(tensor)
 }
@@ -180,14 +183,15 @@ unsafe fn slice<T: Element>(tensor: &Tensor) -> Result<&[T]> {
     Ok(match tensor.numel() {
         // The pointer of an empty tensor may be null.
         0 => &[],
-        // SAFETY: a contiguous CPU tensor of this kind has `numel` values behind its pointer and keeps them while it is borrowed; the caller
-        // answers for writers.
+        // SAFETY: a contiguous CPU tensor of this kind has `numel` values behind its pointer and keeps them while it is
+        // borrowed; the caller answers for writers.
         n => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), n) },
     })
 }
 
 /// # Safety
-/// The tensor has `numel` values of this type in one piece of the process's memory, which nothing else uses while the slice lives.
+/// The tensor has `numel` values of this type in one piece of the process's memory, which nothing else uses while the
+/// slice lives.
 #[allow(clippy::mut_from_ref)]
 unsafe fn raw_mut<T: Element>(tensor: &Tensor) -> &mut [T] {
     match tensor.numel() {

@@ -1,4 +1,5 @@
-//! What every network of this crate is made of: layers, their precision, what they cost, and the memory of their tensors.
+//! What every network of this crate is made of: layers, their precision, what they cost, and the memory of their
+//! tensors.
 
 pub mod cost;
 pub mod layers;

@@ -2,10 +2,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-// tch switches autocast on and off on CUDA alone and cannot choose its number format, which would be float16 there: that needs the loss
-// scaled, bfloat16 does not.
+// tch switches autocast on and off on CUDA alone and cannot choose its number format, which would be float16 there:
+// that needs the loss scaled, bfloat16 does not.
 extern "C" {
-    /// `at::autocast::set_autocast_dtype(c10::DeviceType, c10::ScalarType)` of libtorch 2.13; both enumerations are 8-bit integers.
+    /// `at::autocast::set_autocast_dtype(c10::DeviceType, c10::ScalarType)` of libtorch 2.13; both enumerations are
+    /// 8-bit integers.
     #[link_name = "_ZN2at8autocast18set_autocast_dtypeEN3c1010DeviceTypeENS1_10ScalarTypeE"]
     fn set_autocast_dtype(device: i8, kind: i8);
     /// `at::autocast::is_autocast_enabled(c10::DeviceType)`.
@@ -29,8 +30,9 @@ const CUDA: i8 = 1;
 /// `c10::ScalarType::BFloat16`.
 const BFLOAT16: i8 = 15;
 
-/// Whether mixed precision makes the device faster: CUDA (GPUs before Ampere emulate bfloat16), and processors with instructions for it (AVX-512 BF16: Intel from Cooper Lake
-/// on, AMD from Zen 4 on). Elsewhere mixed precision would cost time and precision both.
+/// Whether mixed precision makes the device faster: CUDA (GPUs before Ampere emulate bfloat16), and processors with
+/// instructions for it (AVX-512 BF16: Intel from Cooper Lake on, AMD from Zen 4 on). Elsewhere mixed precision would
+/// cost time and precision both.
 pub fn has_bfloat16(device: Device) -> bool {
     match device {
         Device::Cuda(_) => true,
@@ -40,8 +42,8 @@ pub fn has_bfloat16(device: Device) -> bool {
     }
 }
 
-/// Runs a forward pass; with `on`, and where [`has_bfloat16`], in bfloat16 where PyTorch's autocast has it so (convolutions, matrix products).
-/// The backward pass follows the types of the forward one and belongs outside.
+/// Runs a forward pass; with `on`, and where [`has_bfloat16`], in bfloat16 where PyTorch's autocast has it so
+/// (convolutions, matrix products). The backward pass follows the types of the forward one and belongs outside.
 pub fn autocast<T>(on: bool, device: Device, forward: impl FnOnce() -> T) -> T {
     if !on || !has_bfloat16(device) {
         return forward();
@@ -58,8 +60,9 @@ pub fn without_autocast<T>(device: Device, exact: impl FnOnce() -> T) -> T {
 
 /// Autocast of one type of device in this thread, until it is dropped.
 ///
-/// Weights are cast at each use: libtorch's cache of cast weights is one for all threads, and what is in it decides in which format the gradients of
-/// several uses add up, so that training in several threads would not repeat itself. In float32, as here, they add up better, too.
+/// Weights are cast at each use: libtorch's cache of cast weights is one for all threads, and what is in it decides in
+/// which format the gradients of several uses add up, so that training in several threads would not repeat itself. In
+/// float32, as here, they add up better, too.
 pub(crate) struct Autocast {
     /// `c10::DeviceType`.
     device: i8,
@@ -95,8 +98,9 @@ impl Drop for Autocast {
     }
 }
 
-/// A convolution with a stride, of maps `[B, C, H, W]`. Within [`autocast`] on the CPU it stays in float32 where they have one column: oneDNN leaves
-/// a part of the bfloat16 weight gradient as the memory was before (libtorch 2.13, kernels of 3×3 and larger), now and then not a number.
+/// A convolution with a stride, of maps `[B, C, H, W]`. Within [`autocast`] on the CPU it stays in float32 where they
+/// have one column: oneDNN leaves a part of the bfloat16 weight gradient as the memory was before (libtorch 2.13,
+/// kernels of 3×3 and larger), now and then not a number.
 pub fn strided(x: &Tensor, convolve: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
     let device = x.device();
     if device == Device::Cpu && x.size().last() == Some(&1) {

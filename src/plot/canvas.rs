@@ -110,8 +110,8 @@ impl Canvas {
         image::imageops::replace(&mut self.image, picture, x, y);
     }
 
-    /// Draws a frame `thick` pixels wide inside the rectangle's edges, with a dark rim of a pixel on both sides, so that it shows
-    /// on any background.
+    /// Draws a frame `thick` pixels wide inside the rectangle's edges, with a dark rim of a pixel on both sides, so
+    /// that it shows on any background.
     pub fn frame(&mut self, rect: Rect, thick: i64, color: Color, line: Line) {
         let Rect { x, y, w, h } = rect;
         self.edges(Rect { x: x - 1, y: y - 1, w: w + 2, h: h + 2 }, thick + 2, |canvas, edge, _| {
@@ -139,7 +139,8 @@ impl Canvas {
         });
     }
 
-    /// Calls `draw` with the four edges of a rectangle, `thick` wide, each pixel in one of them, and whether the edge is horizontal.
+    /// Calls `draw` with the four edges of a rectangle, `thick` wide, each pixel in one of them, and whether the edge
+    /// is horizontal.
     fn edges(&mut self, rect: Rect, thick: i64, mut draw: impl FnMut(&mut Self, Rect, bool)) {
         let Rect { x, y, w, h } = rect;
         let (across, down) = (thick.min(w), thick.min(h));
@@ -168,7 +169,7 @@ impl Canvas {
         let scaled = font.as_scaled(PxScale::from(size));
         let baseline = y as f32 + scaled.ascent();
         let (width, height) = self.size();
-        for (id, offset) in places(&font, size, text).0 {
+        for (id, offset) in positions(&font, size, text).0 {
             let at = ab_glyph::point(x as f32 + offset, baseline);
             let Some(outline) = font.outline_glyph(id.with_scale_and_position(size, at)) else { continue };
             let corner = outline.px_bounds().min;
@@ -187,7 +188,7 @@ impl Canvas {
 pub fn text_size(text: &str, size: f32, weight: Weight) -> Result<(i64, i64)> {
     let font = font(weight)?;
     let scaled = font.as_scaled(PxScale::from(size));
-    Ok((places(&font, size, text).1.ceil() as i64, (scaled.ascent() - scaled.descent()).ceil() as i64))
+    Ok((positions(&font, size, text).1.ceil() as i64, (scaled.ascent() - scaled.descent()).ceil() as i64))
 }
 
 /// Black or white: what reads better on `background` (W3C's contrast of relative luminance).
@@ -202,7 +203,7 @@ pub fn ink_on(background: Color) -> Color {
 }
 
 /// Each glyph of a line with its distance from the start, and the length of all.
-fn places(font: &FontRef, size: f32, text: &str) -> (Vec<(GlyphId, f32)>, f32) {
+fn positions(font: &FontRef, size: f32, text: &str) -> (Vec<(GlyphId, f32)>, f32) {
     let scaled = font.as_scaled(PxScale::from(size));
     let (mut at, mut before) = (0.0, None);
     let mut out = Vec::new();
@@ -246,9 +247,9 @@ mod tests {
         canvas.frame(Rect { x: 4, y: 5, w: 12, h: 10 }, 2, [10, 20, 30], Line::Solid);
         let image = canvas.into_image();
         let of = |color: Color| {
-            let places: Vec<(u32, u32)> =
+            let positions: Vec<(u32, u32)> =
                 image.enumerate_pixels().filter(|(_, _, p)| p.0 == color).map(|(x, y, _)| (x, y)).collect();
-            places
+            positions
         };
         let line = of([10, 20, 30]);
         assert_eq!(line.len(), 12 * 10 - 8 * 6);

@@ -50,8 +50,8 @@ fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog) -> Draw
         let legend = SeriesLabelPosition::UpperRight;
         panels.push(Panel { title: "Schedule", y: "learning rate", top: top_of(&lines), lines, legend });
     }
-    for (place, panel) in area.split_evenly((panels.len(), 1)).iter().zip(&panels) {
-        panel.draw(place, steps)?;
+    for (part, panel) in area.split_evenly((panels.len(), 1)).iter().zip(&panels) {
+        panel.draw(part, steps)?;
     }
     area.present()
 }
@@ -178,7 +178,7 @@ mod tests {
         assert!(draw(0.4).contains("cross_entropy"));
         let svg = draw(0.5);
         assert!(svg.contains("loss (last 0.500)") && !svg.contains("cross_entropy"));
-        // The last of the texts and of the curves' dots before a place, by their y.
+        // The last of the texts and of the curves' dots before a position, by their y.
         let y_of = |at: usize, name: &str| -> f64 {
             let from = at + svg[at..].find(name).unwrap() + name.len();
             svg[from..from + svg[from..].find('"').unwrap()].parse().unwrap()

@@ -8,7 +8,8 @@ use super::colors;
 use super::overlay::{overlay, Mark, MarkMask};
 use crate::detect::Detections;
 
-/// Draws detections, with their masks, of at least `score` on their image, one colour a class, the best on top. `names` are those of the labels.
+/// Draws detections, with their masks, of at least `score` on their image, one colour a class, the best on top. `names`
+/// are those of the labels.
 ///
 /// Small images are enlarged by a whole factor (see [`overlay`]).
 pub fn draw_detections(

@@ -38,9 +38,9 @@ pub struct Judgement {
     pub found: Vec<bool>,
 }
 
-/// Matches detections, best first, as the COCO evaluation does at one threshold: each takes the object of its class, not yet
-/// taken, that it overlaps most, if their IoU is at least `iou`. A crowd takes any number, by the share of the detection that
-/// lies in it.
+/// Matches detections, best first, as the COCO evaluation does at one threshold: each takes the object of its class,
+/// not yet taken, that it overlaps most, if their IoU is at least `iou`. A crowd takes any number, by the fraction of
+/// the detection that lies in it.
 ///
 /// Detections with lower scores never change the verdict on those with higher ones.
 pub fn judge(detections: &Detections, truths: &[Truth], iou: f32) -> Judgement {
@@ -61,10 +61,10 @@ pub fn judge(detections: &Detections, truths: &[Truth], iou: f32) -> Judgement {
             }
         };
         let best = of_class()
-            .filter(|(place, t)| !t.crowd && !found[*place] && overlap(t) >= iou)
+            .filter(|(index, t)| !t.crowd && !found[*index] && overlap(t) >= iou)
             .max_by(|a, b| overlap(a.1).total_cmp(&overlap(b.1)));
-        if let Some((place, _)) = best {
-            found[place] = true;
+        if let Some((index, _)) = best {
+            found[index] = true;
             verdicts[i] = Verdict::Hit;
         } else if of_class().any(|(_, t)| t.crowd && overlap(t) >= iou) {
             verdicts[i] = Verdict::Ignored;
@@ -73,8 +73,8 @@ pub fn judge(detections: &Detections, truths: &[Truth], iou: f32) -> Judgement {
     Judgement { detections: verdicts, found }
 }
 
-/// The score from which on detections are shown so that F1, the harmonic mean of precision and recall over all images, is
-/// largest; and that F1. `None` where no detection hits anything.
+/// The score from which on detections are shown so that F1, the harmonic mean of precision and recall over all images,
+/// is largest; and that F1. `None` where no detection hits anything.
 ///
 /// Each item is an image's detections, its objects and the judgement on them.
 pub fn best_threshold<'a>(

@@ -24,15 +24,16 @@ pub struct RunLog {
     pub losses: Vec<Series>,
     /// Learning rate.
     pub lr: Vec<(f64, f64)>,
-    /// Metrics of the evaluations: AP, AP50, … of boxes, and `mask AP`, or a classifier's `top-1` and `top-5`; those that an evaluation could not tell (−1) are left out.
+    /// Metrics of the evaluations: AP, AP50, … of boxes, and `mask AP`, or a classifier's `top-1` and `top-5`; those
+    /// that an evaluation could not tell (−1) are left out.
     pub metrics: Vec<Series>,
     /// Steps done.
     pub steps: u64,
 }
 
 impl RunLog {
-    /// Reads a log.jsonl: a line a step (`iter`, `loss`, its parts, `lr`, …), a line an evaluation (`iter`, `bbox`). A last line
-    /// that is cut off, as by a kill, is left out.
+    /// Reads a log.jsonl: a line a step (`iter`, `loss`, its parts, `lr`, …), a line an evaluation (`iter`, `bbox`). A
+    /// last line that is cut off, as by a kill, is left out.
     ///
     /// # Errors
     /// If there is no such file, if another line is not JSON, or if it has no step and no evaluation.
@@ -107,9 +108,9 @@ fn push(all: &mut Vec<Series>, name: &str, point: (f64, f64)) {
     }
 }
 
-/// The mean of the points around each point: within a window of one part in `share` of the series, cut off at its ends.
-pub fn smooth(points: &[(f64, f64)], share: usize) -> Vec<(f64, f64)> {
-    let half = points.len() / share.max(1) / 2;
+/// The mean of the points around each point: within a window of one part in `parts` of the series, cut off at its ends.
+pub fn smooth(points: &[(f64, f64)], parts: usize) -> Vec<(f64, f64)> {
+    let half = points.len() / parts.max(1) / 2;
     (0..points.len())
         .map(|i| {
             let window = &points[i.saturating_sub(half)..(i + half + 1).min(points.len())];
@@ -129,7 +130,10 @@ mod tests {
         RunLog::read(&path)
     }
 
-    const STEP: &str = r#"{"iter":1,"epoch":1,"loss":2.5,"classification":2.0,"box":0.5,"lr":0.1,"grad_norm":7,"seconds":1.0,"data_wait":0.1}"#;
+    const STEP: &str = concat!(
+        r#"{"iter":1,"epoch":1,"loss":2.5,"classification":2.0,"box":0.5,"lr":0.1,"#,
+        r#""grad_norm":7,"seconds":1.0,"data_wait":0.1}"#
+    );
 
     #[test]
     fn steps_and_evaluations_become_series() {

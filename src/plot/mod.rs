@@ -1,7 +1,7 @@
 //! Pictures: training curves, boxes on images, detections beside the ground truth, graphs of patches.
 //!
-//! [`run`] makes all pictures of a run's folder. [`curves`], [`draw_detections`] and [`beside_truth`] make one each; [`graph`] shows
-//! which patches a model links.
+//! [`run`] makes all pictures of a run's folder. [`curves`], [`draw_detections`] and [`beside_truth`] make one each;
+//! [`graph`] shows which patches a model links.
 
 pub mod canvas;
 mod colors;

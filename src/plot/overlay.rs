@@ -39,7 +39,8 @@ const MASK_OPACITY: f32 = 0.4;
 
 /// Draws boxes, and masks with their outlines, on an image. Small images are enlarged by a whole factor first.
 ///
-/// Marks are drawn in their order, the last on top; labels come after all frames and avoid one another where there is room.
+/// Marks are drawn in their order, the last on top; labels come after all frames and avoid one another where there is
+/// room.
 pub fn overlay(image: &RgbImage, marks: &[Mark]) -> Result<RgbImage> {
     let factor = LEAST_SIDE.div_ceil(image.width().max(image.height()).max(1)).min(8);
     let (width, height) = (image.width() * factor, image.height() * factor);
@@ -108,8 +109,8 @@ fn rect_of(bbox: &[f32; 4], factor: f32, (width, height): (u32, u32)) -> Rect {
     Rect { x: x1, y: y1, w: (x2 - x1).max(0), h: (y2 - y1).max(0) }
 }
 
-/// Where a label of a size goes: on the box's upper edge, outside, if there is room; else at the first of a few other places, or at
-/// the one that covers least of the labels already there.
+/// Where a label of a size goes: on the box's upper edge, outside, if there is room; else at the first of a few other
+/// positions, or at the one that covers least of the labels already there.
 fn place(rect: Rect, (w, h): (i64, i64), (width, height): (i64, i64), taken: &[Rect]) -> Rect {
     let Rect { x, y, .. } = rect;
     let (right, bottom) = (x + rect.w, y + rect.h);

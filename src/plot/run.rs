@@ -36,13 +36,13 @@ impl Default for RunPictures {
 /// Score from which on detections are drawn when none of them hits anything.
 const SCORE_WITHOUT_HITS: f32 = 0.3;
 
-/// Draws a run's pictures into its folder `plots`: `curves.png` and `curves.svg` from log.jsonl, and, once there is a bbox.json,
-/// `precision_recall.png`, of masks too where there is a segm.json, and `detections_ID.png` of some validation images beside their ground truth,
-/// with masks where there are any. Gives the files written, in that order.
+/// Draws a run's pictures into its folder `plots`: `curves.png` and `curves.svg` from log.jsonl, and, once there is a
+/// bbox.json, `precision_recall.png`, of masks too where there is a segm.json, and `detections_ID.png` of some
+/// validation images beside their ground truth, with masks where there are any. Gives the files written, in that order.
 ///
 /// # Errors
-/// If the folder holds no run, if the data is not where the config says, if none of the images can be read, or if a file cannot be
-/// written.
+/// If the folder holds no run, if the data is not where the config says, if none of the images can be read, or if a
+/// file cannot be written.
 pub fn run(run_dir: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
     let plots = run_dir.join("plots");
     let log = run_dir.join("log.jsonl");
@@ -121,8 +121,8 @@ fn read_results(path: &Path) -> Result<Vec<Detection>> {
     vigdet_coco::read_results(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Detections of each image of the data set, in its order, and their masks. The files of boxes and of masks hold the same detections in the
-/// same order; if they do not, they are of different evaluations, and the masks are left out.
+/// Detections of each image of the data set, in its order, and their masks. The files of boxes and of masks hold the
+/// same detections in the same order; if they do not, they are of different evaluations, and the masks are left out.
 fn by_image(
     boxes: Vec<Detection>,
     masks: Vec<Detection>,
@@ -138,8 +138,8 @@ fn by_image(
     let mut masks = masks.into_iter();
     for detection in boxes {
         let mask = masks.next().filter(|_| paired).and_then(|m| m.segmentation);
-        let place = (index.get(&detection.image_id), dataset.label(detection.category_id), detection.bbox);
-        let (Some(&i), Some(label), Some([x, y, w, h])) = place else { continue };
+        let known = (index.get(&detection.image_id), dataset.label(detection.category_id), detection.bbox);
+        let (Some(&i), Some(label), Some([x, y, w, h])) = known else { continue };
         found[i].boxes.push([x, y, x + w, y + h].map(|v| v as f32));
         found[i].scores.push(detection.score as f32);
         found[i].labels.push(label);

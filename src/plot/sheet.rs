@@ -42,10 +42,11 @@ impl Kind {
     }
 }
 
-/// Two views of an image side by side: what is annotated, and what was detected with at least `score`. A line above tells
-/// the counts, a line below what the frames mean.
+/// Two views of an image side by side: what is annotated, and what was detected with at least `score`. A line above
+/// tells the counts, a line below what the frames mean.
 ///
-/// `masks` are those of the detections, at the size of the image; fewer or none where there are no more. Those of the objects are in `truths`.
+/// `masks` are those of the detections, at the size of the image; fewer or none where there are no more. Those of the
+/// objects are in `truths`.
 pub fn beside_truth(
     image: &RgbImage,
     title: &str,

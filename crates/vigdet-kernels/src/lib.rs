@@ -1,8 +1,10 @@
-//! The CPU kernels of Vision GNN (Han et al., 2022): exact nearest neighbours, max-relative aggregation and GELU, on plain slices.
+//! The CPU kernels of Vision GNN (Han et al., 2022): exact nearest neighbours, max-relative aggregation and GELU, on
+//! plain slices.
 //!
-//! Nothing here knows about tensors or gradients. Features are row-major `[rows, channels]`, the channels of a node beside each other
-//! ("channels last"). Every kernel takes the instruction set to use, [`Isa::best`] for the fastest. The work is split over the current
-//! rayon pool, and the result never depends on how: same input, same instruction set, same answer, whatever the number of threads.
+//! Nothing here knows about tensors or gradients. Features are row-major `[rows, channels]`, the channels of a node
+//! beside each other ("channels last"). Every kernel takes the instruction set to use, [`Isa::best`] for the fastest.
+//! The work is split over the current rayon pool, and the result never depends on how: same input, same instruction
+//! set, same answer, whatever the number of threads.
 //!
 //! ```
 //! use vigdet_kernels::{nearest_points, Isa, Points};
@@ -32,8 +34,8 @@ pub use nearest::{nearest_points, Points};
 
 /// An instruction set that the kernels have code for.
 ///
-/// All give right answers. Scores round differently from one to another, so near-ties (1e-6) may swap. A kernel that is given a set that the
-/// processor lacks takes [`Isa::Portable`].
+/// All give right answers. Scores round differently from one to another, so near-ties (1e-6) may swap. A kernel that is
+/// given a set that the processor lacks takes [`Isa::Portable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// Plain Rust, 4 rows × 8 candidates at a time.
@@ -73,7 +75,8 @@ impl Isa {
         }
     }
 
-    /// Does the work with this instruction set, or in plain Rust where the processor lacks it. All kernels come here to choose their code.
+    /// Does the work with this instruction set, or in plain Rust where the processor lacks it. All kernels come here to
+    /// choose their code.
     fn run<W: Work>(self, work: W) {
         #[cfg(target_arch = "x86_64")]
         {
@@ -99,8 +102,8 @@ impl Isa {
     }
 }
 
-/// Work that is compiled once for each instruction set: an implementation must be `#[inline(always)]`, so that the compiler makes it with the
-/// instructions of [`Isa::run`]'s functions, where `isa` is a constant.
+/// Work that is compiled once for each instruction set: an implementation must be `#[inline(always)]`, so that the
+/// compiler makes it with the instructions of [`Isa::run`]'s functions, where `isa` is a constant.
 trait Work {
     /// Does the work with the instruction set `isa`.
     ///
@@ -140,14 +143,14 @@ struct MicroKernel {
     rows: usize,
     /// Candidates per vector register.
     lanes: usize,
-    /// `tiles[v - 1]` handles panels of `v` registers; a panel is as wide as possible, but the last is only as wide as it
-    /// needs to be.
+    /// `tiles[v - 1]` handles panels of `v` registers; a panel is as wide as possible, but the last is only as wide as
+    /// it needs to be.
     tiles: &'static [TileFn],
 }
 
 impl MicroKernel {
-    /// The micro-kernel of an instruction set, or of plain Rust where the processor lacks it, so that the function pointers inside are always
-    /// safe to call here.
+    /// The micro-kernel of an instruction set, or of plain Rust where the processor lacks it, so that the function
+    /// pointers inside are always safe to call here.
     fn of(isa: Isa) -> MicroKernel {
         match isa {
             #[cfg(target_arch = "x86_64")]

@@ -1,8 +1,8 @@
 //! Max-relative aggregation: the largest value among a node's neighbours, channel by channel.
 //!
-//! max_j(y_j − x_i) = (max_j y_j) − x_i, so only the maximum over the candidates is needed. If any of the values is NaN, the
-//! result is NaN (the last one), as in `torch.amax`: a broken activation must not be hidden. Of equal values the first
-//! in `index` wins.
+//! max_j(y_j − x_i) = (max_j y_j) − x_i, so only the maximum over the candidates is needed. If any of the values is
+//! NaN, the result is NaN (the last one), as in `torch.amax`: a broken activation must not be hidden. Of equal values
+//! the first in `index` wins.
 
 use super::{Isa, Work};
 use rayon::prelude::*;
@@ -74,8 +74,8 @@ pub fn arg_max_rows(isa: Isa, graph: Neighbours, rows: &mut [i32]) {
     });
 }
 
-/// What the update of max-relative convolution reads, for inference: every channel of a node, and beside it how much the largest of its
-/// neighbours' values is above it.
+/// What the update of max-relative convolution reads, for inference: every channel of a node, and beside it how much
+/// the largest of its neighbours' values is above it.
 ///
 /// `x` is `[batch, nodes, channels]`, the nodes; `out` is `[batch, nodes, 2 · channels]`: x₀, max_j y_j₀ − x₀, x₁, ….
 ///

@@ -39,13 +39,13 @@ impl<'a> Points<'a> {
 
 /// The candidates with the largest score for each node.
 ///
-/// Of the `(k − 1)·dilation + 1` candidates with the largest scores, largest first, every `dilation`-th goes to `out`; equal scores are
-/// ordered by index. A score that is NaN counts as minus infinity, so indices are always in range.
+/// Of the `(k − 1)·dilation + 1` candidates with the largest scores, largest first, every `dilation`-th goes to `out`;
+/// equal scores are ordered by index. A score that is NaN counts as minus infinity, so indices are always in range.
 ///
 /// The score of a pair is the inner product of the features plus that of the positions; if candidates are normalised,
-/// those of norm 0 get a further 1/2, so that `score = 1 − distance² / 2` holds for them too. `out` is `[batch, rows of x, k]`,
-/// and says how large the batch is. Memory beyond inputs and output: the packed candidates of one image (or of as many as fit
-/// 8 MB), and less than 2 MB per thread.
+/// those of norm 0 get a further 1/2, so that `score = 1 − distance² / 2` holds for them too. `out` is
+/// `[batch, rows of x, k]`, and says how large the batch is. Memory beyond inputs and output: the packed candidates of
+/// one image (or of as many as fit 8 MB), and less than 2 MB per thread.
 ///
 /// # Panics
 /// If a slice does not have the stated size, the columns of the two sides differ, `k` or `dilation` is 0, or
@@ -191,8 +191,8 @@ impl Work for Search<'_> {
             let panel = &y.packed[start * columns..][..width * columns];
             let bias = &y.bias[start..][..width];
             for g in 0..groups {
-                // SAFETY: the slices have exactly the sizes that Tile states (checked above), the scratch arrays are as large
-                // as any kernel's tile, and MicroKernel::of only gives kernels that this processor can run.
+                // SAFETY: the slices have exactly the sizes that Tile states (checked above), the scratch arrays are as
+                // large as any kernel's tile, and MicroKernel::of only gives kernels that this processor can run.
                 let any = unsafe {
                     tile(&Tile {
                         columns,

@@ -1,4 +1,5 @@
-//! Copies features into the order in which the micro-kernels read them, normalised and with their positions beside them.
+//! Copies features into the order in which the micro-kernels read them, normalised and with their positions beside
+//! them.
 
 use super::nearest::Points;
 
@@ -11,8 +12,8 @@ impl Points<'_> {
         self.channels + self.rank
     }
 
-    /// Writes the columns of one row to index `at` of each group of `width`; gives the squared norm of the row's features after normalisation if
-    /// that is not one because the row is (nearly) zero.
+    /// Writes the columns of one row to index `at` of each group of `width`; gives the squared norm of the row's
+    /// features after normalisation if that is not one because the row is (nearly) zero.
     fn read(&self, item: usize, row: usize, width: usize, at: usize, out: &mut [f32]) -> Option<f32> {
         let start = (item * self.rows + row) * self.channels;
         let features = &self.features[start..start + self.channels];
@@ -39,8 +40,8 @@ impl Points<'_> {
         short
     }
 
-    /// Packs the rows from `first` on for the left side: groups of `group` rows, each `[columns, group]`. What is beyond
-    /// the last row is zero.
+    /// Packs the rows from `first` on for the left side: groups of `group` rows, each `[columns, group]`. What is
+    /// beyond the last row is zero.
     pub(super) fn pack_groups(&self, item: usize, first: usize, group: usize, out: &mut [f32]) {
         let size = self.columns() * group;
         for (g, out) in out.chunks_exact_mut(size).enumerate() {
@@ -55,10 +56,11 @@ impl Points<'_> {
         }
     }
 
-    /// Packs `width` rows from `first` on as one panel of the right side, `[columns, width]`, and its `bias`, `[width]`.
+    /// Packs `width` rows from `first` on as one panel of the right side, `[columns, width]`, and its `bias`,
+    /// `[width]`.
     ///
-    /// distance / 2 = |x|²/2 + |y|²/2 − x·y, where |x| does not matter and |y| is one, unless y is zero: then it is nearer by
-    /// half its missing square. What is beyond the last row is zero with a bias of minus infinity.
+    /// distance / 2 = |x|²/2 + |y|²/2 − x·y, where |x| does not matter and |y| is one, unless y is zero: then it is
+    /// nearer by half its missing square. What is beyond the last row is zero with a bias of minus infinity.
     pub(super) fn pack_panel(
         &self,
         item: usize,

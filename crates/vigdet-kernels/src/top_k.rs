@@ -2,8 +2,8 @@
 
 use super::Isa;
 
-/// Up to this many are kept in order, by insertion (Isotropic ViG-S wants 69); more are collected and cut back now and then, so that a long
-/// list costs no more per candidate than a short one.
+/// Up to this many are kept in order, by insertion (Isotropic ViG-S wants 69); more are collected and cut back now and
+/// then, so that a long list costs no more per candidate than a short one.
 const SORTED: usize = 72;
 /// Keys that AVX-512 shifts together.
 pub(super) const LANES: usize = 8;
@@ -155,8 +155,8 @@ impl Selector {
 
     /// Writes every `dilation`-th of the row's best candidates to `out`, nearest first.
     ///
-    /// A row whose scores were not numbers has fewer candidates than it wants; the lowest indices that it does not have yet
-    /// stand in for them, as if their scores were minus infinity.
+    /// A row whose scores were not numbers has fewer candidates than it wants; the lowest indices that it does not have
+    /// yet stand in for them, as if their scores were minus infinity.
     pub(super) fn finish(&mut self, row: usize, dilation: usize, out: &mut [i64]) {
         let keys = &mut self.keys[row * self.room..][..self.room];
         if self.want > SORTED {

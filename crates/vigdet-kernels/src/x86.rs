@@ -13,13 +13,15 @@ pub(super) const AVX512: MicroKernel =
 pub(super) const AVX2: MicroKernel =
     MicroKernel { rows: 6, lanes: 8, tiles: &[tile_avx2::<1>, tile_avx2::<2>] };
 
-/// A micro-kernel, row by row: each row's sums are variables of their own. As an array, the compiler writes them to the stack in every step.
+/// A micro-kernel, row by row: each row's sums are variables of their own. As an array, the compiler writes them to the
+/// stack in every step.
 macro_rules! tile {
-    ($name:ident, $features:literal, $lanes:literal, [$($row:ident $r:literal),*], $rows:literal, $load:ident, $set:ident, $fma:ident,
-     $store:ident, |$sum:ident, $threshold:ident| $above:expr) => {
+    ($name:ident, $features:literal, $lanes:literal, [$($row:ident $r:literal),*], $rows:literal,
+     $load:ident, $set:ident, $fma:ident, $store:ident, |$sum:ident, $threshold:ident| $above:expr) => {
         #[target_feature(enable = $features)]
         unsafe fn $name<const V: usize>(t: &Tile) -> bool {
-            // SAFETY: the caller's pointers are valid for the sizes that Tile states; all offsets below stay within those.
+            // SAFETY: the caller's pointers are valid for the sizes that Tile states; all offsets below stay within
+            // those.
             unsafe {
                 let load = |from: *const f32, v: usize| $load(from.wrapping_add($lanes * if v < V { v } else { 0 }));
                 let start = (load(t.bias, 0), load(t.bias, 1), load(t.bias, 2));
@@ -82,7 +84,8 @@ tile!(
     |sum, threshold| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(sum, threshold)) as u64
 );
 
-/// Puts the keys of `hits` where they belong in a row of keys in falling order, a multiple of [`LANES`], of which as many fall out.
+/// Puts the keys of `hits` where they belong in a row of keys in falling order, a multiple of [`LANES`], of which as
+/// many fall out.
 ///
 /// # Panics
 /// If the row is longer than 9 registers or does not fill them.
@@ -103,8 +106,8 @@ pub(super) fn insert_avx512(row: &mut [u64], hits: Hits) {
     }
 }
 
-/// [`insert_avx512`] for a row of `N` registers, which stays in them: every key becomes the larger of itself and the smaller of the new one and
-/// the key before it.
+/// [`insert_avx512`] for a row of `N` registers, which stays in them: every key becomes the larger of itself and the
+/// smaller of the new one and the key before it.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn insert_registers<const N: usize>(row: &mut [u64], mut hits: Hits) {

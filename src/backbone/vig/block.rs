@@ -1,4 +1,5 @@
-//! The block that ViG repeats: Grapher and feed-forward network, each with a residual sum (Han et al., 2022, section 3.2).
+//! The block that ViG repeats: Grapher and feed-forward network, each with a residual sum (Han et al., 2022, section
+//! 3.2).
 
 use anyhow::Result;
 use rand::Rng;

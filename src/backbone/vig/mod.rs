@@ -74,7 +74,8 @@ fn line(first: f64, last: f64, steps: i64) -> Result<Vec<f64>> {
 }
 
 impl Vig {
-    /// Variables in the published names (`stem.convs.0.weight`, `backbone.0.0.graph_conv.gconv.nn.0.weight`, …) under `path`.
+    /// Variables in the published names (`stem.convs.0.weight`, `backbone.0.0.graph_conv.gconv.nn.0.weight`, …) under
+    /// `path`.
     ///
     /// # Errors
     /// If the config cannot be built: the message says which key of it.
@@ -321,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_start_as_published() {
+    fn initial_weights_are_as_published() {
         let (store, _) = build(&config("pvig_ti", |c| c.channels = Some(vec![64; 4])));
         for (name, value) in store.variables() {
             let (mean, deviation) = (value.mean(Kind::Float), value.std(false));
@@ -330,9 +331,9 @@ mod tests {
                 let expected = (2.0 / value.get(0).numel() as f64).sqrt();
                 assert!((deviation / expected - 1.0).abs() < 0.1, "{name}: {deviation}, not {expected}");
             } else {
-                let start =
+                let expected =
                     if name.ends_with(".weight") || name.ends_with("running_var") { 1.0 } else { 0.0 };
-                assert_eq!((mean, deviation), (start, 0.0), "{name}");
+                assert_eq!((mean, deviation), (expected, 0.0), "{name}");
             }
         }
     }

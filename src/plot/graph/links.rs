@@ -3,7 +3,7 @@
 use anyhow::{ensure, Result};
 use serde::Serialize;
 
-use crate::explore::centers::{places, salient};
+use crate::explore::centers::{locations, salient};
 use crate::explore::{Center, GraphView, PatchGraph};
 
 /// Which patches are drawn with their neighbours.
@@ -80,11 +80,11 @@ impl Links {
             anyhow::bail!("there is no block {}: the model has blocks 1 to {count}", beyond + 1);
         }
         let graphs: Vec<&PatchGraph> = blocks.iter().map(|&b| &view.blocks[b]).collect();
-        let places = match centers {
+        let locations = match centers {
             Centers::Salient(count) => salient(view, &graphs, *count),
-            Centers::Given(centers) => places(view, graphs[0], centers)?,
+            Centers::Given(centers) => locations(view, graphs[0], centers)?,
         };
-        ensure!(!places.is_empty(), "there is no centre to draw");
+        ensure!(!locations.is_empty(), "there is no centre to draw");
         let (across, down) = view.scale();
         Ok(Self {
             model: view.model.clone(),
@@ -92,15 +92,15 @@ impl Links {
             image: view.file.clone(),
             input: view.input,
             seen: view.seen,
-            centers: places.iter().map(|(x, y)| (x / across, y / down)).collect(),
-            blocks: graphs.into_iter().map(|graph| BlockLinks::new(graph, &places)).collect(),
+            centers: locations.iter().map(|(x, y)| (x / across, y / down)).collect(),
+            blocks: graphs.into_iter().map(|graph| BlockLinks::new(graph, &locations)).collect(),
         })
     }
 }
 
 impl BlockLinks {
-    fn new(graph: &PatchGraph, places: &[(f64, f64)]) -> Self {
-        let nodes = places.iter().filter_map(|&place| graph.node_at(place));
+    fn new(graph: &PatchGraph, locations: &[(f64, f64)]) -> Self {
+        let nodes = locations.iter().filter_map(|&location| graph.node_at(location));
         let of_node = |node: usize| CenterLinks {
             node,
             patch: graph.node_patch(node).xywh(),

@@ -21,9 +21,10 @@ const SCRIPT: &str = include_str!("page/page.js");
 const LONGEST: f64 = 1280.0;
 const PADDING: Rgb<u8> = Rgb([128, 128, 128]);
 
-/// Writes a view as one HTML file, which loads nothing from anywhere. Its element `graph` holds the data as JSON: for each block its number, grids
-/// and `k`, and in base64 `edges`, the neighbours of all nodes (`[N, k]`, unsigned little-endian integers of `width` bits: what
-/// `extract_features --edges` writes), and `distances`, their distances as bytes, 0 for `range[0]` and 255 for `range[1]`.
+/// Writes a view as one HTML file, which loads nothing from anywhere. Its element `graph` holds the data as JSON: for
+/// each block its number, grids and `k`, and in base64 `edges`, the neighbours of all nodes (`[N, k]`, unsigned
+/// little-endian integers of `width` bits: what `extract_features --edges` writes), and `distances`, their distances as
+/// bytes, 0 for `range[0]` and 255 for `range[1]`.
 ///
 /// # Errors
 /// If the file cannot be written.

@@ -1,4 +1,5 @@
-//! The picture of a graph: centres as pentagrams, their neighbours in the centres' colours, blocks side by side (Han et al., 2022, Figure 4).
+//! The picture of a graph: centres as pentagrams, their neighbours in the centres' colours, blocks side by side (Han et
+//! al., 2022, Figure 4).
 
 use std::collections::BTreeMap;
 use std::f64::consts::PI;
@@ -42,7 +43,7 @@ pub struct GraphPicture {
     links: Links,
     options: PictureOptions,
     layout: Layout,
-    /// Entries of the legend, with the place of each: line, and pixels from the left.
+    /// Entries of the legend, with the position of each: line, and pixels from the left.
     legend: Vec<(Entry, i32, i32)>,
     photo: RgbImage,
 }
@@ -131,8 +132,8 @@ impl GraphPicture {
         let start = drawn.find("<svg").and_then(|at| Some(at + drawn[at..].find('>')? + 1));
         let start = start.context("plotters has written no SVG")?;
         let mut beneath = format!(
-            "\n<rect width=\"{width}\" height=\"{height}\" fill=\"#FFFFFF\"/>\n<defs><image id=\"photo\" width=\"{}\" height=\"{}\" \
-             href=\"data:image/jpeg;base64,{}\"/></defs>",
+            "\n<rect width=\"{width}\" height=\"{height}\" fill=\"#FFFFFF\"/>\n<defs><image id=\"photo\" \
+             width=\"{}\" height=\"{}\" href=\"data:image/jpeg;base64,{}\"/></defs>",
             self.layout.panel.0,
             self.layout.panel.1,
             BASE64_STANDARD.encode(jpeg(&self.photo)?)
@@ -289,7 +290,8 @@ fn color_of(center: usize) -> RGBColor {
     RGBColor(r, g, b)
 }
 
-/// A patch: its colour, and a frame of it with a dark line around, that shows on any image. The rectangle's right and lower edge are excluded.
+/// A patch: its colour, and a frame of it with a dark line around, that shows on any image. The rectangle's right and
+/// lower edge are excluded.
 fn tile<DB: DrawingBackend>(
     root: &DrawingArea<DB, Shift>,
     [left, top, right, bottom]: [i32; 4],

@@ -12,8 +12,8 @@ use crate::explore::link_stats::LinkStats;
 /// Width and height of the picture, in pixels.
 const SIZE: (u32, u32) = (960, 1040);
 
-/// Draws `links.png` and `links.svg` into `folder`: the mean distance of neighbours by block, and the share of them in the same object where
-/// there are objects, each beside what chance would give.
+/// Draws `links.png` and `links.svg` into `folder`: the mean distance of neighbours by block, and the share of them in
+/// the same object where there are objects, each beside what chance would give.
 ///
 /// # Errors
 /// If a file cannot be written.
