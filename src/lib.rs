@@ -4,11 +4,12 @@
 //! - [`cli`]: what the programs share.
 //! - [`config`]: the types behind `configs/*.json`.
 //! - [`explore`]: the graphs of a model on an image, as data for pictures and numbers.
-//! - [`nn`]: layers, their precision, cost and memory.
-//! - [`graph`]: what makes ViG ViG: neighbours, aggregation, the Grapher block.
+//! - [`graph`]: what makes ViG ViG: neighbours, aggregation, the Grapher block. Its CPU kernels are the crate
+//!   `vigdet-kernels`.
 //! - [`backbone`]: Pyramid ViG and ResNet: images to one map per stage.
 //! - [`data`]: COCO files, built-in shapes and folders of classes to batches of images.
 //! - [`detect`]: RetinaNet, Mask R-CNN, Faster R-CNN and their parts.
+//! - [`nn`]: layers, their precision, cost and memory.
 //! - [`stats`]: parameters and multiply-adds of the named models.
 //! - [`threads`]: how many there are.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.

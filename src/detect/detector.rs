@@ -12,7 +12,7 @@ use crate::nn::cost::{Layer, Size};
 /// A detector in training and in inference. It owns its backbone.
 pub trait Detector: Send {
     /// Training: the parts of the loss for a batch, each a scalar tensor with gradients, named as in logs
-    /// (`classification`, `box`, …). Their sum is what is minimised.
+    /// (`classification`, `box`, …). Their sum is what is minimised. `pass` is a training pass.
     fn losses(&self, batch: &Batch, pass: &mut Pass) -> Result<Losses>;
 
     /// Inference: what is seen on each image of a batch, in pixels of the original images. Takes no gradients.

@@ -7,7 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use vigdet_coco::plot::style::{self, Axes, DrawResult};
 
-use super::log::{smooth, RunLog, Series};
+use super::run_log::{smooth, RunLog, Series};
 
 /// Width and height of the picture, in pixels.
 const SIZE: (u32, u32) = (1000, 1100);
