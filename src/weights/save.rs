@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
 use serde_json::{json, Map, Value};
 use tch::{nn, Kind, Tensor};
 
@@ -79,33 +79,12 @@ pub fn write_tensors(tensors: &[(String, Tensor)], path: &Path, metadata: &Metad
     })
 }
 
-/// Lets `fill` write a file beside `path`, syncs it, and renames it to `path`: whoever looks, at whatever moment, sees the
-/// old file or the whole new one.
+/// [`vigdet_coco::output::write_atomically`]: the old file or the whole new one.
 pub fn write_atomically(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
 ) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let write = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".writing-");
-        // Temporary files are readable by their owner only by default; this one is to become any other file.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder)?;
-        let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
-        fill(&mut out)?;
-        out.flush()?;
-        drop(out);
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        // The rename itself lives in the folder.
-        File::open(folder)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    Ok(vigdet_coco::output::write_atomically(path, fill)?)
 }
 
 fn dtype(kind: Kind) -> Result<&'static str> {
@@ -151,19 +130,5 @@ mod tests {
         assert_eq!(read.metadata().as_ref().unwrap()["key3"], "\"3\"");
         write_tensors(&tensors, &path, &metadata).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
-    }
-
-    #[test]
-    fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        write_atomically(&path, |out| out.write_all(b"old")).unwrap();
-        let failed = write_atomically(&path, |out| {
-            out.write_all(b"ne")?;
-            Err(std::io::Error::other("full"))
-        });
-        assert!(format!("{:#}", failed.unwrap_err()).contains("full"));
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

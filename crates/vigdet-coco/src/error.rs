@@ -1,10 +1,11 @@
-//! What can go wrong, each as one line for a person. The line has the whole story: there is no `source()` behind it to be printed
-//! a second time.
+//! What can go wrong, each as one line for a person. The line has the whole story: no `source()` stands behind it that
+//! could be printed a second time.
 
 use std::path::PathBuf;
 
 /// A problem with a file or with what is in it.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The file cannot be opened or read.
     #[error("cannot read {}: {reason}", path.display())]
@@ -21,6 +22,18 @@ pub enum Error {
         path: PathBuf,
         /// What the system says.
         reason: std::io::Error,
+    },
+    /// The program reads the file that it is to write.
+    #[error("{} is read by this command: choose another name for what is written", path.display())]
+    IsRead {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Where a file is to be written there is something that vigdet did not write, or that was edited since.
+    #[error("{} is there and vigdet did not write it: choose another folder or name", path.display())]
+    NotOurs {
+        /// What is there.
+        path: PathBuf,
     },
     /// The file is not JSON, or not the JSON that is expected here.
     #[error("{}: {message}", path.display())]
@@ -45,7 +58,7 @@ impl Error {
     }
 }
 
-/// What serde says is wrong, as one line of bearable length: it repeats a string that stands in a wrong place, however long that is.
+/// What serde says is wrong, as one line of bearable length: serde repeats a string that it did not expect, however long.
 pub(crate) fn shortened(message: &str) -> String {
     const LONGEST: usize = 300;
     // What was expected, and where, comes last.

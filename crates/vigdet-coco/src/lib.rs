@@ -4,24 +4,27 @@
 //! - [`read_dataset`], [`read_results`], [`write_results`]: the JSON files
 //! - [`eval`]: the evaluation
 //! - [`analysis`]: kinds of errors, confusions, comparisons
-//! - [`plot`]: pictures of results, and the style that they share
+//! - `plot`: pictures of results, and the style that they share (feature `plots`)
 //! - [`rle`]: run-length-coded masks
+//! - [`output`]: files written whole, and never over somebody else's
+
+#![warn(missing_docs)]
 
 pub mod analysis;
 mod error;
 pub mod eval;
 mod json;
+pub mod output;
+#[cfg(feature = "plots")]
 pub mod plot;
-pub mod report;
 pub mod rle;
-pub mod run;
 pub mod types;
 
 #[cfg(fuzzing)]
 pub use json::fuzzing;
 
 pub use error::{Error, Result};
-pub use json::read::{read_dataset, read_dataset_with_warnings, read_results};
+pub use json::reader::{read_dataset, read_dataset_with_warnings, read_results};
 pub use json::write::{write_dataset, write_results};
 
 /// Keeps the README's example compiling.

@@ -357,3 +357,39 @@ fn plots_errors_and_comparison_are_made_on_request() {
     assert!((ap["difference"].as_f64().unwrap() - 0.5).abs() < 1e-12, "{ap}");
     assert_eq!(numbers["errors"]["kinds"][1]["kind"], "localisation");
 }
+
+#[test]
+fn nothing_that_is_read_or_was_not_written_by_vigdet_is_replaced() {
+    let folder = ready();
+    folder.write("other.json", "[]");
+    folder.write("mine.json", "notes");
+    folder.write("pictures/size_ap.png", "a photo");
+    let compare = [&FILES[..], &["--compare", "other.json", "--resamples", "5"]].concat();
+    let read = "is read by this command: choose another name for what is written";
+    let not_ours = "is there and vigdet did not write it: choose another folder or name";
+    for (flags, message) in [
+        (["--json", "gt.json"], format!("error: gt.json {read}")),
+        (["--json", "./dt.json"], format!("error: ./dt.json {read}")),
+        (["--json", "other.json"], format!("error: other.json {read}")),
+        (["--json", "mine.json"], format!("error: mine.json {not_ours}")),
+        (["--plots", "pictures"], format!("error: pictures/size_ap.png {not_ours}")),
+        (["--plots", "mine.json"], "cannot write mine.json/precision_recall.png: Not a directory".to_owned()),
+    ] {
+        let found = folder.fail(&[&compare[..], &flags].concat());
+        assert!(found.contains(&message), "{found}");
+    }
+    assert_eq!(std::fs::read_to_string(folder.path("dt.json")).unwrap(), results().to_string());
+    assert_eq!(std::fs::read_to_string(folder.path("gt.json")).unwrap(), truth().to_string());
+    assert_eq!(std::fs::read_to_string(folder.path("pictures/size_ap.png")).unwrap(), "a photo");
+    // Refused before any file is read.
+    folder.write("dt.json", "[");
+    assert!(folder.fail(&[&FILES[..], &["--json", "mine.json"]].concat()).contains(not_ours));
+    folder.write("dt.json", &results().to_string());
+    // What it wrote itself it writes again.
+    let flags = ["--json", "out.json", "--plots", "plots"];
+    folder.succeed(&[&FILES[..], &flags].concat());
+    folder.write("dt.json", "[]");
+    folder.succeed(&[&FILES[..], &flags].concat());
+    let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
+    assert_eq!(numbers["stats"][0], 0.0);
+}

@@ -13,7 +13,14 @@ use vigdet_coco::analysis::confusion::{confusion, Confusion};
 use vigdet_coco::analysis::sizes::{ap_by_size, SizeResult};
 use vigdet_coco::analysis::tide;
 use vigdet_coco::eval::{evaluate, AreaRange, Evaluation, IouType, Params, STAT_NAMES};
-use vigdet_coco::{plot, read_dataset_with_warnings, read_results, report, run};
+use vigdet_coco::output::Outputs;
+use vigdet_coco::{plot, read_dataset_with_warnings, read_results};
+
+/// Names the annotation file that a run was tested on.
+const GROUND_TRUTH: &str = "ground_truth.json";
+/// The pictures of `--plots`.
+const PICTURES: [&str; 5] =
+    ["precision_recall.png", "class_ap.png", "size_ap.png", "confusion.png", "errors.png"];
 
 /// Evaluates detections as pycocotools does. Without arguments: those of the newest run under runs/.
 #[derive(Parser)]
@@ -135,6 +142,7 @@ fn say(text: impl Display) -> Result<()> {
 
 fn evaluated(arguments: &Arguments) -> Result<()> {
     let (truth_path, results_path) = files(arguments)?;
+    let outputs = outputs(arguments, &truth_path, &results_path)?;
     let (truth, results) =
         rayon::join(|| read_dataset_with_warnings(&truth_path), || read_results(&results_path));
     let ((truth, warnings), results) = (truth?, results?);
@@ -181,7 +189,7 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         say(line)?;
     }
     if arguments.per_class {
-        say(format_args!("\n{}", report::class_table(&evaluation)))?;
+        say(format_args!("\n{}", evaluation.class_table()))?;
     }
     if let Some(errors) = errors.as_ref().filter(|_| arguments.errors) {
         say(format_args!("\n{errors}"))?;
@@ -202,14 +210,22 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
     if let (Some(folder), Some((sizes, confusion))) = (&arguments.plots, &plotted) {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        plot::precision_recall(&folder.join("precision_recall.png"), &evaluation)?;
+        let drawn = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let [curves, classes, by_size, confusions, kinds] = PICTURES.map(|name| drawn.path().join(name));
+        plot::precision_recall(&curves, &evaluation)?;
         if params.use_categories {
-            plot::class_ap(&folder.join("class_ap.png"), &evaluation)?;
+            plot::class_ap(&classes, &evaluation)?;
         }
-        plot::ap_by_size(&folder.join("size_ap.png"), sizes)?;
-        plot::confusion(&folder.join("confusion.png"), confusion)?;
+        plot::ap_by_size(&by_size, sizes)?;
+        plot::confusion(&confusions, confusion)?;
         if let Some(errors) = &errors {
-            plot::errors(&folder.join("errors.png"), errors)?;
+            plot::errors(&kinds, errors)?;
+        }
+        for name in PICTURES {
+            let drawn = drawn.path().join(name);
+            if drawn.exists() {
+                outputs.write(&folder.join(name), |out| out.write_all(&std::fs::read(drawn)?))?;
+            }
         }
     }
     if let Some(path) = &arguments.json {
@@ -221,7 +237,7 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
             value["comparison"] = json!(comparison);
         }
         let text = serde_json::to_string_pretty(&value)?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        outputs.write(path, |out| writeln!(out, "{text}"))?;
     }
     // The program ends here: taking half a million masks apart one by one would only take time.
     std::mem::forget((truth, results, others));
@@ -235,7 +251,7 @@ fn files(arguments: &Arguments) -> Result<(PathBuf, PathBuf)> {
         None if arguments.gt.is_some() => bail!("--gt needs a results file: --dt FILE"),
         None => {
             let name = format!("{}.json", arguments.kind.name());
-            let Some(folder) = run::newest(Path::new("runs"), &name) else {
+            let Some(folder) = newest(Path::new("runs"), &name) else {
                 bail!(
                     "no run with a {name} under runs/: train one (train_det), or name the files: coco_eval --gt \
                      ANNOTATIONS --dt RESULTS"
@@ -247,9 +263,53 @@ fn files(arguments: &Arguments) -> Result<(PathBuf, PathBuf)> {
     };
     let truth = match &arguments.gt {
         Some(path) => path.clone(),
-        None => run::ground_truth_beside(&results)?,
+        None => ground_truth_beside(&results)?,
     };
     Ok((truth, results))
+}
+
+/// The folder under `runs` whose file `name` was written last.
+fn newest(runs: &Path, name: &str) -> Option<PathBuf> {
+    let written = |folder: &Path| std::fs::metadata(folder.join(name)).and_then(|data| data.modified()).ok();
+    std::fs::read_dir(runs)
+        .ok()?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter_map(|folder| Some((written(&folder)?, folder)))
+        .max()
+        .map(|(_, folder)| folder)
+}
+
+/// The annotation file that results were made for, as `ground_truth.json` in their folder says: `{"annotations": path}`. A
+/// relative path is one from the current folder, or else from the run's.
+fn ground_truth_beside(results: &Path) -> Result<PathBuf> {
+    let folder = results.parent().unwrap_or(Path::new(""));
+    let path = folder.join(GROUND_TRUTH);
+    if !path.is_file() {
+        bail!("there is no {} that names the annotations: give them with --gt FILE", path.display());
+    }
+    #[derive(serde::Deserialize)]
+    struct GroundTruth {
+        annotations: PathBuf,
+    }
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let GroundTruth { annotations } =
+        serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    let beside = folder.join(&annotations);
+    Ok(if !annotations.exists() && beside.exists() { beside } else { annotations })
+}
+
+/// What may be written, all of it checked before the work.
+fn outputs(arguments: &Arguments, truth: &Path, results: &Path) -> Result<Outputs> {
+    let mut outputs = Outputs::default();
+    for path in [truth, results, &results.with_file_name(GROUND_TRUTH)] {
+        outputs.reads(path);
+    }
+    arguments.compare.iter().for_each(|path| outputs.reads(path));
+    let pictures = arguments.plots.iter().flat_map(|folder| PICTURES.map(|name| folder.join(name)));
+    for path in arguments.json.iter().cloned().chain(pictures) {
+        outputs.check(&path)?;
+    }
+    Ok(outputs)
 }
 
 fn numbers(kind: Kind, evaluation: &Evaluation) -> serde_json::Value {

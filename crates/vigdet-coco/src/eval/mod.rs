@@ -113,6 +113,12 @@ impl Evaluation {
     pub fn per_class(&self) -> Vec<ClassResult> {
         per_class::of(self)
     }
+
+    /// The numbers of each category as a table, best AP first, those without objects last. Area ranges that COCO does not
+    /// have add columns with the AP in each.
+    pub fn class_table(&self) -> String {
+        per_class::table(self)
+    }
 }
 
 /// Evaluates detections as pycocotools does.

@@ -1,9 +1,10 @@
 //! The numbers of each class.
 
 use super::summary::mean_of_present;
-use super::Evaluation;
+use super::{Evaluation, AREA_LABELS};
 use ndarray::s;
 use serde::Serialize;
+use std::fmt::Write;
 
 /// The numbers of one class, with the largest number of detections. −1 where it has no (such) objects.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -32,6 +33,17 @@ pub struct ClassResult {
     pub ap_per_iou: Vec<f64>,
     /// Average precision in each area range.
     pub ap_per_area: Vec<f64>,
+}
+
+impl ClassResult {
+    /// The name, or else the id.
+    pub(crate) fn label(&self) -> String {
+        if self.name.is_empty() {
+            self.category_id.to_string()
+        } else {
+            self.name.clone()
+        }
+    }
 }
 
 pub(super) fn of(evaluation: &Evaluation) -> Vec<ClassResult> {
@@ -69,4 +81,37 @@ pub(super) fn of(evaluation: &Evaluation) -> Vec<ClassResult> {
         }
     };
     evaluation.categories.iter().enumerate().map(result).collect()
+}
+
+/// The classes as text, best AP first, those without objects last.
+pub(super) fn table(evaluation: &Evaluation) -> String {
+    let mut classes = of(evaluation);
+    classes.sort_by(|a, b| b.ap.total_cmp(&a.ap));
+    let width = classes.iter().map(|class| class.label().chars().count()).max().unwrap_or(0).max(5);
+    let mut table = format!("{:<width$} {:>8}", "class", "objects");
+    for title in ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR"] {
+        let _ = write!(table, " {title:>6}");
+    }
+    let areas = evaluation.params.areas.iter().enumerate();
+    let extra: Vec<(usize, &str)> = areas
+        .map(|(a, area)| (a, area.label.as_str()))
+        .filter(|(_, label)| !AREA_LABELS.contains(label))
+        .collect();
+    for (_, label) in &extra {
+        let _ = write!(table, " {label:>6}");
+    }
+    for class in &classes {
+        let _ = write!(table, "\n{:<width$} {:>8}", class.label(), class.objects);
+        let cell = |value: f64| if value < 0.0 { "-".to_owned() } else { format!("{value:.3}") };
+        for value in
+            [class.ap, class.ap50, class.ap75, class.ap_small, class.ap_medium, class.ap_large, class.ar]
+        {
+            let _ = write!(table, " {:>6}", cell(value));
+        }
+        for &(a, label) in &extra {
+            let width = label.chars().count().max(6);
+            let _ = write!(table, " {:>width$}", cell(class.ap_per_area[a]));
+        }
+    }
+    table
 }

@@ -1,7 +1,7 @@
 //! What the fuzz target checks.
 
 use super::raw::{RawDataset, RawDetection};
-use super::{fast, read};
+use super::{fast, reader};
 use crate::rle::{iou, Rle};
 use crate::types::{Detection, Segmentation};
 use std::cell::RefCell;
@@ -12,7 +12,7 @@ use std::io::{Seek, Write};
 pub fn check(bytes: &[u8]) {
     let slow = serde_json::from_slice::<Vec<RawDetection>>(bytes).ok();
     let slow = slow
-        .and_then(|raw| raw.into_iter().enumerate().map(|(i, raw)| read::detection(i, raw).ok()).collect());
+        .and_then(|raw| raw.into_iter().enumerate().map(|(i, raw)| reader::detection(i, raw).ok()).collect());
     if let Some(fast) = fast::detections_of_bytes(bytes) {
         assert_eq!(Some(fast), slow);
     }
@@ -20,9 +20,9 @@ pub fn check(bytes: &[u8]) {
         assert_eq!(Some(in_blocks), slow);
     }
     draw(slow.iter().flatten().filter_map(|detection: &Detection| detection.segmentation.as_ref()));
-    let slow = serde_json::from_slice::<RawDataset>(bytes).ok().map(|raw| read::dataset(raw).ok());
+    let slow = serde_json::from_slice::<RawDataset>(bytes).ok().map(|raw| reader::dataset(raw).ok());
     if let Some(fast) = fast::dataset(bytes) {
-        assert_eq!(Some(read::dataset(fast).ok()), slow);
+        assert_eq!(Some(reader::dataset(fast).ok()), slow);
     }
     let annotations = slow.iter().flatten().flat_map(|dataset| &dataset.annotations);
     draw(annotations.filter_map(|annotation| annotation.segmentation.as_ref()));

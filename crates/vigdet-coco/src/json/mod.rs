@@ -4,6 +4,6 @@ mod fast;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod raw;
-pub(crate) mod read;
+pub(crate) mod reader;
 mod scan;
 pub(crate) mod write;

@@ -84,7 +84,7 @@ pub fn class_ap(path: &Path, evaluation: &Evaluation) -> Result<()> {
     let rows: Vec<Row> = classes
         .iter()
         .map(|class| Row {
-            name: if class.name.is_empty() { class.category_id.to_string() } else { class.name.clone() },
+            name: class.label(),
             value: class.ap,
             behind: class.ap50.max(0.0),
             note: format!("{:.3}  ({})", class.ap, counted(class.objects, "object")),
