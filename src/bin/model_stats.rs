@@ -14,7 +14,8 @@ use vigdet::stats::{Cost, Options};
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18, resnet50 (as classifiers of ImageNet), or a detector (80 classes)
+    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18, resnet50 (as classifiers of ImageNet), or a
+    /// detector (80 classes)
     models: Vec<String>,
     /// Size of the image in pixels [default: 224,224; detectors: 800,1280]
     #[arg(long, value_name = "H,W", value_parser = cli::parse_height_width)]

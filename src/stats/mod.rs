@@ -198,7 +198,8 @@ mod tests {
         // A 3×3 convolution fewer in each of two branches.
         let shallow = of("retinanet", &["model.head.convs=3"]);
         assert_eq!(base.macs.weights - shallow.macs.weights, 2 * places * 256 * 256 * 9);
-        // Half as wide a head: its first convolutions read 256 channels and give 128, the other three and the outputs 128.
+        // Half as wide a head: its first convolutions read 256 channels and give 128, the other three and the outputs
+        // 128.
         let narrow = of("retinanet", &["model.head.channels=128"]);
         let branch = |width: u64| 256 * width + 3 * width * width;
         let outputs = (80 + 4) * 9 * 128;

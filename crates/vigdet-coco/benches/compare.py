@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Times whole processes on the files of generate.py: coco_eval and whichever of hotcoco, faster-coco-eval and pycocotools are there.
+"""Times whole processes on the files of generate.py.
+
+The programs are coco_eval and whichever of hotcoco, faster-coco-eval and pycocotools are there.
 
     python generate.py FOLDER && python compare.py FOLDER --bin ../../../target/release/coco_eval [--repeat 5]
         [--type bbox|segm] [--slow]
 
-Prints best and median wall-clock time, processor time, peak memory, and the best time over coco_eval's. `--slow` includes
-faster-coco-eval and pycocotools (minutes).
+Prints best and median wall-clock time, processor time, peak memory, and the best time over coco_eval's. `--slow`
+includes faster-coco-eval and pycocotools (minutes).
 """
 
 import argparse
@@ -76,7 +78,8 @@ def main():
             walls, cpus, memories = zip(*runs[name])
             wall, cpu, memory, middle = min(walls), min(cpus), max(memories), statistics.median(walls)
             ratio = wall / min(run[0] for run in runs["coco_eval"])
-            print(f"{kind}  {name:<17} {wall:7.2f} s (median {middle:.2f})  {cpu:7.2f} s processor  {memory:6.0f} MB  {ratio:6.2f}")
+            times = f"{wall:7.2f} s (median {middle:.2f})  {cpu:7.2f} s processor"
+            print(f"{kind}  {name:<17} {times}  {memory:6.0f} MB  {ratio:6.2f}")
 
 
 if __name__ == "__main__":

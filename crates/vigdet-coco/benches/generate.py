@@ -63,7 +63,8 @@ def main():
                 "segmentation": [outline(rng, box)],
             }
         )
-    truth = {"images": images, "annotations": annotations, "categories": [{"id": c, "name": f"class {c}"} for c in classes]}
+    categories = [{"id": c, "name": f"class {c}"} for c in classes]
+    truth = {"images": images, "annotations": annotations, "categories": categories}
     (a.folder / "gt.json").write_text(json.dumps(truth))
 
     # A fifth are near an object, the rest background, as in the low-scoring tail of a detector's results.

@@ -1,10 +1,11 @@
-//! The arrays behind COCO's numbers, as JSON: `precision` and `scores` [T, R, K, A, M] and `recall` [T, K, A, M], each flat, the last
-//! index fastest.
+//! The arrays behind COCO's numbers, as JSON: `precision` and `scores` [T, R, K, A, M] and `recall` [T, K, A, M], each
+//! flat, the last index fastest.
 //!
-//!     cargo run -q -p vigdet-coco --example arrays -- GROUND_TRUTH.json RESULTS.json '{"type": "bbox", "category_ids": [1, 3]}'
+//!     cargo run -q -p vigdet-coco --example arrays -- GROUND_TRUTH.json RESULTS.json \
+//!         '{"type": "bbox", "category_ids": [1, 3]}'
 //!
-//! All that an evaluation takes may stand in the third argument: `type`, `ious`, `areas` ([[name, min, max], …]), `max_dets`, `use_cats`,
-//! `image_ids`, `category_ids`.
+//! All that an evaluation takes may stand in the third argument: `type`, `ious`, `areas` ([[name, min, max], …]),
+//! `max_dets`, `use_cats`, `image_ids`, `category_ids`.
 
 use serde::Deserialize;
 use vigdet_coco::eval::{evaluate, AreaRange, IouType, Params};

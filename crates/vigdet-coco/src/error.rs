@@ -58,7 +58,8 @@ impl Error {
     }
 }
 
-/// What serde says is wrong, as one line of bearable length: serde repeats a string that it did not expect, however long.
+/// What serde says is wrong, as one line of bearable length: serde repeats a string that it did not expect, however
+/// long.
 pub(crate) fn shortened(message: &str) -> String {
     const LONGEST: usize = 300;
     // What was expected, and where, comes last.

@@ -1,5 +1,7 @@
 //! COCO annotations, masks and the COCO evaluation: pycocotools' numbers, without Python.
 //!
+//! Read a ground truth and results, and evaluate them: [`eval`] has an example.
+//!
 //! - [`types`]: images, annotations, categories, detections
 //! - [`read_dataset`], [`read_results`], [`write_results`]: the JSON files
 //! - [`eval`]: the evaluation
@@ -7,6 +9,8 @@
 //! - `plot`: pictures of results, and the style that they share (feature `plots`)
 //! - [`rle`]: run-length-coded masks
 //! - [`output`]: files written whole, and never over somebody else's
+//!
+//! Features: `plots` adds the module `plot`; `cli`, the default, adds the program `coco_eval`.
 
 #![warn(missing_docs)]
 

@@ -3,9 +3,9 @@
 //! [`write_atomically`] writes one file. [`Outputs`] also refuses to replace a file that the program reads, or one that
 //! vigdet did not write.
 //!
-//! Each folder that [`Outputs`] writes to has a text file `.vigdet`. It has a line for each file written there: CRC-32C in
-//! hexadecimal, length in bytes, name. A file whose content and name equal a line was written by vigdet. Lines are only
-//! appended, before the file itself appears, so several programs may write into one folder at once.
+//! Each folder that [`Outputs`] writes to has a text file `.vigdet`. It has a line for each file written there: CRC-32C
+//! in hexadecimal, length in bytes, name. A file whose content and name equal a line was written by vigdet. Lines are
+//! only appended, before the file itself appears, so several programs may write into one folder at once.
 
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
@@ -20,8 +20,8 @@ const MANIFEST: &str = ".vigdet";
 /// Its first line.
 const HEADER: &str = "# Files that vigdet wrote here and may replace: CRC-32C, length in bytes, name";
 
-/// Lets `fill` write a file beside `path`, syncs it, and renames it to `path`: whoever looks, at whatever moment, sees the
-/// old file or the whole new one. A device or a pipe, such as `/dev/stdout`, is written to as it is.
+/// Lets `fill` write a file beside `path`, syncs it, and renames it to `path`: whoever looks, at whatever moment, sees
+/// the old file or the whole new one. A device or a pipe, such as `/dev/stdout`, is written to as it is.
 ///
 /// # Errors
 /// [`Error::Write`] if the folder is not there or cannot be written to, or if `fill` fails. The old file stays.
@@ -63,7 +63,8 @@ fn write_with(
     Ok(())
 }
 
-/// The files that a program reads and writes. It replaces only files that vigdet wrote and that the program does not read.
+/// The files that a program reads and writes. It replaces only files that vigdet wrote and that the program does not
+/// read.
 ///
 /// ```
 /// use std::io::Write;
@@ -98,8 +99,8 @@ impl Outputs {
     /// Whether [`Outputs::write`] may write here: nothing is there, or a file that vigdet wrote, or a device.
     ///
     /// # Errors
-    /// [`Error::IsRead`] if the program reads the file, by whatever path or link; [`Error::NotOurs`] if vigdet did not write
-    /// what is there; [`Error::Write`] if the system does not say what is there.
+    /// [`Error::IsRead`] if the program reads the file, by whatever path or link; [`Error::NotOurs`] if vigdet did not
+    /// write what is there; [`Error::Write`] if the system does not say what is there.
     pub fn check(&self, path: &Path) -> Result<()> {
         if is_device(path) {
             return Ok(());
@@ -116,8 +117,8 @@ impl Outputs {
         }
     }
 
-    /// Writes a file as [`write_atomically`] does, if [`Outputs::check`] allows it, and records it. A link to a file stays:
-    /// the file that it leads to is replaced.
+    /// Writes a file as [`write_atomically`] does, if [`Outputs::check`] allows it, and records it. A link to a file
+    /// stays: the file that it leads to is replaced.
     ///
     /// # Errors
     /// Those of [`Outputs::check`] and [`write_atomically`].
@@ -147,7 +148,8 @@ impl Outputs {
         self.with_manifest(&path, |manifest| Ok(manifest.lines.contains(&line)))
     }
 
-    /// Appends the line of the file that is about to appear at `path`. If that fails after all, no file has this content.
+    /// Appends the line of the file that is about to appear at `path`. If that fails after all, no file has this
+    /// content.
     fn record(&self, path: &Path, file: &File) -> io::Result<()> {
         let line = line_of(path, file)?;
         let append = |manifest: &mut Manifest| {

@@ -52,10 +52,10 @@ fn errors_with(truth: &Dataset, detections: &[Detection], params: &Params) -> Er
 
 /// All counts and costs are as given, those of kinds that are not given 0.
 fn assert_errors(errors: &Errors, expected: &[(Kind, usize, f64)]) {
-    for share in &errors.kinds {
-        let (count, cost) = expected.iter().find(|e| e.0 == share.kind).map_or((0, 0.0), |e| (e.1, e.2));
-        assert_eq!(share.count, count, "{:?}", share.kind);
-        assert!((share.cost - cost).abs() < 1e-9, "{:?} costs {}, not {cost}", share.kind, share.cost);
+    for found in &errors.kinds {
+        let (count, cost) = expected.iter().find(|e| e.0 == found.kind).map_or((0, 0.0), |e| (e.1, e.2));
+        assert_eq!(found.count, count, "{:?}", found.kind);
+        assert!((found.cost - cost).abs() < 1e-9, "{:?} costs {}, not {cost}", found.kind, found.cost);
     }
 }
 
@@ -113,8 +113,8 @@ fn an_object_that_nothing_comes_near_is_missed() {
 
 #[test]
 fn an_oracle_never_lets_two_detections_have_one_object() {
-    // The object is found with 0.5, and by a surer detection of the wrong class: with the right class only the surer one stays,
-    // ahead of the false positive between them.
+    // The object is found with 0.5, and by a surer detection of the wrong class: with the right class only the surer
+    // one stays, ahead of the false positive between them.
     let truth = truth(&[(5, 2, A, false), (6, 1, C, false)]);
     let given = [(5, 2, A, 0.5), (5, 1, A, 0.9), (5, 2, NOWHERE, 0.7), (6, 1, C, 0.95)];
     let found = errors_of(&truth, &detections(&given));
@@ -192,7 +192,8 @@ fn confusions_are_counted_by_true_and_detected_class() {
     let truth = truth(&[(5, 1, A, false), (5, 2, B, false), (6, 2, C, false), (6, 1, NOWHERE, true)]);
     let given = [(5, 1, A, 0.9), (5, 1, B, 0.8), (5, 2, B, 0.1), (6, 1, B, 0.7), (6, 1, NOWHERE, 0.9)];
     let found = confusion(&truth, &detections(&given), IouType::Bbox, &Params::default(), 0.3, 0.5).unwrap();
-    // Class 1 found; class 2 taken for class 1 (its own detection is not sure enough), and not found; one detection of nothing.
+    // Class 1 found; class 2 taken for class 1 (its own detection is not sure enough), and not found; one detection of
+    // nothing.
     assert_eq!(found.counts, ndarray::arr2(&[[1, 0, 0], [1, 0, 1], [1, 0, 0]]));
 }
 

@@ -50,8 +50,8 @@ fn truth() -> Value {
         "images": [{"id": 1, "width": 100, "height": 80}, {"id": 2, "width": 100, "height": 80}],
         "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0, "ignore": 1,
-             "segmentation": [[10, 10, 50, 10, 50, 50, 10, 50]]},
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0,
+             "ignore": 1, "segmentation": [[10, 10, 50, 10, 50, 50, 10, 50]]},
             {"id": 2, "image_id": 2, "category_id": 8, "bbox": [20, 20, 30, 30], "area": 900, "iscrowd": 0,
              "segmentation": [[20, 20, 50, 20, 50, 50, 20, 50]]}
         ]

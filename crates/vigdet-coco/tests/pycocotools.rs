@@ -101,7 +101,8 @@ fn after_an_overlap_that_is_not_a_number_every_later_object_matches() {
     };
     let results = [detection(huge, 0.9), detection(plain, 0.8)];
     let evaluation = evaluate(&truth, &results, IouType::Bbox, &Params::default()).unwrap();
-    // The huge detection takes the plain object, since an overlap of 0 is not below NaN. pycocotools 2.0.11 gives these numbers.
+    // The huge detection takes the plain object, since an overlap of 0 is not below NaN. pycocotools 2.0.11 gives these
+    // numbers.
     let stats = evaluation.summary().stats;
     assert_near("AP and AR", &[stats[0], stats[6], stats[8]], &[0.5049504950495048, 0.5, 0.5]);
 }

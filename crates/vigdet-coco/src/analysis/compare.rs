@@ -35,8 +35,8 @@ pub struct Difference {
     pub b: f64,
     /// b − a.
     pub difference: f64,
-    /// The middle 95% of the difference when images are drawn anew, as many as there are, with replacement (percentile bootstrap;
-    /// both detectors on the same draw). `None` where there are no objects.
+    /// The middle 95% of the difference when images are drawn anew, as many as there are, with replacement (percentile
+    /// bootstrap; both detectors on the same draw). `None` where there are no objects.
     pub interval: Option<[f64; 2]>,
 }
 
@@ -47,8 +47,8 @@ pub struct Comparison {
     pub differences: Vec<Difference>,
     /// How many times images were drawn.
     pub resamples: usize,
-    /// Where the rules surprise in the second results. Those of the first, of the ground truth and of the parameters are in their
-    /// [`Evaluation`](crate::eval::Evaluation).
+    /// Where the rules surprise in the second results. Those of the first, of the ground truth and of the parameters
+    /// are in their [`Evaluation`](crate::eval::Evaluation).
     #[serde(skip)]
     pub warnings: Vec<Warning>,
 }
@@ -108,11 +108,11 @@ fn matched(truth: &Dataset, detections: &[Detection], iou_type: IouType, params:
 
 impl Matched {
     fn stats(&self, weights: Option<&[u32]>) -> [f64; 12] {
-        let wanted = Means::new(&self.params);
+        let selection = Means::new(&self.params);
         let mut means = Means::new(&self.params);
         for matches in &self.categories {
-            let read = |a, m| wanted.reads(a, m);
-            rows(matches, &self.params, weights, read, |place, row| means.add(place, &row));
+            let read = |a, m| selection.reads(a, m);
+            rows(matches, &self.params, weights, read, |at, row| means.add(at, &row));
         }
         means.finish()
     }
@@ -123,9 +123,9 @@ fn weights(images: usize, seed: u64, draw: u64) -> Vec<u32> {
     let mut weights = vec![0; images];
     let mut state = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(draw << 32);
     for _ in 0..images {
-        // The high half of the product is a place among the images, as even as 64 bits allow.
-        let place = (u128::from(split_mix(&mut state)) * images as u128) >> 64;
-        weights[place as usize] += 1;
+        // The high half of the product is an index among the images, as even as 64 bits allow.
+        let index = (u128::from(split_mix(&mut state)) * images as u128) >> 64;
+        weights[index as usize] += 1;
     }
     weights
 }
@@ -145,10 +145,10 @@ fn middle(mut values: Vec<f64>) -> Option<[f64; 2]> {
     values.sort_by(f64::total_cmp);
     let last = values.len().checked_sub(1)?;
     let quantile = |q: f64| {
-        let place = q * last as f64;
-        let below = place.floor() as usize;
+        let position = q * last as f64;
+        let below = position.floor() as usize;
         let above = (below + 1).min(last);
-        values[below] + (values[above] - values[below]) * (place - below as f64)
+        values[below] + (values[above] - values[below]) * (position - below as f64)
     };
     Some([quantile(0.025), quantile(0.975)])
 }

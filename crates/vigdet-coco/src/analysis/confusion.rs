@@ -9,8 +9,8 @@ use ndarray::Array2;
 /// Counts of objects by their class and the class that they were detected as.
 #[derive(Clone, Debug)]
 pub struct Confusion {
-    /// [K + 1, K + 1]: row is the true class, column the detected one; the last row is background (nothing is there), the last column
-    /// objects that were not detected.
+    /// [K + 1, K + 1]: row is the true class, column the detected one; the last row is background (nothing is there),
+    /// the last column objects that were not detected.
     pub counts: Array2<u64>,
     /// The K classes, by id. Without `use_categories` one of all.
     pub categories: Vec<Category>,
@@ -20,8 +20,10 @@ pub struct Confusion {
     pub iou: f64,
 }
 
-/// Pairs the detections of each image that have at least `score` with its objects, whatever their classes: the pair with the
-/// largest overlap first, as long as it is at least `iou`. Crowds are left out, and detections that find them.
+/// Counts which class is detected as which.
+///
+/// Pairs the detections of each image that have at least `score` with its objects, whatever their classes: the pair
+/// with the largest overlap first, as long as it is at least `iou`. Crowds are left out, and detections that find them.
 ///
 /// # Errors
 /// Those of [`crate::eval::evaluate`].
@@ -43,26 +45,26 @@ pub fn confusion(
     Ok(Confusion { counts, categories: images.category_list(), score, iou })
 }
 
-/// Classes of object and detection, of each pair; of an object or a detection alone, `None` in place of the other.
+/// Classes of object and detection, of each pair; of an object or a detection alone, the other is `None`.
 fn pairs(image: &ImageView, score: f64) -> Vec<(Option<usize>, Option<usize>)> {
     let on_crowd = |found: Option<usize>| found.is_some_and(|object| image.objects[object].crowd);
     let seen: Vec<_> =
         image.detections.iter().filter(|seen| seen.score >= score && !on_crowd(seen.found)).collect();
-    let overlaps = seen.iter().enumerate().flat_map(|(place, seen)| {
-        seen.overlaps.iter().map(move |&(object, overlap)| (overlap, seen.score, place, object))
+    let overlaps = seen.iter().enumerate().flat_map(|(index, seen)| {
+        seen.overlaps.iter().map(move |&(object, overlap)| (overlap, seen.score, index, object))
     });
     let mut overlaps: Vec<_> = overlaps.collect();
     overlaps.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1)));
     let (mut of_seen, mut of_object) = (vec![None; seen.len()], vec![None; image.objects.len()]);
-    for (_, _, place, object) in overlaps {
-        if of_seen[place].is_none() && of_object[object].is_none() {
-            of_seen[place] = Some(object);
-            of_object[object] = Some(place);
+    for (_, _, index, object) in overlaps {
+        if of_seen[index].is_none() && of_object[object].is_none() {
+            of_seen[index] = Some(object);
+            of_object[object] = Some(index);
         }
     }
     let objects = image.objects.iter().zip(&of_object).filter(|(object, _)| !object.crowd);
     let objects =
-        objects.map(|(object, place)| (Some(object.category), place.map(|place| seen[place].category)));
+        objects.map(|(object, index)| (Some(object.category), index.map(|index| seen[index].category)));
     let alone = seen.iter().zip(&of_seen).filter(|(_, object)| object.is_none());
     objects.chain(alone.map(|(seen, _)| (None, Some(seen.category)))).collect()
 }

@@ -18,12 +18,13 @@ pub(crate) struct ImageView {
 
 /// One detection.
 pub(crate) struct Seen {
-    /// Place in the results.
+    /// Index in the results.
     pub index: u32,
-    /// Place among the categories.
+    /// Index among the categories.
     pub category: usize,
     pub score: f64,
-    /// The object of its category that it finds, as the evaluation matches: never the one with id 0, unless it is a crowd.
+    /// The object of its category that it finds, as the evaluation matches: never the one with id 0, unless it is a
+    /// crowd.
     pub found: Option<usize>,
     /// Objects, crowds excluded, that it overlaps by at least the least overlap, with the overlap.
     pub overlaps: Vec<(usize, f64)>,
@@ -31,7 +32,7 @@ pub(crate) struct Seen {
 
 /// One object.
 pub(crate) struct Object {
-    /// Place among the categories.
+    /// Index among the categories.
     pub category: usize,
     /// Neither right nor wrong to detect.
     pub crowd: bool,
@@ -112,13 +113,13 @@ impl<'a> Images<'a> {
         if self.detections[image].is_empty() {
             return Ok(view);
         }
-        // A mask evaluation draws the objects of an image and category only where something is detected in it, and fails where it cannot.
-        // What cannot be drawn and is not asked for overlaps nothing.
+        // A mask evaluation draws the objects of an image and category only where something is detected in it, and
+        // fails where it cannot. What cannot be drawn and is not asked for overlaps nothing.
         let detected =
             |category| self.detections[image].binary_search_by_key(&category, |&(other, _)| other).is_ok();
-        let (places, members): (Vec<usize>, Vec<Member>) = (self.objects[image].iter().enumerate())
+        let (indices, members): (Vec<usize>, Vec<Member>) = (self.objects[image].iter().enumerate())
             .filter(|&(_, (category, member))| detected(*category) || self.task.shapes.can_draw(member))
-            .map(|(place, &(_, member))| (place, member))
+            .map(|(index, &(_, member))| (index, member))
             .unzip();
         let mut overlaps = Overlaps::default();
         let mut group = Group::new(&self.matching);
@@ -132,17 +133,18 @@ impl<'a> Images<'a> {
             ranked.truncate(self.matching.most_dets());
             self.task.shapes.compute(&ranked, &members, &mut overlaps)?;
             group.begin(members.iter().map(|member| &annotations[member.index as usize]));
-            for (place, ranked) in ranked.iter().enumerate() {
-                let candidates = overlaps.candidates(place);
-                let object_of = |candidate: &Candidate| places[candidate.truth as usize];
+            for (rank, ranked) in ranked.iter().enumerate() {
+                let candidates = overlaps.candidates(rank);
+                let object_of = |candidate: &Candidate| indices[candidate.truth as usize];
                 let own: Vec<_> = (candidates.iter().copied())
                     .filter(|candidate| view.objects[object_of(candidate)].category == category)
                     .collect();
-                // An object with id 0 is taken but never counts as found, as in the evaluation; a crowd counts for nothing anyway.
+                // An object with id 0 is taken but never counts as found, as in the evaluation; a crowd counts for
+                // nothing anyway.
                 let counts = |&found: &usize| {
-                    view.objects[places[found]].crowd || annotations[members[found].index as usize].id != 0
+                    view.objects[indices[found]].crowd || annotations[members[found].index as usize].id != 0
                 };
-                let found = group.find(&own, 0, 0).filter(counts).map(|found| places[found]);
+                let found = group.find(&own, 0, 0).filter(counts).map(|found| indices[found]);
                 let overlaps = (candidates.iter())
                     .map(|candidate| (object_of(candidate), candidate.iou))
                     .filter(|&(object, overlap)| {

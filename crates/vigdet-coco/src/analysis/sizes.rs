@@ -16,7 +16,8 @@ pub struct SizeResult {
     pub to: f64,
     /// Objects that are not crowds.
     pub objects: usize,
-    /// Mean over thresholds and classes, as COCO's AP of small, medium and large objects. −1 where there are no such objects.
+    /// Mean over thresholds and classes, as COCO's AP of small, medium and large objects. −1 where there are no such
+    /// objects.
     pub ap: f64,
 }
 

@@ -1,7 +1,8 @@
-//! Six kinds of errors and the AP that each one costs: TIDE (Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox for
-//! Identifying Object Detection Errors", ECCV 2020, section 2).
+//! Six kinds of errors and the AP that each one costs: TIDE (Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox
+//! for Identifying Object Detection Errors", ECCV 2020, section 2).
 //!
-//! A detection that finds nothing at overlap 0.5 is one of (`o` is its largest overlap with an object of the right or a wrong class):
+//! A detection that finds nothing at overlap 0.5 is one of (`o` is its largest overlap with an object of the right or a
+//! wrong class):
 //!
 //! | error | right class | wrong class |
 //! |---|---|---|
@@ -9,12 +10,13 @@
 //! | classification | | o ≥ 0.5 |
 //! | duplicate | o ≥ 0.5, object already found | |
 //! | background | o < 0.1 | o < 0.1 |
-//! | both (class and place) | | 0.1 ≤ o < 0.5 |
+//! | both (class and location) | | 0.1 ≤ o < 0.5 |
 //!
-//! looked for in this order, as in the authors' program. An object that is not found is missed, unless an error of classification or
-//! localisation covers it. What an error costs is how much AP50 rises when an oracle mends errors of that kind, and no other: it
-//! gives the detection the right class or place (of two detections of one object then only the one with the higher score stays),
-//! removes it (duplicate, background, both), or takes the missed objects out of the count.
+//! The first that fits counts, as in the authors' program. An object that is not found is missed, unless an error of
+//! classification or localisation covers it. What an error costs is how much AP50 rises when an oracle mends errors of
+//! that kind, and no other: it gives the detection the right class or location (of two detections of one object then
+//! only the one with the higher score stays), removes it (duplicate, background, both), or takes the missed objects out
+//! of the count.
 
 use super::images::{ImageView, Images};
 use crate::error::Result;
@@ -33,11 +35,11 @@ const BACKGROUND: f64 = 0.1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// In place, wrong class.
+    /// Right location, wrong class.
     Classification,
-    /// Right class, out of place.
+    /// Right class, wrong location.
     Localisation,
-    /// Wrong class and out of place.
+    /// Wrong class and wrong location.
     Both,
     /// A second detection of an object.
     Duplicate,
@@ -71,9 +73,9 @@ impl Kind {
     }
 }
 
-/// One kind's share.
+/// How often one kind of error occurs, and what it costs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Share {
+pub struct KindCost {
     /// Which.
     pub kind: Kind,
     /// How many errors.
@@ -88,13 +90,13 @@ pub struct Errors {
     /// AP at overlap 0.5, mean over the classes that have objects. −1 where none has.
     pub ap50: f64,
     /// The six kinds.
-    pub kinds: Vec<Share>,
+    pub kinds: Vec<KindCost>,
     /// How much AP50 rises without any false positive.
     pub false_positives: f64,
     /// How much AP50 rises when only the objects found are counted.
     pub false_negatives: f64,
-    /// The error of each result, by its place in the results. `None` for right ones, for those on crowds, and for those beyond the
-    /// number of detections that count.
+    /// The error of each result, by its index in the results. `None` for right ones, for those on crowds, and for those
+    /// beyond the number of detections that count.
     #[serde(skip)]
     pub of_detections: Vec<Option<Kind>>,
 }
@@ -117,13 +119,13 @@ struct Judged {
 
 struct JudgedImage {
     detections: Vec<Judged>,
-    /// Category of each object that is not a crowd, by its place; `None` for crowds.
+    /// Category of each object that is not a crowd, by its index; `None` for crowds.
     objects: Vec<Option<usize>>,
     missed: Vec<usize>,
 }
 
-/// Sorts the errors of `detections` into TIDE's kinds. Of `params`, images, categories and the largest number of detections are used;
-/// without `use_categories` no class is wrong.
+/// Sorts the errors of `detections` into TIDE's kinds. Of `params`, images, categories and the largest number of
+/// detections are used; without `use_categories` no class is wrong.
 ///
 /// # Errors
 /// Those of [`crate::eval::evaluate`].
@@ -150,7 +152,7 @@ pub fn errors(
     let ap50 = ledger.ap(None);
     let cost = |oracle: Oracle| if ap50 < 0.0 { 0.0 } else { ledger.ap(Some(oracle)) - ap50 };
     let kinds =
-        Kind::ALL.map(|kind| Share { kind, count: counts[kind as usize], cost: cost(Oracle::Mend(kind)) });
+        Kind::ALL.map(|kind| KindCost { kind, count: counts[kind as usize], cost: cost(Oracle::Mend(kind)) });
     Ok(Errors {
         ap50,
         kinds: kinds.to_vec(),
@@ -220,8 +222,8 @@ impl<'a> Ledger<'a> {
     /// Mean of the classes' AP. −1 where no class has objects.
     fn ap(&self, oracle: Option<Oracle>) -> f64 {
         let mut classes = vec![Class::default(); self.categories];
-        for (image, place) in self.images.iter().zip(0..) {
-            self.add(image, place, oracle, &mut classes);
+        for (image, index) in self.images.iter().zip(0..) {
+            self.add(image, index, oracle, &mut classes);
         }
         let recalls = linspace(0.0, 1.0, 101);
         let aps: Vec<f64> = classes
@@ -236,7 +238,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    fn add(&self, image: &JudgedImage, place: u32, oracle: Option<Oracle>, classes: &mut [Class]) {
+    fn add(&self, image: &JudgedImage, index: u32, oracle: Option<Oracle>, classes: &mut [Class]) {
         let uncounted =
             |object: usize| oracle == Some(Oracle::Mend(Kind::Missed)) && image.missed.contains(&object);
         for (object, category) in image.objects.iter().enumerate() {
@@ -250,7 +252,7 @@ impl<'a> Ledger<'a> {
             right[object] = Some(right[object].map_or(order, |other| other.min(order)));
         };
         for (detection, rank) in image.detections.iter().zip(0..) {
-            let order = Order { score: ScoreKey::new(detection.score), image: place, rank };
+            let order = Order { score: ScoreKey::new(detection.score), image: index, rank };
             match detection.verdict {
                 Verdict::OnCrowd => {}
                 Verdict::Right { object } => give(object, order),
@@ -277,14 +279,14 @@ impl<'a> Ledger<'a> {
     }
 }
 
-/// Where a detection stands among all of its class: by score, and equal scores as the evaluation takes them, by image and by their
-/// order there. An object that was mended stands where the detection that it was given to does.
+/// Where a detection stands among all of its class: by score, and equal scores as the evaluation takes them, by image
+/// and by their order there. An object that was mended stands where the detection that it was given to does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Order {
     score: ScoreKey,
-    /// Place among the images.
+    /// Index among the images.
     image: u32,
-    /// Place among the detections of the image.
+    /// Rank among the detections of the image.
     rank: u32,
 }
 
@@ -301,8 +303,8 @@ fn average_precision(class: Class, recalls: &[f64]) -> f64 {
     let Class { objects, mut detections } = class;
     detections.sort_unstable();
     let mut found = Vec::new();
-    for (place, _) in detections.iter().enumerate().filter(|(_, (_, right))| *right) {
-        found.push((found.len() + 1) as f64 / (place + 1) as f64);
+    for (index, _) in detections.iter().enumerate().filter(|(_, (_, right))| *right) {
+        found.push((found.len() + 1) as f64 / (index + 1) as f64);
     }
     for i in (1..found.len()).rev() {
         found[i - 1] = found[i - 1].max(found[i]);
@@ -317,8 +319,8 @@ fn average_precision(class: Class, recalls: &[f64]) -> f64 {
 impl fmt::Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<16} {:>8} {:>8}", "error", "count", "AP50")?;
-        for share in &self.kinds {
-            write!(f, "\n{:<16} {:>8} {:>+8.4}", share.kind.name(), share.count, share.cost)?;
+        for cost in &self.kinds {
+            write!(f, "\n{:<16} {:>8} {:>+8.4}", cost.kind.name(), cost.count, cost.cost)?;
         }
         write!(f, "\n{:<16} {:>8} {:>+8.4}", "false positives", "", self.false_positives)?;
         write!(f, "\n{:<16} {:>8} {:>+8.4}", "false negatives", "", self.false_negatives)

@@ -29,7 +29,8 @@ struct Arguments {
     /// Annotation file (COCO's instances_*.json). By default the one that the run in the folder of --dt was tested on.
     #[arg(long, value_name = "FILE")]
     gt: Option<PathBuf>,
-    /// Results file, [{"image_id", "category_id", "bbox" and/or "segmentation", "score"}, ...]. By default that of the newest run.
+    /// Results file, [{"image_id", "category_id", "bbox" and/or "segmentation", "score"}, ...]. By default that of the
+    /// newest run.
     #[arg(long, value_name = "FILE")]
     dt: Option<PathBuf>,
     /// Overlap of boxes or of masks.
@@ -44,7 +45,8 @@ struct Arguments {
     /// Draws precision-recall curves, the classes' AP, AP against object size, confusions and errors into this folder.
     #[arg(long, value_name = "FOLDER")]
     plots: Option<PathBuf>,
-    /// Prints what goes wrong: classification, localisation, both, duplicate, background, missed, and the AP that each costs.
+    /// Prints what goes wrong: classification, localisation, both, duplicate, background, missed, and the AP that each
+    /// costs.
     #[arg(long)]
     errors: bool,
     /// Compares with other results on the same images: the difference of each number, with a bootstrap interval.
@@ -65,8 +67,8 @@ struct Arguments {
     /// Numbers of detections in an image and category that count, separated by commas.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10,100")]
     max_dets: Vec<usize>,
-    /// A range of object areas NAME:MIN:MAX in square pixels, any number of times [default: COCO's all, small, medium, large]. Other
-    /// names get lines of their own after the twelve.
+    /// A range of object areas NAME:MIN:MAX in square pixels, any number of times [default: COCO's all, small, medium,
+    /// large]. Other names get lines of their own after the twelve.
     #[arg(long, value_name = "RANGE", value_parser = area_range)]
     area: Vec<AreaRange>,
     /// Takes all categories for one, as for proposals.
@@ -279,8 +281,8 @@ fn newest(runs: &Path, name: &str) -> Option<PathBuf> {
         .map(|(_, folder)| folder)
 }
 
-/// The annotation file that results were made for, as `ground_truth.json` in their folder says: `{"annotations": path}`. A
-/// relative path is one from the current folder, or else from the run's.
+/// The annotation file that results were made for, as `ground_truth.json` in their folder says: `{"annotations":
+/// path}`. A relative path is one from the current folder, or else from the run's.
 fn ground_truth_beside(results: &Path) -> Result<PathBuf> {
     let folder = results.parent().unwrap_or(Path::new(""));
     let path = folder.join(GROUND_TRUTH);

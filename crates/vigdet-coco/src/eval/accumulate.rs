@@ -42,13 +42,14 @@ pub(crate) type Weights<'a> = Option<&'a [u32]>;
 /// numpy's `spacing(1)`.
 const EPSILON: f64 = f64::EPSILON;
 
-/// Gives `write` precision and recall of one category at (area range, number of detections, threshold), by place, for the area ranges and
-/// numbers of detections that are `wanted`. Area ranges without objects have none.
+/// Gives `write` the precision and recall of one category at each index (area range, number of detections, threshold).
+/// Those of area ranges and numbers of detections that are not `selected` are left out, and area ranges without
+/// objects.
 pub(crate) fn rows(
     matches: &Matches,
     params: &Params,
     weights: Weights<'_>,
-    wanted: impl Fn(usize, usize) -> bool,
+    selected: impl Fn(usize, usize) -> bool,
     mut write: impl FnMut((usize, usize, usize), Row<'_>),
 ) {
     let a_count = params.areas.len();
@@ -65,7 +66,7 @@ pub(crate) fn rows(
         }
         let needed: Vec<usize> =
             params.recall_thresholds.iter().map(|&r| true_positives_for(r, positives)).collect();
-        for (m, &max_dets) in params.max_dets.iter().enumerate().filter(|&(m, _)| wanted(a, m)) {
+        for (m, &max_dets) in params.max_dets.iter().enumerate().filter(|&(m, _)| selected(a, m)) {
             walk.clear();
             for (entry, outcomes) in matches.entries.iter().zip(matches.outcomes.chunks_exact(a_count)) {
                 if (entry.rank as usize) < max_dets {
@@ -142,7 +143,7 @@ impl Walk {
     }
 }
 
-/// Makes precision fall with recall: at each place the best of what follows.
+/// Makes precision fall with recall: each becomes the best of what follows.
 fn envelope(found: &mut [(f64, f64)]) {
     let mut best = 0.0;
     for (precision, _) in found.iter_mut().rev() {

@@ -8,15 +8,15 @@ use super::warning::Warning;
 use crate::error::{Error, Result};
 use crate::types::{Dataset, Detection};
 
-/// A member of a bin: its image (place among the images evaluated) and its place in the data.
+/// A member of a bin: its image (index among the images evaluated) and its index in the data.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Member {
     pub image: u32,
     pub index: u32,
 }
 
-/// Detections and objects of one category, each in file order. Without categories there is one bin, in which they are ordered
-/// by category first.
+/// Detections and objects of one category, each in file order. Without categories there is one bin, in which they are
+/// ordered by category first.
 pub(crate) struct Bins {
     pub detections: Vec<Vec<Member>>,
     pub truths: Vec<Vec<Member>>,
@@ -63,18 +63,18 @@ pub(crate) fn bins(
     let mut by_category = vec![Vec::new(); scope.categories.len()];
     for (detection, index) in detections.iter().zip(0..) {
         let Detection { image_id, category_id, .. } = *detection;
-        let image = scope.images.place(image_id);
-        if known_images.as_ref().map_or(image.is_none(), |images| images.place(image_id).is_none()) {
+        let image = scope.images.index_of(image_id);
+        if known_images.as_ref().map_or(image.is_none(), |images| images.index_of(image_id).is_none()) {
             return Err(Error::Data(format!(
-                "result {index} is in image {image_id}, which the ground truth does not have: are these results for another \
-                 set of images?"
+                "result {index} is in image {image_id}, which the ground truth does not have: are these results for \
+                 another set of images?"
             )));
         }
-        match (image, scope.categories.place(category_id)) {
+        match (image, scope.categories.index_of(category_id)) {
             (Some(image), Some(category)) => {
                 by_category[category].push(Member { image: image as u32, index })
             }
-            _ if known_categories.place(category_id).is_none() => {
+            _ if known_categories.index_of(category_id).is_none() => {
                 unknown.get_or_insert((0, category_id)).0 += 1
             }
             _ => {}
@@ -85,8 +85,9 @@ pub(crate) fn bins(
     }
     let mut truths = vec![Vec::new(); scope.categories.len()];
     for (annotation, index) in truth.annotations.iter().zip(0..) {
-        let place = (scope.images.place(annotation.image_id), scope.categories.place(annotation.category_id));
-        if let (Some(image), Some(category)) = place {
+        let found =
+            (scope.images.index_of(annotation.image_id), scope.categories.index_of(annotation.category_id));
+        if let (Some(image), Some(category)) = found {
             truths[category].push(Member { image: image as u32, index });
         }
     }
@@ -102,12 +103,13 @@ pub(crate) fn bins(
 pub(crate) struct Ranked {
     pub image: u32,
     key: ScoreKey,
-    /// Place in the bin, so that equal scores keep their order.
-    place: u32,
+    /// Position in the bin, so that equal scores keep their order.
+    position: u32,
     pub index: u32,
 }
 
-/// Orders scores from high to low as a stable sort of their negatives does: 0 and −0 are equal, what is not a number is last.
+/// Orders scores from high to low as a stable sort of their negatives does: 0 and −0 are equal, what is not a number is
+/// last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ScoreKey(u64);
 
@@ -128,10 +130,10 @@ pub(crate) fn sort_by_score(bin: &[Member], detections: &[Detection]) -> Vec<Ran
     let mut ranked: Vec<Ranked> = bin
         .iter()
         .zip(0..)
-        .map(|(member, place)| Ranked {
+        .map(|(member, position)| Ranked {
             image: member.image,
             key: ScoreKey::new(detections[member.index as usize].score),
-            place,
+            position,
             index: member.index,
         })
         .collect();

@@ -1,23 +1,23 @@
-//! Ids of any kind to places in a list.
+//! Maps ids of any kind to indices in a list.
 
 use std::collections::HashMap;
 
-/// Sorted, distinct ids, each with its place.
+/// Sorted, distinct ids, each with its index.
 pub(crate) struct Ids {
     sorted: Vec<i64>,
-    places: Places,
+    indices: Indices,
 }
 
-enum Places {
-    /// Place + 1 for each id from `first` on, 0 for none: ids that lie close enough together.
+enum Indices {
+    /// Index + 1 for each id from `first` on, 0 for none: ids that lie close enough together.
     Table {
         first: i64,
-        places: Vec<u32>,
+        indices: Vec<u32>,
     },
     Map(HashMap<i64, u32>),
 }
 
-/// A table of up to this many entries an id is still faster, and not larger, than a hash map.
+/// A table with up to this many entries for each id is still faster than a hash map, and no larger.
 const TABLE_PER_ID: u64 = 256;
 
 impl Ids {
@@ -30,27 +30,27 @@ impl Ids {
             (Some(&first), Some(&last)) => last.abs_diff(first).saturating_add(1),
             _ => 0,
         };
-        let places = if span <= TABLE_PER_ID * sorted.len() as u64 {
+        let indices = if span <= TABLE_PER_ID * sorted.len() as u64 {
             let first = sorted.first().copied().unwrap_or(0);
-            let mut places = vec![0; span as usize];
-            for (&id, place) in numbered() {
-                places[id.abs_diff(first) as usize] = place + 1;
+            let mut indices = vec![0; span as usize];
+            for (&id, index) in numbered() {
+                indices[id.abs_diff(first) as usize] = index + 1;
             }
-            Places::Table { first, places }
+            Indices::Table { first, indices }
         } else {
-            Places::Map(numbered().map(|(&id, place)| (id, place)).collect())
+            Indices::Map(numbered().map(|(&id, index)| (id, index)).collect())
         };
-        Ids { sorted, places }
+        Ids { sorted, indices }
     }
 
     #[inline]
-    pub(crate) fn place(&self, id: i64) -> Option<usize> {
-        match &self.places {
-            Places::Table { first, places } => {
+    pub(crate) fn index_of(&self, id: i64) -> Option<usize> {
+        match &self.indices {
+            Indices::Table { first, indices } => {
                 let offset = usize::try_from(id.checked_sub(*first)?).ok()?;
-                places.get(offset).and_then(|place| place.checked_sub(1)).map(|place| place as usize)
+                indices.get(offset).and_then(|index| index.checked_sub(1)).map(|index| index as usize)
             }
-            Places::Map(map) => map.get(&id).map(|&place| place as usize),
+            Indices::Map(map) => map.get(&id).map(|&index| index as usize),
         }
     }
 
@@ -75,11 +75,11 @@ mod tests {
             sorted.sort_unstable();
             sorted.dedup();
             assert_eq!(table.len(), sorted.len());
-            for (place, &id) in sorted.iter().enumerate() {
-                assert_eq!(table.place(id), Some(place));
+            for (index, &id) in sorted.iter().enumerate() {
+                assert_eq!(table.index_of(id), Some(index));
             }
             for id in [4, -5, 1_000_000, i64::MAX - 1] {
-                assert_eq!(table.place(id), None);
+                assert_eq!(table.index_of(id), None);
             }
         }
     }

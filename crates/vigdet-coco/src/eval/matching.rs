@@ -1,4 +1,5 @@
-//! Which detection finds which object: greedy, by score, at every threshold and area range (`evaluateImg` of pycocotools).
+//! Which detection finds which object: greedy, by score, at every threshold and area range (`evaluateImg` of
+//! pycocotools).
 
 use super::group::{sort_by_score, Member, Ranked, ScoreKey};
 use super::params::{AreaRange, Params};
@@ -11,7 +12,7 @@ use rayon::prelude::*;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub score: f64,
-    /// Place of its image.
+    /// Index of its image.
     pub image: u32,
     /// How many detections of its image and category have a higher score.
     pub rank: u32,
@@ -86,11 +87,11 @@ fn joined(parts: Vec<Matches>, areas: usize) -> Matches {
         all.truth_counts.extend(part.truth_counts);
     }
     let mut order: Vec<(ScoreKey, u32)> =
-        all.entries.iter().zip(0..).map(|(entry, place)| (ScoreKey::new(entry.score), place)).collect();
+        all.entries.iter().zip(0..).map(|(entry, index)| (ScoreKey::new(entry.score), index)).collect();
     order.par_sort_unstable();
-    all.entries = order.iter().map(|&(_, place)| all.entries[place as usize]).collect();
-    let outcome_of = |place: u32| &all.outcomes[place as usize * areas..][..areas];
-    all.outcomes = order.iter().flat_map(|&(_, place)| outcome_of(place).iter().copied()).collect();
+    all.entries = order.iter().map(|&(_, index)| all.entries[index as usize]).collect();
+    let outcome_of = |index: u32| &all.outcomes[index as usize * areas..][..areas];
+    all.outcomes = order.iter().flat_map(|&(_, index)| outcome_of(index).iter().copied()).collect();
     all
 }
 
@@ -126,7 +127,7 @@ fn chunk(
                 image,
                 rank: rank as u32,
             });
-            group.place(&overlaps, rank, &mut matches.outcomes);
+            group.match_detection(&overlaps, rank, &mut matches.outcomes);
         }
         if !those.is_empty() {
             matches.truth_images.push(image);
@@ -173,7 +174,7 @@ impl<'a> Group<'a> {
     }
 
     /// Matches one detection in every area range, and appends its outcomes.
-    fn place(&mut self, overlaps: &Overlaps, detection: usize, outcomes: &mut Vec<Outcome>) {
+    fn match_detection(&mut self, overlaps: &Overlaps, detection: usize, outcomes: &mut Vec<Outcome>) {
         let all = u64::MAX >> (64 - self.thresholds.len());
         for (a, area) in self.areas.iter().enumerate() {
             let mut outcome = Outcome::default();
@@ -191,7 +192,8 @@ impl<'a> Group<'a> {
 
     /// The object that a detection finds in one area range at one threshold: it is taken from then on.
     ///
-    /// The best object that counts; only where there is none, the best of those that do not. Of equal overlaps the later one wins.
+    /// The best object that counts; only where there is none, the best of those that do not. Of equal overlaps the
+    /// later one wins.
     #[inline]
     pub(crate) fn find(&mut self, candidates: &[Candidate], area: usize, threshold: usize) -> Option<usize> {
         if candidates.is_empty() {

@@ -55,13 +55,14 @@ pub enum IouType {
 
 /// The result of an evaluation, as pycocotools' `COCOeval.eval`.
 ///
-/// T IoU thresholds, R recall thresholds, K categories (sorted by id; one without `use_categories`), A area ranges and M numbers
-/// of detections.
+/// T IoU thresholds, R recall thresholds, K categories (sorted by id; one without `use_categories`), A area ranges and
+/// M numbers of detections.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
     /// [T, R, K, A, M]: precision at each recall. −1 where a category has no objects.
     pub precision: Array5<f64>,
-    /// [T, R, K, A, M]: score of the detection at which each recall is reached, 0 where it is not, −1 where there are no objects.
+    /// [T, R, K, A, M]: score of the detection at which each recall is reached, 0 where it is not, −1 where there are
+    /// no objects.
     pub scores: Array5<f64>,
     /// [T, K, A, M]: highest recall. −1 where a category has no objects.
     pub recall: Array4<f64>,
@@ -83,8 +84,8 @@ impl Evaluation {
         Summary::of(self)
     }
 
-    /// T numbers: average precision over all categories at each IoU threshold, objects of all sizes, with the largest number of
-    /// detections. −1 where there are no objects.
+    /// T numbers: average precision over all categories at each IoU threshold, objects of all sizes, with the largest
+    /// number of detections. −1 where there are no objects.
     pub fn ap_per_iou(&self) -> Vec<f64> {
         let Some(a) = self.params.area("all") else {
             return vec![-1.0; self.params.iou_thresholds.len()];
@@ -93,16 +94,16 @@ impl Evaluation {
         of_areas.outer_iter().map(|values| summary::mean_of_present(values.iter().copied())).collect()
     }
 
-    /// A numbers: average precision over all categories and IoU thresholds in each area range, with the largest number of
-    /// detections. −1 where there are no objects.
+    /// A numbers: average precision over all categories and IoU thresholds in each area range, with the largest number
+    /// of detections. −1 where there are no objects.
     pub fn ap_per_area(&self) -> Vec<f64> {
         let last = self.params.max_dets.len() - 1;
         let of_area = |a| self.precision.slice(s![.., .., .., a, last]);
         (0..self.params.areas.len()).map(|a| summary::mean_of_present(of_area(a).iter().copied())).collect()
     }
 
-    /// A numbers: average recall over all categories and IoU thresholds in each area range, with the largest number of detections. −1
-    /// where there are no objects.
+    /// A numbers: average recall over all categories and IoU thresholds in each area range, with the largest number of
+    /// detections. −1 where there are no objects.
     pub fn ar_per_area(&self) -> Vec<f64> {
         let last = self.params.max_dets.len() - 1;
         let of_area = |a| self.recall.slice(s![.., .., a, last]);
@@ -114,8 +115,8 @@ impl Evaluation {
         per_class::of(self)
     }
 
-    /// The numbers of each category as a table, best AP first, those without objects last. Area ranges that COCO does not
-    /// have add columns with the AP in each.
+    /// The numbers of each category as a table, best AP first, those without objects last. Area ranges that COCO does
+    /// not have add columns with the AP in each.
     pub fn class_table(&self) -> String {
         per_class::table(self)
     }
@@ -123,8 +124,8 @@ impl Evaluation {
 
 /// Evaluates detections as pycocotools does.
 ///
-/// The numbers are those of `COCOeval` (`evaluate`, `accumulate`, `summarize`) of pycocotools 2.0.11 to the last bit. Where its
-/// rules surprise, [`Evaluation::warnings`] says so; where it crashes, there is a value or an error:
+/// The numbers are those of `COCOeval` (`evaluate`, `accumulate`, `summarize`) of pycocotools 2.0.11 to the last bit.
+/// Where its rules surprise, [`Evaluation::warnings`] says so; where it crashes, there is a value or an error:
 /// - no detections: zeros
 /// - results given as polygons or uncompressed masks: evaluated as masks
 /// - results of which some have no box, or no mask, where others do: each is taken as it is
@@ -140,19 +141,13 @@ pub fn evaluate(
     let task = Task::new(truth, detections, iou_type, params)?;
     let mut curves = Curves::empty(&task.params, task.bins.truths.len());
     task.each_category_with(curves.by_category(), |mut of_category, matches| {
-        accumulate::rows(
-            &matches,
-            &task.params,
-            None,
-            |_, _| true,
-            |place, row| of_category.write(place, &row),
-        );
+        accumulate::rows(&matches, &task.params, None, |_, _| true, |at, row| of_category.write(at, &row));
     })?;
     Ok(task.finished(curves))
 }
 
-/// The arrays of an [`Evaluation`]. They are the most that an evaluation of many classes holds, so each class writes into them where it
-/// stands.
+/// The arrays of an [`Evaluation`]. They are the most that an evaluation of many classes holds, so each class writes
+/// into them where it stands.
 struct Curves {
     precision: Array5<f64>,
     scores: Array5<f64>,
@@ -191,9 +186,9 @@ impl OfCategory<'_> {
     fn write(&mut self, (a, m, t): (usize, usize, usize), row: &accumulate::Row<'_>) {
         self.recall[[t, a, m]] = row.recall;
         let values = row.precisions().zip(row.scores());
-        let places =
+        let targets =
             self.precision.slice_mut(s![t, .., a, m]).into_iter().zip(self.scores.slice_mut(s![t, .., a, m]));
-        for ((precision, score), (precision_here, score_here)) in values.zip(places) {
+        for ((precision, score), (precision_here, score_here)) in values.zip(targets) {
             (*precision_here, *score_here) = (precision, score);
         }
     }
@@ -293,8 +288,8 @@ pub(crate) fn categories(truth: &Dataset, scope: &Scope) -> Vec<Category> {
     let mut categories: Vec<Category> =
         scope.categories.sorted().iter().map(|&id| Category { id, ..Category::default() }).collect();
     for category in &truth.categories {
-        if let Some(place) = scope.categories.place(category.id) {
-            categories[place] = category.clone();
+        if let Some(index) = scope.categories.index_of(category.id) {
+            categories[index] = category.clone();
         }
     }
     categories

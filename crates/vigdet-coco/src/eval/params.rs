@@ -70,7 +70,8 @@ impl Params {
     /// The parameters as they are used: numbers of detections and ids sorted, as pycocotools sorts them.
     ///
     /// # Errors
-    /// A list is empty, a number is not one, an area range ends before it begins, or there are more than 64 IoU thresholds.
+    /// A list is empty, a number is not one, an area range ends before it begins, or there are more than 64 IoU
+    /// thresholds.
     pub(crate) fn checked(&self) -> Result<Params> {
         let wrong = |message: &str| Err(Error::Data(message.to_owned()));
         let numbers = self.iou_thresholds.iter().chain(&self.recall_thresholds);
@@ -98,7 +99,7 @@ impl Params {
         Ok(params)
     }
 
-    /// Place of the first area range of this name.
+    /// Index of the first area range of this name.
     pub(crate) fn area(&self, label: &str) -> Option<usize> {
         self.areas.iter().position(|area| area.label == label)
     }

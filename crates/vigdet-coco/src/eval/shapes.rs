@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// An object that a detection may match.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
-    /// Place in the group.
+    /// Index in the group.
     pub truth: u32,
     pub iou: f64,
 }
@@ -81,8 +81,8 @@ impl<'a> Shapes<'a> {
         let areas_of_boxes = detections.first().is_some_and(|first| first.bbox.is_some());
         let mut sizes = vec![(0, 0); scope.images.len()];
         for image in &truth.images {
-            if let Some(place) = scope.images.place(image.id) {
-                sizes[place] = (image.height, image.width);
+            if let Some(index) = scope.images.index_of(image.id) {
+                sizes[index] = (image.height, image.width);
             }
         }
         if iou_type == IouType::Segm {
@@ -127,8 +127,8 @@ impl<'a> Shapes<'a> {
         out.boxes.extend(truths.iter().map(|member| self.truth[member.index as usize].bbox));
         for ranked in detections {
             let (bbox, area) = self.box_and_area(ranked)?;
-            // An overlap that is not a number (of boxes of infinite size) is below no threshold, and no later one is below it: as in
-            // pycocotools all that follow can match.
+            // An overlap that is not a number (of boxes of infinite size) is below no threshold, and no later one is
+            // below it: as in pycocotools all that follow can match.
             let mut all = false;
             for (member, truth) in truths.iter().zip(0..) {
                 let crowd = self.truth[member.index as usize].iscrowd;

@@ -8,8 +8,8 @@ use std::fmt;
 /// COCO's twelve numbers. `Display` gives the twelve lines of pycocotools.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
-    /// AP, AP at IoU 0.5, at 0.75, of small, medium and large objects; average recall with 1, 10 and 100 detections, of small,
-    /// medium and large objects. −1 where there are no objects.
+    /// AP, AP at IoU 0.5, at 0.75, of small, medium and large objects; average recall with 1, 10 and 100 detections, of
+    /// small, medium and large objects. −1 where there are no objects.
     pub stats: [f64; 12],
     lines: [String; 12],
 }
@@ -18,7 +18,8 @@ pub struct Summary {
 pub const STAT_NAMES: [&str; 12] =
     ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"];
 
-/// Names of the area ranges that the twelve numbers are of. Others have lines of their own: [`Evaluation::extra_lines`].
+/// Names of the area ranges that the twelve numbers are of. Others have lines of their own:
+/// [`Evaluation::extra_lines`].
 pub const AREA_LABELS: [&str; 4] = ["all", "small", "medium", "large"];
 
 impl fmt::Display for Summary {
@@ -47,8 +48,8 @@ impl Summary {
 }
 
 impl Evaluation {
-    /// Lines in pycocotools' style for the area ranges that its twelve lines leave out: average precision, then average recall, of each
-    /// that is not named in [`AREA_LABELS`], with the largest number of detections.
+    /// Lines in pycocotools' style for the area ranges that its twelve lines leave out: average precision, then average
+    /// recall, of each that is not named in [`AREA_LABELS`], with the largest number of detections.
     pub fn extra_lines(&self) -> Vec<String> {
         let params = &self.params;
         let extra = params.areas.iter().filter(|area| !AREA_LABELS.contains(&area.label.as_str()));
@@ -95,7 +96,7 @@ pub(crate) struct Means {
 struct MeanOf {
     average_precision: bool,
     /// Area range and number of detections. `None` where the parameters lack them.
-    place: Option<(usize, usize)>,
+    at: Option<(usize, usize)>,
     /// For each IoU threshold.
     thresholds: Vec<bool>,
 }
@@ -106,7 +107,7 @@ impl Means {
             let chosen = line.thresholds(params);
             MeanOf {
                 average_precision: line.average_precision,
-                place: line.place(params),
+                at: line.index(params),
                 thresholds: (0..params.iou_thresholds.len()).map(|t| chosen.contains(&t)).collect(),
             }
         });
@@ -115,13 +116,13 @@ impl Means {
 
     /// Whether the summary reads the rows of this area range and number of detections.
     pub(crate) fn reads(&self, area: usize, max_dets: usize) -> bool {
-        self.lines.iter().any(|line| line.place == Some((area, max_dets)))
+        self.lines.iter().any(|line| line.at == Some((area, max_dets)))
     }
 
     pub(crate) fn add(&mut self, (area, max_dets, threshold): (usize, usize, usize), row: &Row<'_>) {
         let mut precision = None;
         for (i, line) in self.lines.iter().enumerate() {
-            if line.place != Some((area, max_dets)) || !line.thresholds[threshold] {
+            if line.at != Some((area, max_dets)) || !line.thresholds[threshold] {
                 continue;
             }
             let (sum, count) = if line.average_precision {
@@ -143,14 +144,14 @@ impl Means {
 }
 
 impl Line<'_> {
-    /// Places of the area range and the number of detections, if the parameters have them.
-    fn place(&self, params: &Params) -> Option<(usize, usize)> {
+    /// Indices of the area range and the number of detections, if the parameters have them.
+    fn index(&self, params: &Params) -> Option<(usize, usize)> {
         let area = params.area(self.area)?;
         let max = params.max_dets.iter().position(|&max| max == self.max_dets)?;
         Some((area, max))
     }
 
-    /// Places of the IoU thresholds.
+    /// Indices of the IoU thresholds.
     fn thresholds(&self, params: &Params) -> Vec<usize> {
         let chosen = |t: usize| self.iou.is_none_or(|iou| params.iou_thresholds[t] == iou);
         (0..params.iou_thresholds.len()).filter(|&t| chosen(t)).collect()
@@ -158,7 +159,7 @@ impl Line<'_> {
 
     fn value(&self, evaluation: &Evaluation) -> f64 {
         let params = &evaluation.params;
-        let Some((a, m)) = self.place(params) else { return -1.0 };
+        let Some((a, m)) = self.index(params) else { return -1.0 };
         let thresholds = self.thresholds(params);
         if self.average_precision {
             let part = evaluation.precision.slice(s![.., .., .., a, m]);

@@ -77,7 +77,8 @@ impl fmt::Display for Warning {
             ),
             Warning::AreaOfBox { detections } => write!(
                 f,
-                "{detections} results have a box and a mask: the area of the box decides whether they are small or large"
+                "{detections} results have a box and a mask: the area of the box decides whether they are small or \
+                 large"
             ),
             Warning::BoxesAsMasks { detections } => {
                 write!(f, "{detections} results have no mask: they are evaluated as rectangles")

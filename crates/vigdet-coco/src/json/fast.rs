@@ -17,20 +17,20 @@ const OVERLAP: u64 = 64 << 10;
 const MOST_OVERLAPS: u64 = BLOCK / OVERLAP;
 
 /// Puts a value where there was none: a key that comes twice is not plain.
-fn put<T>(place: &mut Option<T>, value: T) -> Option<()> {
-    place.replace(value).is_none().then_some(())
+fn put<T>(slot: &mut Option<T>, value: T) -> Option<()> {
+    slot.replace(value).is_none().then_some(())
 }
 
 /// As `put`, for a value that may be null, which counts as absent.
-fn put_optional<T>(place: &mut Option<Option<T>>, value: Option<T>) -> Option<()> {
-    put(place, value)
+fn put_optional<T>(slot: &mut Option<Option<T>>, value: Option<T>) -> Option<()> {
+    put(slot, value)
 }
 
 /// Reads a results file. `None` where it is not plain.
 ///
-/// Blocks are read and scanned in parallel; besides what is kept only a few blocks are in memory. A block's first object begins, as
-/// far as one can tell without having read the file from its beginning, after the first `},` followed by `{`. Whether that is so
-/// is known in the end: the block before must come out there.
+/// Blocks are read and scanned in parallel; besides what is kept only a few blocks are in memory. A block's first
+/// object begins, as far as one can tell without having read the file from its beginning, after the first `},` followed
+/// by `{`. Whether that is so is known in the end: the block before must come out there.
 pub(super) fn detections(file: &File) -> io::Result<Option<Vec<Detection>>> {
     in_blocks(file, BLOCK, OVERLAP)
 }
@@ -87,7 +87,7 @@ fn objects_of_block(
 ) -> io::Result<Option<Vec<Detection>>> {
     let mut bytes = Vec::new();
     let mut beyond = overlap;
-    // The place, among `bytes`, where the next block takes over.
+    // The position, among `bytes`, where the next block takes over.
     let next = loop {
         let reach = (end + beyond).min(length);
         read_on(file, offset, reach, &mut bytes)?;
@@ -109,10 +109,10 @@ fn objects_of_block(
     Ok(objects(&mut scanner, offset == 0, next))
 }
 
-/// Appends the bytes of the file up to `wanted` (an offset in the file) to those from `offset` on.
-fn read_on(file: &File, offset: u64, wanted: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
+/// Appends the bytes of the file up to `end` (an offset in the file) to those from `offset` on.
+fn read_on(file: &File, offset: u64, end: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
     let have = bytes.len();
-    bytes.resize((wanted - offset) as usize, 0);
+    bytes.resize((end - offset) as usize, 0);
     read_exact_at(file, &mut bytes[have..], offset + have as u64)
 }
 
@@ -382,8 +382,10 @@ mod tests {
     /// Objects with what looks like the beginning of another inside.
     const TRICKY: &str = r#"[ {"image_id": 1, "category_id": 2, "score": 0.5, "bbox": [1, 2, 3, 4]} ,
         {"image_id": 1, "category_id": 2, "score": 1, "bbox": [1, 2, 3, 4], "note": "a },{ b \" }, {"},
-        {"parts": [{"x": 1}, {"x": 2},{"x": [{}, {}]}], "image_id": 3, "category_id": 2, "score": 1e-2, "bbox": [0, 0, 1.25, 1]},
-        {"image_id": 4, "category_id": -2, "score": 0, "bbox": null, "segmentation": {"size": [2, 2], "counts": [1, 3]}},
+        {"parts": [{"x": 1}, {"x": 2},{"x": [{}, {}]}], "image_id": 3, "category_id": 2, "score": 1e-2,
+         "bbox": [0, 0, 1.25, 1]},
+        {"image_id": 4, "category_id": -2, "score": 0, "bbox": null,
+         "segmentation": {"size": [2, 2], "counts": [1, 3]}},
         {"image_id": 5, "category_id": 7, "score": 0.25, "segmentation": {"size": [64, 3], "counts": "\\5d0"}}]
     "#;
 
@@ -400,7 +402,8 @@ mod tests {
         let mut split = 0;
         for block in 1..TRICKY.len() as u64 + 2 {
             for overlap in [1, 7, 64] {
-                // A block may take something inside an object for the beginning of one. Then the file counts as not plain.
+                // A block may take something inside an object for the beginning of one. Then the file counts as not
+                // plain.
                 if let Some(detections) = in_blocks(&file(TRICKY), block, overlap).unwrap() {
                     assert_eq!(detections, whole, "block {block}, overlap {overlap}");
                     split += usize::from(block < TRICKY.len() as u64 / 2);
@@ -421,7 +424,8 @@ mod tests {
         };
         let read = |text: &str| in_blocks(&file(text), 100, 16).unwrap().map(|detections| detections.len());
         assert_eq!(read(&long(500)), Some(2));
-        // Nothing that looks like the beginning of an object as far as 64 overlaps beyond the first block, but within the file.
+        // Nothing that looks like the beginning of an object as far as 64 overlaps beyond the first block, but within
+        // the file.
         assert_eq!(read(&long(3000)), None);
         for (head, list) in [
             ("[", true),

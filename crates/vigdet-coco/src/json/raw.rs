@@ -176,9 +176,9 @@ impl<'de> Deserialize<'de> for Bbox {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Bbox, A::Error> {
                 let mut bbox = [0.0; 4];
-                for (i, place) in bbox.iter_mut().enumerate() {
+                for (i, slot) in bbox.iter_mut().enumerate() {
                     match seq.next_element()? {
-                        Some(value) => *place = value,
+                        Some(value) => *slot = value,
                         None if i == 0 => return Ok(Bbox(None)),
                         None => return Err(A::Error::invalid_length(i, &self)),
                     }

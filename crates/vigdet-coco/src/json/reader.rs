@@ -10,17 +10,18 @@ use std::path::Path;
 
 /// Reads an annotation file (COCO's `instances_*.json`).
 ///
-/// What an annotation lacks is filled in where there is one sensible value: `bbox` from the segmentation, `area` from the
-/// box, `iscrowd` with false. Keys that COCO's data model does not have are passed over.
+/// What an annotation lacks is filled in where there is one sensible value: `bbox` from the segmentation, `area` from
+/// the box, `iscrowd` with false. Keys that COCO's data model does not have are passed over.
 ///
 /// # Errors
-/// One line that says where and what: the file cannot be read, is not JSON, lacks a key or has a wrong type somewhere, two
-/// images, categories or annotations share an id, or an annotation names an image or a category that is not there.
+/// One line that says where and what: the file cannot be read, is not JSON, lacks a key or has a wrong type somewhere,
+/// two images, categories or annotations share an id, or an annotation names an image or a category that is not there.
 pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
     read_dataset_with_warnings(path).map(|(dataset, _)| dataset)
 }
 
-/// Reads an annotation file as [`read_dataset`] does, and says what in it an evaluation does not use as one might think.
+/// Reads an annotation file as [`read_dataset`] does. The warnings name what an evaluation does not use as one might
+/// think.
 ///
 /// # Errors
 /// Those of [`read_dataset`].
@@ -38,8 +39,8 @@ pub fn read_dataset_with_warnings(path: impl AsRef<Path>) -> Result<(Dataset, Ve
     Ok((dataset, warnings.into_iter().collect()))
 }
 
-/// Reads a results file: a list of detections, each with `image_id`, `category_id`, `score`, and `bbox` or `segmentation` or
-/// both. Whether the images are those of a ground truth is checked by the evaluation.
+/// Reads a results file: a list of detections, each with `image_id`, `category_id`, `score`, and `bbox` or
+/// `segmentation` or both. Whether the images are those of a ground truth is checked by the evaluation.
 ///
 /// # Errors
 /// One line that says where and what.
@@ -72,13 +73,13 @@ fn parse<'a, T: serde::Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<
         .map_err(|error| Error::File { path: path.to_path_buf(), message: explain::<T>(bytes, &error) })
 }
 
-/// Says where in the data an error is. Parses a second time, with the path to each value kept, which is slow but only done
-/// for a file that is wrong.
+/// Says where in the data an error is. Parses a second time, with the path to each value kept, which is slow but only
+/// done for a file that is wrong.
 fn explain<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> String {
     let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
     match serde_path_to_error::deserialize::<_, T>(deserializer) {
         Err(found) if found.path().iter().len() > 0 => {
-            // A place inside that has no name yet is a question mark.
+            // A value inside that has no name yet is a question mark.
             let path = found.path().to_string();
             format!("{}: {}", path.trim_end_matches(".?"), shortened(&found.inner().to_string()))
         }

@@ -1,10 +1,10 @@
 //! A quick reader of plain JSON.
 //!
-//! Every method gives `None` for whatever is not plain and right: the caller then leaves the file to serde_json, which reads the rest
-//! of JSON too, or says what is wrong. So nothing here has to explain itself, but what it accepts must be what serde_json accepts,
-//! with the same value; tests and a fuzz target hold the two against each other.
+//! Every method gives `None` for whatever is not plain and right: the caller then leaves the file to serde_json, which
+//! reads the rest of JSON too, or says what is wrong. So nothing here has to explain itself, but what it accepts must
+//! be what serde_json accepts, with the same value; tests and a fuzz target hold the two against each other.
 
-/// A place in JSON text.
+/// A position in JSON text.
 pub(super) struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -12,8 +12,8 @@ pub(super) struct Scanner<'a> {
 
 /// Containers in a value that is skipped may be this deep.
 const MAX_DEPTH: usize = 100;
-/// Whole numbers up to here, and powers of ten up to 10²², are exact as floats: a product or quotient of the two is rounded once,
-/// which is the right rounding.
+/// Whole numbers up to here, and powers of ten up to 10²², are exact as floats: a product or quotient of the two is
+/// rounded once, which is the right rounding.
 const EXACT: u64 = 1 << 53;
 const POWERS: [f64; 23] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18,
@@ -51,17 +51,17 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Takes `wanted`, after white space, if it is there.
+    /// Takes `expected`, after white space, if it is there.
     #[inline]
-    pub(super) fn take(&mut self, wanted: u8) -> bool {
-        let there = self.peek() == Some(wanted);
+    pub(super) fn take(&mut self, expected: u8) -> bool {
+        let there = self.peek() == Some(expected);
         self.at += usize::from(there);
         there
     }
 
     #[inline]
-    pub(super) fn expect(&mut self, wanted: u8) -> Option<()> {
-        self.take(wanted).then_some(())
+    pub(super) fn expect(&mut self, expected: u8) -> Option<()> {
+        self.take(expected).then_some(())
     }
 
     /// Nothing but white space follows.

@@ -67,9 +67,9 @@ pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
 
 /// From dark blue to orange, for an ordered series: lightness tells neighbours apart too.
 fn shade(index: usize, count: usize) -> RGBColor {
-    let share = index as f64 / count.saturating_sub(1).max(1) as f64;
+    let fraction = index as f64 / count.saturating_sub(1).max(1) as f64;
     let (from, to) = (RGBColor(0, 45, 100), style::PALETTE[3]);
-    let mix = |a: u8, b: u8| (f64::from(a) + (f64::from(b) - f64::from(a)) * share).round() as u8;
+    let mix = |a: u8, b: u8| (f64::from(a) + (f64::from(b) - f64::from(a)) * fraction).round() as u8;
     RGBColor(mix(from.0, to.0), mix(from.1, to.1), mix(from.2, to.2))
 }
 
@@ -100,12 +100,8 @@ pub fn class_ap(path: &Path, evaluation: &Evaluation) -> Result<()> {
 pub fn errors(path: &Path, errors: &Errors) -> Result<()> {
     let row = |name: &str, value: f64, note: String| Row { name: name.to_owned(), value, behind: 0.0, note };
     let mut rows: Vec<Row> = (errors.kinds.iter())
-        .map(|share| {
-            row(
-                share.kind.name(),
-                share.cost,
-                format!("{:+.4}  ({})", share.cost, counted(share.count, "error")),
-            )
+        .map(|cost| {
+            row(cost.kind.name(), cost.cost, format!("{:+.4}  ({})", cost.cost, counted(cost.count, "error")))
         })
         .collect();
     for (name, cost) in
@@ -165,7 +161,7 @@ pub fn ap_by_size(path: &Path, sizes: &[SizeResult]) -> Result<()> {
     const BOTTOM: f64 = 4.0;
     let last = sizes.last().map_or(256.0, |size| size.from) * 2.0;
     // Sizes double from step to step, so the axis counts doublings.
-    let place = |size: &SizeResult| {
+    let middle = |size: &SizeResult| {
         let (from, to) = (size.from.max(BOTTOM), if size.to.is_finite() { size.to } else { last });
         (from.log2() + to.log2()) / 2.0
     };
@@ -195,15 +191,15 @@ pub fn ap_by_size(path: &Path, sizes: &[SizeResult]) -> Result<()> {
             .light_line_style(TRANSPARENT)
             .draw()?;
         chart.draw_series(LineSeries::new(
-            present.iter().map(|size| (place(size), size.ap)),
+            present.iter().map(|size| (middle(size), size.ap)),
             style::line(0),
         ))?;
         let dots =
-            present.iter().map(|size| Circle::new((place(size), size.ap), 5, style::colour(0).filled()));
+            present.iter().map(|size| Circle::new((middle(size), size.ap), 5, style::colour(0).filled()));
         chart.draw_series(dots)?;
         // In a row above the plot, where no curve comes.
         for size in present {
-            let (x, y) = chart.backend_coord(&(place(size), 1.02));
+            let (x, y) = chart.backend_coord(&(middle(size), 1.02));
             let centred = style::text(13.0).pos(Pos::new(HPos::Center, VPos::Bottom));
             root.draw(&Text::new(size.objects.to_string(), (x, y - 6), centred))?;
         }

@@ -11,7 +11,7 @@ use std::path::Path;
 /// Beyond this many classes the picture shows those that take part in most confusions.
 const MOST: usize = 30;
 
-/// Rows are true classes, columns detected ones; each cell says how many objects, its colour the share of its row.
+/// Rows are true classes, columns detected ones; each cell says how many objects, its colour the fraction of its row.
 ///
 /// # Errors
 /// The picture cannot be written.
@@ -50,13 +50,13 @@ pub fn confusion(path: &Path, confusion: &Confusion) -> Result<()> {
             for (column, &detected) in shown.iter().enumerate() {
                 let x = left + cell * column as i32;
                 let number = confusion.counts[(truth, detected)];
-                let share = number as f64 / sum.max(1) as f64;
+                let fraction = number as f64 / sum.max(1) as f64;
                 root.draw(&Rectangle::new(
                     [(x, y), (x + cell - 1, y + cell - 1)],
-                    style::heat(share).filled(),
+                    style::heat(fraction).filled(),
                 ))?;
                 if number > 0 {
-                    let ink = if share > 0.55 { &style::PAPER } else { &style::INK };
+                    let ink = if fraction > 0.55 { &style::PAPER } else { &style::INK };
                     let size = f64::from(cell) / (number.to_string().len() as f64 * 0.62 + 0.6);
                     let text = (style::FONT, size.min(14.0)).into_font().color(ink);
                     let centred = text.pos(Pos::new(HPos::Center, VPos::Center));

@@ -43,8 +43,8 @@ pub const INK: RGBColor = RGBColor(45, 45, 45);
 /// Grid lines.
 pub const GRID: RGBColor = RGBColor(226, 226, 226);
 
-/// Okabe and Ito's colours (Color Universal Design, 2008), strongest first: blue, vermilion, bluish green, orange, reddish
-/// purple, sky blue, black, yellow.
+/// Okabe and Ito's colours (Color Universal Design, 2008), strongest first: blue, vermilion, bluish green, orange,
+/// reddish purple, sky blue, black, yellow.
 pub const PALETTE: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -56,12 +56,13 @@ pub const PALETTE: [RGBColor; 8] = [
     RGBColor(240, 228, 66),
 ];
 
-/// Makes the embedded font (DejaVu Sans) known to plotters, once. Everything here does so by itself; call it before drawing
-/// text with plotters directly.
+/// Makes the embedded font (DejaVu Sans) known to plotters, once. Everything here does so by itself; call it before
+/// drawing text with plotters directly.
 pub fn register_font() {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
-        // The only error is a font that cannot be parsed; these two are part of the program, and a test draws with them.
+        // The only error is a font that cannot be parsed; these two are part of the program, and a test draws with
+        // them.
         let _ = plotters::style::register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
         let _ = plotters::style::register_font(FONT, FontStyle::Bold, dejavu::sans::bold());
     });

@@ -1,8 +1,8 @@
 //! Run-length-coded masks, equal to the C code of pycocotools (`maskApi.c`) bit for bit.
 //!
 //! A mask is read column by column, from the top left; its runs are alternately background and object, background first
-//! (so the first may be 0). [`Rle`] holds the runs in COCO's compressed text form, a few bytes a run, which is what files
-//! hold and what stays small; every operation reads them from there.
+//! (so the first may be 0). [`Rle`] holds the runs in COCO's compressed text form, a few bytes a run, which is what
+//! files hold and what stays small; every operation reads them from there.
 
 mod encode;
 mod overlap;
@@ -63,7 +63,10 @@ pub enum MaskError {
         value: i64,
     },
     /// The runs do not cover the mask, or more than the mask.
-    #[error("the runs of the mask add up to {sum}, but {height} x {width} pixels are {}", u64::from(*height) * u64::from(*width))]
+    #[error(
+        "the runs of the mask add up to {sum}, but {height} x {width} pixels are {}",
+        u64::from(*height) * u64::from(*width)
+    )]
     WrongSum {
         /// Sum of all runs.
         sum: u64,
@@ -80,9 +83,12 @@ pub enum MaskError {
         /// The coordinate.
         value: f64,
     },
-    /// No polygon at all, or a first one of at most two points: pycocotools refuses both (it takes four numbers for a box, and then
-    /// cannot read it).
-    #[error("the first polygon has {numbers} numbers: a segmentation must begin with one of three points (6 numbers) or more")]
+    /// No polygon at all, or a first one of at most two points: pycocotools refuses both (it takes four numbers for a
+    /// box, and then cannot read it).
+    #[error(
+        "the first polygon has {numbers} numbers: a segmentation must begin with one of three points (6 numbers) or \
+         more"
+    )]
     TooFewPoints {
         /// Numbers of the first polygon, two a point.
         numbers: usize,
@@ -122,9 +128,9 @@ impl Rle {
         Ok(Rle::from_sound_runs(height, width, runs))
     }
 
-    /// The union of polygons, each [x₀, y₀, x₁, y₁, …] in pixels, drawn as pycocotools' `frPyObjects` and `merge` do: a last odd number is
-    /// left out, and after the first a polygon may have any number of points. Fails where `frPyObjects` does, at a first polygon of
-    /// fewer than five numbers.
+    /// The union of polygons, each [x₀, y₀, x₁, y₁, …] in pixels, drawn as pycocotools' `frPyObjects` and `merge` do: a
+    /// last odd number is left out, and after the first a polygon may have any number of points. Fails where
+    /// `frPyObjects` does, at a first polygon of fewer than five numbers.
     ///
     /// ```
     /// let mask = vigdet_coco::rle::Rle::from_polygons(4, 5, &[vec![1.0, 1.0, 4.0, 1.0, 4.0, 3.0, 1.0, 3.0]])?;

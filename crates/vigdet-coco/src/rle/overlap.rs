@@ -11,8 +11,8 @@ pub(super) enum Join {
 
 /// Runs of two masks of the same size, joined.
 ///
-/// Advances as `rleMerge` does, one run of each mask a step, and like it stops where both are used up: zero runs inside a mask
-/// (which no encoder writes) give its result too.
+/// Advances as `rleMerge` does, one run of each mask a step, and like it stops where both are used up: zero runs inside
+/// a mask (which no encoder writes) give its result too.
 pub(super) fn merge(a: &[u32], b: &[u32], how: Join) -> Vec<u32> {
     let mut runs = Vec::with_capacity(a.len() + b.len());
     let mut length = 0u32;
@@ -33,8 +33,8 @@ pub(super) fn merge(a: &[u32], b: &[u32], how: Join) -> Vec<u32> {
     runs
 }
 
-/// Walks two masks side by side in stretches in which both are constant: `visit(length, in_a, in_b, in_a after, in_b after,
-/// done)`.
+/// Walks two masks side by side in stretches in which both are constant: `visit(length, in_a, in_b, in_a after, in_b
+/// after, done)`.
 #[inline]
 fn both(
     mut a: impl Iterator<Item = u32>,
@@ -66,7 +66,7 @@ fn both(
     }
 }
 
-/// Size and place of a mask.
+/// Size and location of a mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Extent {
     /// Object pixels.
@@ -199,8 +199,8 @@ impl Measure {
     }
 }
 
-/// Intersection over union of two boxes x, y, width, height; over the area of the detection where the ground truth is a crowd.
-/// 0 where they do not overlap.
+/// Intersection over union of two boxes x, y, width, height; over the area of the detection where the ground truth is a
+/// crowd. 0 where they do not overlap.
 #[inline]
 pub fn box_iou(detection: [f64; 4], truth: [f64; 4], crowd: bool) -> f64 {
     let [dx, dy, dw, dh] = detection;
@@ -218,8 +218,8 @@ pub fn box_iou(detection: [f64; 4], truth: [f64; 4], crowd: bool) -> f64 {
     shared / whole
 }
 
-/// Intersection over union of two masks; over the area of the detection where the ground truth is a crowd. As in pycocotools,
-/// masks whose boxes do not overlap have 0, and masks of different sizes −1.
+/// Intersection over union of two masks; over the area of the detection where the ground truth is a crowd. As in
+/// pycocotools, masks whose boxes do not overlap have 0, and masks of different sizes −1.
 pub fn iou(detection: &Rle, truth: &Rle, crowd: bool) -> f64 {
     let coarse = box_iou(detection.bbox(), truth.bbox(), crowd);
     if coarse <= 0.0 || coarse.is_nan() {

@@ -1,5 +1,5 @@
-//! Polygons to runs, with the pixel rule of `rleFrPoly`: the outline is walked on a grid five times as fine, and every step
-//! to the left or right through the middle of a pixel column puts a border there.
+//! Polygons to runs, with the pixel rule of `rleFrPoly`: the outline is walked on a grid five times as fine, and every
+//! step to the left or right through the middle of a pixel column puts a border there.
 
 use super::MaskError;
 
@@ -14,8 +14,8 @@ pub(super) fn of_box([x, y, w, h]: [f64; 4]) -> Vec<f64> {
     vec![x, y, x, bottom, right, bottom, right, y]
 }
 
-/// Replaces `runs` by those of one polygon [x₀, y₀, x₁, y₁, …]; a last odd number is left out. Without a point it is empty. `index` is for
-/// the error.
+/// Replaces `runs` by those of one polygon [x₀, y₀, x₁, y₁, …]; a last odd number is left out. Without a point it is
+/// empty. `index` is for the error.
 pub(super) fn fill(
     runs: &mut Vec<u32>,
     polygon: &[f64],
@@ -39,7 +39,7 @@ pub(super) fn fill(
     Ok(())
 }
 
-/// Collects the places, along the columns of the image, where the mask begins or ends.
+/// Collects the positions, along the columns of the image, where the mask begins or ends.
 struct Borders<'a> {
     ends: &'a mut Vec<u32>,
     height: u32,
@@ -49,8 +49,9 @@ struct Borders<'a> {
 impl Borders<'_> {
     /// Walks a line of the fine grid, one step at a time along its longer side.
     ///
-    /// Only steps from the middle of a pixel column to the next fine column make a border, so only those are computed. The line
-    /// is computed from its lower end, whichever way it is walked, so that both ways round hit the same points.
+    /// Only steps from the middle of a pixel column to the next fine column make a border, so only those are computed.
+    /// The line is computed from its lower end, whichever way it is walked, so that both ways round hit the same
+    /// points.
     fn line(&mut self, (x0, y0): (i32, i32), (x1, y1): (i32, i32)) {
         let (dx, dy) = ((x1 - x0).abs(), (y1 - y0).abs());
         let flip = if dx >= dy { x0 > x1 } else { y0 > y1 };
@@ -80,8 +81,8 @@ impl Borders<'_> {
         }
     }
 
-    /// Pixel columns of the image whose middle the line from fine column `from` up to `to` steps over, each with the fine column
-    /// of its middle.
+    /// Pixel columns of the image whose middle the line from fine column `from` up to `to` steps over, each with the
+    /// fine column of its middle.
     fn columns(&self, from: i32, to: i32) -> impl Iterator<Item = (u32, i32)> {
         let half = SCALE / 2;
         let first = (from + half).div_euclid(SCALE).max(0);
@@ -108,7 +109,7 @@ fn truncate(value: f64) -> i32 {
     }
 }
 
-/// Sorted places to lengths; two borders at one place cancel.
+/// Turns sorted positions into lengths; two borders at one position cancel.
 fn to_lengths(ends: &mut Vec<u32>) {
     let mut last = 0;
     for end in ends.iter_mut() {

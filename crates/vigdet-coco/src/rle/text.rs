@@ -31,7 +31,7 @@ pub(super) fn compress(runs: &[u32]) -> String {
 #[derive(Clone, Debug)]
 pub struct Runs<'a> {
     text: &'a [u8],
-    /// Place in the text.
+    /// Position in the text.
     at: usize,
     /// Runs given so far.
     index: usize,
@@ -44,7 +44,8 @@ impl<'a> Runs<'a> {
         Runs { text, at: 0, index: 0, last: [0; 2] }
     }
 
-    /// The next run of text of unknown origin. Inlined, its state stays in registers: reading masks is little else than this.
+    /// The next run of text of unknown origin. Inlined, its state stays in registers: reading masks is little else than
+    /// this.
     #[inline(always)]
     pub(super) fn checked_next(&mut self) -> Option<Result<u32, MaskError>> {
         let first = self.text.get(self.at)?.wrapping_sub(48);

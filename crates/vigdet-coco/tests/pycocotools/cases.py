@@ -151,7 +151,7 @@ def make(seed):
     annotations, results = [], []
     scores = [round(rng.random(), rng.choice([1, 1, 3, 17])) for _ in range(rng.randint(1, 6))] + [0, 1]
     crowding = rng.choice([0, 0.1, 0.4, 1]) if rng.random() < 0.5 else 0
-    results_kind = rng.choice(["box", "mask", "both"]) if iou_type == "segm" else rng.choice(["box", "box", "mask", "both"])
+    results_kind = rng.choice(["box", "mask", "both"] if iou_type == "segm" else ["box", "box", "mask", "both"])
     for image in images:
         for category in categories:
             objects = rng.choice([0, 0, 1, 1, 2, 3, 6])

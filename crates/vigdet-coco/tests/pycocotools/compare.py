@@ -3,9 +3,9 @@
 
     python compare.py --bin ../../../../target/debug/coco_eval [--data ../shared/datasets] [--cases 2000]
 
-Needs pycocotools 2.0.11 and the example `arrays` beside the program (cargo build --bins --examples). Every one of the twelve numbers must
-agree to 1e-12, with them those per IoU, per area and per class, and the whole arrays of precision, recall and scores that the library gives;
-the printed lines must be the same.
+Needs pycocotools 2.0.11 and the example `arrays` beside the program (cargo build --bins --examples). Every one of the
+twelve numbers must agree to 1e-12, with them those per IoU, per area and per class, and the whole arrays of precision,
+recall and scores that the library gives. The printed lines must be the same.
 """
 
 import argparse
@@ -63,7 +63,10 @@ def difference(ours, theirs):
 
 
 def check(binary, folder, case):
-    """Adds pycocotools' numbers to a case. Largest difference, and how many numbers were compared; stops at a case that differs."""
+    """Adds pycocotools' numbers to a case. Gives the largest difference, and how many numbers were compared.
+
+    Stops at a case that differs.
+    """
     case, ev = cases.expected(case)
     (folder / "gt.json").write_text(json.dumps(case["truth"]))
     (folder / "dt.json").write_text(json.dumps(case["results"]))
@@ -153,9 +156,12 @@ def real(data):
     rng = random.Random(0)
     for split in ["val2017", "train2017"]:
         truth = json.loads((data / "coco-mini" / "annotations" / f"instances_{split}.json").read_text())
-        yield {"name": f"coco-mini {split} itself", "type": "bbox", "truth": truth, "results": itself(truth, False)}
-        yield {"name": f"coco-mini {split} itself masks", "type": "segm", "truth": truth, "results": itself(truth, True)}
-        yield {"name": f"coco-mini {split} boxes as segm", "type": "segm", "truth": truth, "results": itself(truth, False)}
+        for name, kind, masks in [
+            ("itself", "bbox", False),
+            ("itself masks", "segm", True),
+            ("boxes as segm", "segm", False),
+        ]:
+            yield {"name": f"coco-mini {split} {name}", "type": kind, "truth": truth, "results": itself(truth, masks)}
         for i in range(3):
             yield {"name": f"coco-mini {split} perturbed {i}", "type": "bbox", "truth": truth,
                    "results": perturbed(truth, rng, False)}
