@@ -7,7 +7,7 @@ use clap::Parser;
 use serde_json::json;
 
 use vigdet::cli;
-use vigdet::stats::paper::{Row, TABLES};
+use vigdet::stats::paper::{Figures, Row, TABLES};
 use vigdet::stats::{Cost, Options};
 
 /// Print parameters and multiply-adds of models; of all models of the ViG paper beside its figures, if none is named
@@ -51,7 +51,11 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             let mut entry = json_of(&row.cost(&options)?);
             entry["table"] = table.title.into();
             entry["row"] = row.label.into();
-            entry["paper"] = json!({ "parameters_millions": row.parameters, "macs_billions": row.macs });
+            let Figures { parameters, macs, top1, box_ap, mask_ap } = row.paper;
+            entry["paper"] = json!({
+                "parameters_millions": parameters, "macs_billions": macs,
+                "top1": top1, "box_ap": box_ap, "mask_ap": mask_ap,
+            });
             Ok(entry)
         });
         println!("{}", serde_json::to_string_pretty(&rows.collect::<anyhow::Result<Vec<_>>>()?)?);
@@ -66,7 +70,10 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             println!();
         }
-        println!("Multiply-adds are those of convolutions and linear layers, and of Grapher distances except in Table 10.");
+        println!(
+            "Multiply-adds are those of convolutions and linear layers, and of Grapher distances except in Table 10.\n\
+             The paper's top-1 in Tables 1 and 2 is that of its Tables 4 and 5; top-1 and AP are in percent."
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let costs =
@@ -98,9 +105,16 @@ fn json_of(cost: &Cost) -> serde_json::Value {
 }
 
 fn print_row(row: &Row, cost: &Cost) {
-    let paper: Vec<String> = [(row.parameters, "M"), (row.macs, "G")]
-        .into_iter()
-        .filter_map(|(figure, unit)| figure.map(|f| format!("{f:.1} {unit}")))
+    let Figures { parameters, macs, top1, box_ap, mask_ap } = row.paper;
+    let figures = [
+        ("", parameters, " M"),
+        ("", macs, " G"),
+        ("top-1 ", top1, ""),
+        ("box AP ", box_ap, ""),
+        ("mask AP ", mask_ap, ""),
+    ];
+    let paper: Vec<String> = (figures.into_iter())
+        .filter_map(|(name, figure, unit)| figure.map(|f| format!("{name}{f:.1}{unit}")))
         .collect();
     let [parameters, macs] = [cost.parameters, row.macs_of(cost)].map(grouped);
     println!("{:34} {parameters:>13} {macs:>19}   {}", row.label, paper.join(", "));
