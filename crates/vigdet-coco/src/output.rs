@@ -10,7 +10,7 @@
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -139,13 +139,15 @@ impl Outputs {
 
     fn is_ours(&self, path: &Path) -> io::Result<bool> {
         let path = path.canonicalize()?;
-        let file = File::open(folder_of(&path).join(MANIFEST))?;
-        // Where the file system has no locks, a line that is being appended is not whole, and is read next time.
-        let _ = file.lock_shared();
-        self.with_manifest(&path, |manifest| manifest.read_on(&file))?;
-        drop(file);
+        let list = File::open(folder_of(&path).join(MANIFEST))?;
+        // First the file, then the list: what another program writes meanwhile is listed before it appears.
         let line = line_of(&path, &File::open(&path)?)?;
-        self.with_manifest(&path, |manifest| Ok(manifest.lines.contains(&line)))
+        self.with_manifest(&path, |manifest| {
+            // Where the file system has no locks, a line that is being appended is not whole, and is read next time.
+            let _ = list.lock_shared();
+            manifest.read_on(&list)?;
+            Ok(manifest.lines.contains(&line))
+        })
     }
 
     /// Appends the line of the file that is about to appear at `path`. If that fails after all, no file has this
@@ -175,7 +177,7 @@ impl Outputs {
         self.with_manifest(path, append).map_err(context)
     }
 
-    /// Gives `of` what is known of the folder of `path`.
+    /// Gives `of` what is known of the folder of `path`. No thread may wait for this while it holds the lock of the list.
     fn with_manifest<T>(
         &self,
         path: &Path,
@@ -243,7 +245,7 @@ fn is_device(path: &Path) -> bool {
 #[cfg(unix)]
 fn inode(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).ok().map(|data| (data.dev(), data.ino()))
+    path.metadata().ok().map(|data| (data.dev(), data.ino()))
 }
 
 #[cfg(not(unix))]
@@ -258,6 +260,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn text(path: &Path) -> String {
         fs::read_to_string(path).unwrap()
@@ -404,11 +407,18 @@ mod tests {
         });
         let list = text(&folder.path().join(MANIFEST));
         assert_eq!(list.lines().count(), 101, "{list}");
-        let outputs = Outputs::default();
-        for i in (0..50).step_by(2).chain((101..150).step_by(2)).chain((201..250).step_by(2)) {
-            assert!(name(i).is_file());
-            write(&outputs, &name(i), "replaced").unwrap();
-        }
+        let outputs = &Outputs::default();
+        std::thread::scope(|scope| {
+            for first in [0, 101, 201] {
+                scope.spawn(move || {
+                    for i in (first..first + 49).step_by(2) {
+                        assert!(name(i).is_file());
+                        write(outputs, &name(i), &format!("replaced {i}")).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(text(&name(249)), "replaced 249");
     }
 
     #[test]
