@@ -58,12 +58,9 @@ fn mask_targets(c: &mut Criterion) {
     let mut mask = Mask::new(&runs, height, width).unwrap();
     let scale = 800.0 / f64::from(height);
     mask.change(&Geometry::scale(scale, scale));
-    let regions: Vec<Box4> =
-        (0..128).map(|i| i as f32).map(|i| [200.0 + i, 80.0 + i, 860.0 - i, 730.0 - i]).collect();
+    let regions: Vec<Box4> = (0..128).map(|i| i as f32).map(|i| [200.0 + i, 80.0 + i, 860.0 - i, 730.0 - i]).collect();
     let mut group = c.benchmark_group("mask targets of 128 regions, 28×28");
-    group.bench_function("raster of runs", |b| {
-        b.iter(|| regions.iter().map(|r| mask.raster(r, 28)[0]).sum::<f32>())
-    });
+    group.bench_function("raster of runs", |b| b.iter(|| regions.iter().map(|r| mask.raster(r, 28)[0]).sum::<f32>()));
     group.bench_function("pooled", |b| {
         b.iter(|| {
             let drawn = mask.draw();

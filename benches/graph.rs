@@ -70,21 +70,16 @@ fn aggregation(c: &mut Criterion) {
         });
         let (x, y) = (x.copy().set_requires_grad(true), y.copy().set_requires_grad(true));
         group.bench_function(format!("forward and backward, {how}"), |b| {
-            b.iter(|| {
-                with_max_relative(&x, &y, &edges, search).expect("features").sum(Kind::Float).backward()
-            })
+            b.iter(|| with_max_relative(&x, &y, &edges, search).expect("features").sum(Kind::Float).backward())
         });
     }
 }
 
 fn backbones(c: &mut Criterion) {
     let mut group = group(c, "backbone");
-    for (name, images, height, width) in
-        [("vig_ti", 8, 224, 224), ("pvig_s", 8, 224, 224), ("pvig_s", 1, 800, 1280)]
-    {
+    for (name, images, height, width) in [("vig_ti", 8, 224, 224), ("pvig_s", 8, 224, 224), ("pvig_s", 1, 800, 1280)] {
         for (how, graph) in BOTH {
-            let config =
-                BackboneConfig { name: name.into(), graph, drop_path: 0.0, ..BackboneConfig::default() };
+            let config = BackboneConfig { name: name.into(), graph, drop_path: 0.0, ..BackboneConfig::default() };
             let store = nn::VarStore::new(Device::Cpu);
             let model = backbone::build(&store.root(), &config).expect("a backbone");
             let x = Tensor::randn([images, 3, height, width], (Kind::Float, Device::Cpu));
@@ -92,15 +87,12 @@ fn backbones(c: &mut Criterion) {
                 b.iter(|| no_grad(|| model.forward(&x, &mut Pass::inference()).expect("maps")))
             });
             if (name, height) == ("pvig_s", 224) {
-                group.bench_function(
-                    format!("{name} {images}×{height}×{width} training step, {how}"),
-                    |b| {
-                        b.iter(|| {
-                            let maps = model.forward(&x, &mut Pass::training(0, 0)).expect("maps");
-                            maps.iter().map(|map| map.mean(Kind::Float)).sum::<Tensor>().backward();
-                        })
-                    },
-                );
+                group.bench_function(format!("{name} {images}×{height}×{width} training step, {how}"), |b| {
+                    b.iter(|| {
+                        let maps = model.forward(&x, &mut Pass::training(0, 0)).expect("maps");
+                        maps.iter().map(|map| map.mean(Kind::Float)).sum::<Tensor>().backward();
+                    })
+                });
             }
         }
     }

@@ -76,13 +76,8 @@ fn classify(data: &Path, size: u32, batch_size: usize, workers: usize, kind: &st
     if let Some(rand_augment) = config.rand_augment.as_mut().filter(|_| kind == "all") {
         rand_augment.probability = 1.0;
     }
-    let options = ClassLoaderOptions {
-        batch_size,
-        micro_batch: batch_size,
-        train: true,
-        seed: 0,
-        label_smoothing: 0.1,
-    };
+    let options =
+        ClassLoaderOptions { batch_size, micro_batch: batch_size, train: true, seed: 0, label_smoothing: 0.1 };
     let loader = ClassLoader::new(ImageFolder::open(&config.train, data)?, &config, options)?;
     let start = Instant::now();
     let mut images = 0;
@@ -94,9 +89,8 @@ fn classify(data: &Path, size: u32, batch_size: usize, workers: usize, kind: &st
 }
 
 fn steps(criterion: &mut Criterion) -> Result<()> {
-    let image = RgbImage::from_fn(640, 480, |x, y| {
-        image::Rgb([(x / 3) as u8, (y / 2) as u8, ((x * y / 97) ^ (x >> 2)) as u8])
-    });
+    let image =
+        RgbImage::from_fn(640, 480, |x, y| image::Rgb([(x / 3) as u8, (y / 2) as u8, ((x * y / 97) ^ (x >> 2)) as u8]));
     let mut jpeg = Vec::new();
     image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 90).encode_image(&image)?;
     let mut group = criterion.benchmark_group("loader_640x480");

@@ -14,8 +14,7 @@ fn main() -> anyhow::Result<()> {
     for (height, width) in [(64, 64), (224, 224), (200, 320)] {
         let images = Tensor::randn([1, 3, height, width], (Kind::Float, Device::Cpu));
         println!("an image of {height}×{width} pixels:");
-        for (map, stride) in backbone.forward(&images, &mut Pass::inference())?.iter().zip(backbone.strides())
-        {
+        for (map, stride) in backbone.forward(&images, &mut Pass::inference())?.iter().zip(backbone.strides()) {
             println!("  stride {stride:2}: {:?}", map.size());
         }
     }

@@ -60,19 +60,10 @@ fn run(args: &Args) -> Result<()> {
     for (layer, (vig, resgcn)) in curves[0].1.iter().zip(&curves[1].1).enumerate() {
         println!("{layer:>5}  {vig:.3}   {resgcn:.3}");
     }
-    std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot make the folder {}", args.out.display()))?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     let path = |name: &str| args.out.join(name);
-    plot(
-        &BitMapBackend::new(&path("feature_diversity.png"), style::SIZE).into_drawing_area(),
-        &args.model,
-        &curves,
-    )?;
-    plot(
-        &SVGBackend::new(&path("feature_diversity.svg"), style::SIZE).into_drawing_area(),
-        &args.model,
-        &curves,
-    )
+    plot(&BitMapBackend::new(&path("feature_diversity.png"), style::SIZE).into_drawing_area(), &args.model, &curves)?;
+    plot(&SVGBackend::new(&path("feature_diversity.svg"), style::SIZE).into_drawing_area(), &args.model, &curves)
 }
 
 /// Mean feature diversity of what goes into the first block and comes out of each.
@@ -123,13 +114,7 @@ fn plot<DB: DrawingBackend>(
         let layers = curves[0].1.len() as f64 - 1.0;
         let most = curves.iter().flat_map(|c| &c.1).copied().fold(0.0, f64::max);
         let title = format!("Feature diversity of {model}");
-        let axes = Axes {
-            title: &title,
-            x: "layer",
-            y: "diversity",
-            x_range: 0.0..layers,
-            y_range: 0.0..1.3 * most,
-        };
+        let axes = Axes { title: &title, x: "layer", y: "diversity", x_range: 0.0..layers, y_range: 0.0..1.3 * most };
         let mut chart = axes.draw(root)?;
         for (i, (name, values)) in curves.iter().enumerate() {
             let points: Vec<(f64, f64)> = values.iter().enumerate().map(|(l, v)| (l as f64, *v)).collect();

@@ -162,7 +162,9 @@ pub fn parse_size(text: &str) -> Result<[u32; 2]> {
     let sides: Option<Vec<u32>> = text.split(',').map(|side| side.trim().parse().ok()).collect();
     match sides.as_deref() {
         Some(&[short, long]) if 0 < short && short <= long => Ok([short, long]),
-        _ => bail!("--size takes the shorter side and the most of the longer side in pixels, as in 800,1333, not `{text}`"),
+        _ => bail!(
+            "--size takes the shorter side and the most of the longer side in pixels, as in 800,1333, not `{text}`"
+        ),
     }
 }
 
@@ -194,7 +196,8 @@ pub fn parse_device(name: Option<&str>) -> Result<Device> {
             index < count,
             "there is no device cuda:{index}: {}",
             match count {
-                0 => "libtorch sees no GPU here (CUDA=1 make libtorch installs the CUDA build); --device cpu works".into(),
+                0 => "libtorch sees no GPU here (CUDA=1 make libtorch installs the CUDA build); --device cpu works"
+                    .into(),
                 n => format!("libtorch sees {n}"),
             }
         );
@@ -305,8 +308,7 @@ mod tests {
 
     #[test]
     fn set_wins_over_flags() {
-        let args =
-            Program::try_parse_from(["x", "retinanet", "--set", "lr=3", "--size", "5,6"]).unwrap().model;
+        let args = Program::try_parse_from(["x", "retinanet", "--set", "lr=3", "--size", "5,6"]).unwrap().model;
         let changes = args.changes([change("train.lr", 2.0), change("data.root", "a \"b\"")]).unwrap();
         let config = Config::from_json_with("{}", &changes).unwrap();
         assert_eq!((config.train.lr, config.data.size), (3.0, [5, 6]));

@@ -23,8 +23,8 @@ pub use classify::{
 pub use data::{CropConfig, DataConfig, OnError, ResizeKind, ShapesConfig, SplitConfig};
 pub use train::{CheckpointConfig, OptimizerKind, ScheduleKind, TrainConfig};
 pub use two_stage::{
-    BoxLossConfig, MaskHeadConfig, MaskTargets, PasteKind, ProposalConfig, RoiConfig, RpnConfig,
-    SampleConfig, SampleNormalizer,
+    BoxLossConfig, MaskHeadConfig, MaskTargets, PasteKind, ProposalConfig, RoiConfig, RpnConfig, SampleConfig,
+    SampleNormalizer,
 };
 
 /// One experiment.

@@ -138,27 +138,25 @@ impl Predictor {
     /// The name of a label, or its number where it has none.
     pub fn name(&self, label: i64) -> String {
         let class = usize::try_from(label).ok().and_then(|label| self.classes.get(label));
-        class
-            .map(|(_, name)| name.clone())
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| format!("class {label}"))
+        class.map(|(_, name)| name.clone()).filter(|name| !name.is_empty()).unwrap_or_else(|| format!("class {label}"))
     }
 
     /// Detections of one image as `detect --json` writes them.
     pub fn describe(&self, file: &Path, image: &RgbImage, found: &Detections) -> ImageDetections {
         let (height, width) = (image.height(), image.width());
-        let detections = found.boxes.iter().zip(&found.scores).zip(&found.labels).enumerate().map(
-            |(i, ((b, score), &label))| Found {
-                category_id: usize::try_from(label)
-                    .ok()
-                    .and_then(|l| self.classes.get(l))
-                    .map_or(label, |class| class.0),
-                label: self.name(label),
-                score: *score,
-                bbox: [b[0], b[1], b[2] - b[0], b[3] - b[1]],
-                segmentation: found.mask(i, height, width),
-            },
-        );
+        let detections =
+            found.boxes.iter().zip(&found.scores).zip(&found.labels).enumerate().map(|(i, ((b, score), &label))| {
+                Found {
+                    category_id: usize::try_from(label)
+                        .ok()
+                        .and_then(|l| self.classes.get(l))
+                        .map_or(label, |class| class.0),
+                    label: self.name(label),
+                    score: *score,
+                    bbox: [b[0], b[1], b[2] - b[0], b[3] - b[1]],
+                    segmentation: found.mask(i, height, width),
+                }
+            });
         ImageDetections {
             file: file.display().to_string(),
             width: image.width(),

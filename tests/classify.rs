@@ -7,9 +7,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, SafeTensors};
 use tch::Kind;
-use vigdet::config::{
-    ClassifyDataConfig, EraseConfig, FolderConfig, Interpolation, OnError, RandAugmentConfig,
-};
+use vigdet::config::{ClassifyDataConfig, EraseConfig, FolderConfig, Interpolation, OnError, RandAugmentConfig};
 use vigdet::data::classify::crop::{center, crop_resize, random_window, Filter, Window};
 use vigdet::data::classify::mix::{add_target, Mix};
 use vigdet::data::classify::order::{micro_batches, repeated};
@@ -241,8 +239,7 @@ fn erased_rectangles_are_distributed_as_torchvisions_and_filled_with_noise() {
         let found: Vec<(u32, u32)> = drawn.iter().map(edge).collect();
         assert!(found.iter().all(|(at, most)| at <= most));
         assert!(found.iter().any(|(at, _)| *at == 0) && found.iter().any(|(at, most)| at == most));
-        let places: Vec<(f64, f64)> =
-            found.iter().map(|&(at, most)| (f64::from(at), f64::from(most + 1))).collect();
+        let places: Vec<(f64, f64)> = found.iter().map(|&(at, most)| (f64::from(at), f64::from(most + 1))).collect();
         let mean = |f: &dyn Fn(f64, f64) -> f64| {
             places.iter().map(|&(at, count)| f(at, count)).sum::<f64>() / places.len() as f64
         };
@@ -252,8 +249,7 @@ fn erased_rectangles_are_distributed_as_torchvisions_and_filled_with_noise() {
         let excess = mean(&|at, count| apart(at, count).powi(2) - (1.0 - count.powi(-2)) / 12.0);
         assert!(excess.abs() < 4.0 * (1f64 / 180.0 / 20000.0).sqrt(), "{excess}");
     }
-    let quarter =
-        (0..20000).filter(|_| erase::window(64, &EraseConfig::default(), &mut rng).is_some()).count();
+    let quarter = (0..20000).filter(|_| erase::window(64, &EraseConfig::default(), &mut rng).is_some()).count();
     assert!((quarter as f64 / 20000.0 - 0.25).abs() < 0.01, "{quarter}");
 
     let mut planes = vec![7f32; 3 * 64 * 64];
@@ -409,8 +405,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn config() -> ClassifyDataConfig {
-    let mut config =
-        ClassifyDataConfig { size: 24, repeats: 3, repeat_round: 4, workers: 1, ..Default::default() };
+    let mut config = ClassifyDataConfig { size: 24, repeats: 3, repeat_round: 4, workers: 1, ..Default::default() };
     config.erase.probability = 0.5;
     config
 }
@@ -443,10 +438,7 @@ fn batches_depend_on_seed_and_epoch_alone() {
     assert!(same(&epoch, &all(&three, 1, 0)), "the number of threads changes nothing");
     assert!(same(&epoch[4..], &all(&three, 1, 4)), "nor does where an epoch is entered");
     assert!(!same(&epoch, &all(&one, 2, 0)));
-    assert!(!same(
-        &epoch,
-        &all(&loader(root.path(), &config(), ClassLoaderOptions { seed: 6, ..TRAIN }), 1, 0)
-    ));
+    assert!(!same(&epoch, &all(&loader(root.path(), &config(), ClassLoaderOptions { seed: 6, ..TRAIN }), 1, 0)));
     // The views of a repeated image differ.
     let first = &epoch[0];
     assert_eq!(first.labels[0], first.labels[1]);

@@ -150,13 +150,11 @@ fn bilinear_batches_are_torchvisions() {
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let image = picture(&tensors, "image");
     for (short, long) in [(50, 80), (20, 33), (40, 50)] {
-        let config =
-            DataConfig { size: [short, long], resize: ResizeKind::Bilinear, ..DataConfig::default() };
+        let config = DataConfig { size: [short, long], resize: ResizeKind::Bilinear, ..DataConfig::default() };
         let batch = prepare(std::slice::from_ref(&image), &[info("a")], &config).unwrap();
         let view = tensors.tensor(&format!("torchvision.{short}.{long}")).unwrap();
         assert_eq!(batch.images.size(), view.shape().iter().map(|s| *s as i64).collect::<Vec<_>>());
-        let most =
-            values(&batch).iter().zip(floats(view.data())).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let most = values(&batch).iter().zip(floats(view.data())).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(most < 2e-5, "{short}, {long}: {most}");
     }
 }
@@ -166,8 +164,7 @@ fn sizes_are_torchvisions_to_the_pixel() {
     let bytes = std::fs::read(fixtures().join("resize.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let view = tensors.tensor("sizes").unwrap();
-    let rows: Vec<u32> =
-        view.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+    let rows: Vec<u32> = view.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
     assert_eq!(rows.len(), 180 * 6);
     for row in rows.chunks_exact(6) {
         let size = output_size(row[0], row[1], row[2].into(), row[3].into(), ResizeKind::Bilinear);
@@ -210,11 +207,7 @@ fn normalisation_and_padding_are_exact() {
 }
 
 /// A data set on disk: `images` as (id, file, width, height), each file a plain colour made from its id.
-fn on_disk(
-    images: &[(i64, &str, u32, u32)],
-    annotations: Value,
-    categories: Value,
-) -> (TempDir, SplitConfig) {
+fn on_disk(images: &[(i64, &str, u32, u32)], annotations: Value, categories: Value) -> (TempDir, SplitConfig) {
     let folder = TempDir::new().unwrap();
     std::fs::create_dir(folder.path().join("pictures")).unwrap();
     for &(id, file, width, height) in images {
@@ -304,8 +297,7 @@ fn training_drops_images_with_nothing_but_crowds() {
     let mut crowd = object(1, 1, 3, [0.0, 0.0, 20.0, 10.0]);
     crowd["iscrowd"] = json!(1);
     let images = [(1, "a.png", 20, 10), (2, "b.png", 20, 10)];
-    let (folder, split) =
-        on_disk(&images, json!([crowd, object(2, 2, 3, [0.0, 0.0, 5.0, 5.0])]), categories());
+    let (folder, split) = on_disk(&images, json!([crowd, object(2, 2, 3, [0.0, 0.0, 5.0, 5.0])]), categories());
     let data = CocoDataset::open(&split, folder.path(), true).unwrap();
     assert_eq!((data.len(), data.info(0).id), (1, 2));
 }
@@ -313,8 +305,7 @@ fn training_drops_images_with_nothing_but_crowds() {
 #[test]
 fn the_limit_keeps_the_first_images_by_id_and_their_annotations() {
     let images = [(9, "i.png", 20, 10), (2, "b.png", 20, 10), (4, "d.png", 20, 10), (1, "a.png", 20, 10)];
-    let annotations: Vec<Value> =
-        [9, 2, 4].iter().map(|&i| object(i * 10, i, 3, [0.0, 0.0, 5.0, 5.0])).collect();
+    let annotations: Vec<Value> = [9, 2, 4].iter().map(|&i| object(i * 10, i, 3, [0.0, 0.0, 5.0, 5.0])).collect();
     let (folder, mut split) = on_disk(&images, json!(annotations), categories());
     split.limit = Some(2);
     let data = CocoDataset::open(&split, folder.path(), true).unwrap();
@@ -350,9 +341,7 @@ fn contradictions_in_annotations_are_one_clear_line() {
         assert!(!error.contains('\n'), "{error}");
         error
     };
-    assert!(
-        error(&[image], json!([object(8, 1, 4, [0.0, 0.0, 5.0, 5.0])]), categories()).contains("category 4")
-    );
+    assert!(error(&[image], json!([object(8, 1, 4, [0.0, 0.0, 5.0, 5.0])]), categories()).contains("category 4"));
     assert!(error(&[image], json!([object(8, 2, 3, [0.0, 0.0, 5.0, 5.0])]), categories()).contains("image 2"));
     assert!(error(&[image, (1, "b.png", 20, 10)], json!([fine]), categories()).contains("id 1"));
     let twice = json!([{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]);
@@ -378,9 +367,8 @@ fn forty() -> (TempDir, SplitConfig) {
         .zip(&names)
         .map(|(id, name)| if id % 3 == 0 { (id, name.as_str(), 24, 40) } else { (id, name.as_str(), 40, 24) })
         .collect();
-    let annotations: Vec<Value> = (1..=40)
-        .map(|i| object(i, i, [3, 18, 70][i as usize % 3], [2.0, 3.0, 4.0 + i as f64 / 4.0, 5.0]))
-        .collect();
+    let annotations: Vec<Value> =
+        (1..=40).map(|i| object(i, i, [3, 18, 70][i as usize % 3], [2.0, 3.0, 4.0 + i as f64 / 4.0, 5.0])).collect();
     on_disk(&images, json!(annotations), categories())
 }
 
@@ -393,13 +381,7 @@ const TRAIN: LoaderOptions = LoaderOptions { batch_size: 3, train: true, seed: 1
 /// Everything of an epoch that a training step sees.
 type Seen = Vec<(Vec<i64>, Vec<f32>, Vec<Vec<[f32; 4]>>, Vec<Vec<i64>>)>;
 
-fn run(
-    data: &Arc<CocoDataset>,
-    config: &DataConfig,
-    options: LoaderOptions,
-    epoch: usize,
-    first: usize,
-) -> Seen {
+fn run(data: &Arc<CocoDataset>, config: &DataConfig, options: LoaderOptions, epoch: usize, first: usize) -> Seen {
     let loader = Loader::new(data.clone(), config, options).unwrap();
     loader
         .epoch(epoch, first)
@@ -520,12 +502,8 @@ fn crops_take_their_boxes_along_and_keep_an_object() {
         random_crop(&mut sample, &config, &mut generator(1, 0, i));
         let (width, height) = sample.image.dimensions();
         assert!((12..=64).contains(&width) && (6..=32).contains(&height), "{width}×{height}");
-        let bright: Vec<(u32, u32)> = sample
-            .image
-            .enumerate_pixels()
-            .filter(|(_, _, p)| p.0[0] == 255)
-            .map(|(x, y, _)| (x, y))
-            .collect();
+        let bright: Vec<(u32, u32)> =
+            sample.image.enumerate_pixels().filter(|(_, _, p)| p.0[0] == 255).map(|(x, y, _)| (x, y)).collect();
         let [x1, y1, x2, y2] = sample.target.boxes[0].map(|v| v as u32);
         assert_eq!(bright.first(), Some(&(x1, y1)));
         assert_eq!(bright.last(), Some(&(x2 - 1, y2 - 1)));
@@ -539,12 +517,7 @@ fn crops_take_their_boxes_along_and_keep_an_object() {
 fn what_a_window_leaves_too_little_of_is_ignored_or_gone() {
     let mask = |p: &[f64]| Mask::new(&Segmentation::Polygons(vec![p.to_vec()]), 50, 50);
     let target = Target {
-        boxes: vec![
-            [0.0, 0.0, 10.0, 10.0],
-            [18.0, 18.0, 28.0, 28.0],
-            [40.0, 0.0, 50.0, 5.0],
-            [6.0, 6.0, 9.0, 9.0],
-        ],
+        boxes: vec![[0.0, 0.0, 10.0, 10.0], [18.0, 18.0, 28.0, 28.0], [40.0, 0.0, 50.0, 5.0], [6.0, 6.0, 9.0, 9.0]],
         labels: vec![0, 1, 2, 3],
         crowd: vec![false, false, false, true],
         masks: vec![None, mask(&[18.0, 18.0, 28.0, 18.0, 28.0, 28.0, 18.0, 28.0]), None, None],
@@ -566,9 +539,8 @@ fn a_mosaic_shows_parts_of_four_images_with_their_own_boxes() {
         .zip(&names)
         .map(|(id, name)| (50 * id, name.as_str(), 40 + 8 * id as u32, 64 - 8 * id as u32))
         .collect();
-    let annotations: Vec<Value> = (1..=4)
-        .map(|i| object(i, 50 * i, [3, 18, 70, 3][i as usize - 1], [0.0, 0.0, 200.0, 200.0]))
-        .collect();
+    let annotations: Vec<Value> =
+        (1..=4).map(|i| object(i, 50 * i, [3, 18, 70, 3][i as usize - 1], [0.0, 0.0, 200.0, 200.0])).collect();
     let (folder, split) = on_disk(&images, json!(annotations), categories());
     let data = CocoDataset::open(&split, folder.path(), true).unwrap();
     for i in 0..50 {
@@ -687,8 +659,7 @@ fn no_more_batches_are_made_ahead_than_promised() {
     for id in 7..=40 {
         std::fs::remove_file(folder.path().join(format!("pictures/{id}.png"))).unwrap();
     }
-    let ids: Vec<i64> =
-        epoch.flat_map(|b| b.unwrap().infos.iter().map(|i| i.id).collect::<Vec<_>>()).collect();
+    let ids: Vec<i64> = epoch.flat_map(|b| b.unwrap().infos.iter().map(|i| i.id).collect::<Vec<_>>()).collect();
     assert_eq!(ids, (1..=6).collect::<Vec<_>>());
 }
 

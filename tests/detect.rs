@@ -115,19 +115,13 @@ fn every_image_of_a_folder_gets_an_entry_and_a_picture_and_what_is_no_image_is_n
     bench.text("photos/readme.txt", "passed over");
     let output = bench.detect(&["photos", "--json", "out/found.json", "--out", "pictures"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(
-        stderr(&output).contains("notes.jpg") && stderr(&output).contains("1 skipped"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("notes.jpg") && stderr(&output).contains("1 skipped"), "{}", stderr(&output));
     assert!(!stderr(&output).contains("readme"), "{}", stderr(&output));
 
     let found = json(&bench.path("out/found.json"));
     let files: Vec<&str> = found.as_array().unwrap().iter().map(|e| e["file"].as_str().unwrap()).collect();
     assert_eq!(files, ["photos/a.png", "photos/b.JPG", "photos/c.jpg"]);
-    for (entry, (width, height)) in
-        found.as_array().unwrap().iter().zip([(80.0, 60.0), (700.0, 500.0), (64.0, 64.0)])
-    {
+    for (entry, (width, height)) in found.as_array().unwrap().iter().zip([(80.0, 60.0), (700.0, 500.0), (64.0, 64.0)]) {
         assert_eq!((entry["width"].as_f64(), entry["height"].as_f64()), (Some(width), Some(height)));
         let detections = entry["detections"].as_array().unwrap();
         assert!(!detections.is_empty() && detections.len() <= 100);
@@ -221,14 +215,8 @@ fn bad_arguments_are_one_clear_line() {
     bench.text("broken.json", "{");
     assert_refused(&bench.detect(&["empty"]), &["no image", "empty"]);
     assert_refused(&bench.run(&["yolo", "--weights", "tiny.safetensors", "a.png"]), &["yolo", "retinanet"]);
-    assert_refused(
-        &bench.run(&["retinanet", "--weights", "gone.safetensors", "a.png"]),
-        &["gone.safetensors"],
-    );
-    assert_refused(
-        &bench.run(&["retinanet", "--weights", "weights.safetensors", "a.png"]),
-        &["weights.safetensors"],
-    );
+    assert_refused(&bench.run(&["retinanet", "--weights", "gone.safetensors", "a.png"]), &["gone.safetensors"]);
+    assert_refused(&bench.run(&["retinanet", "--weights", "weights.safetensors", "a.png"]), &["weights.safetensors"]);
     assert_refused(&bench.run(&["retinanet", "a.png"]), &["--weights"]);
     assert_refused(&bench.detect(&[]), &["IMAGE"]);
     assert_refused(&bench.detect(&["a.png", "--config", "broken.json"]), &["broken.json"]);
@@ -265,15 +253,10 @@ fn the_examples_do_what_they_say() {
     assert!(lines[1].starts_with("  classification ") && lines[2].starts_with("  box "), "{lines:?}");
 
     let seen = detect_image::detect(&bench.path("tiny.safetensors"), &bench.path("train2017/a.png")).unwrap();
-    assert!(
-        seen.len() > 1 && seen.iter().all(|line| line.starts_with("star 0.") || line.starts_with("ring 0."))
-    );
+    assert!(seen.len() > 1 && seen.iter().all(|line| line.starts_with("star 0.") || line.starts_with("ring 0.")));
 
     let results = r#"[{"image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 30], "score": 0.9}]"#;
     let text = evaluate::scores(&truth, &bench.text("results.json", results)).unwrap();
     assert!(text.contains("Average Precision") && text.contains("= 0.500"), "{text}");
-    assert!(
-        text.contains("star                 AP 1.000") && text.contains("ring                 AP 0.000"),
-        "{text}"
-    );
+    assert!(text.contains("star                 AP 1.000") && text.contains("ring                 AP 0.000"), "{text}");
 }

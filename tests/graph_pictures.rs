@@ -23,8 +23,7 @@ use vigdet::weights::{metadata_of, metadata_of_classifier, save};
 mod plot_graph;
 
 /// A small Pyramid ViG: the same parts, fewer of them.
-const SMALL: [&str; 4] =
-    ["--set", "model.backbone.channels=[8,16,24,32]", "--set", "model.backbone.blocks=[1,1,2,1]"];
+const SMALL: [&str; 4] = ["--set", "model.backbone.channels=[8,16,24,32]", "--set", "model.backbone.blocks=[1,1,2,1]"];
 /// Stride, and nodes pooled along each side, of its blocks.
 const GRIDS: [(u32, u32); 5] = [(4, 4), (8, 2), (16, 1), (16, 1), (32, 1)];
 
@@ -101,25 +100,14 @@ fn the_picture_and_the_page_show_the_edges_that_extract_features_writes() {
     // No multiple of anything: patches at the edges are cut, and pooling leaves some out.
     let image = draw_image(folder.path(), 150, 118);
     let at = |name: &str| folder.path().join(name);
-    let (features, weights, json, html) =
-        (at("f.safetensors"), at("w.safetensors"), at("g.json"), at("g.html"));
-    let mut args = vec![
-        "pvig_ti",
-        "--input",
-        text(&image),
-        "--out",
-        text(&features),
-        "--edges",
-        "--save",
-        text(&weights),
-    ];
+    let (features, weights, json, html) = (at("f.safetensors"), at("w.safetensors"), at("g.json"), at("g.html"));
+    let mut args =
+        vec!["pvig_ti", "--input", text(&image), "--out", text(&features), "--edges", "--save", text(&weights)];
     args.extend(SMALL);
     works(EXTRACT_FEATURES, &args);
     let out = at("out");
     let mut args = vec!["pvig_ti", "--weights", text(&weights), "--image", text(&image), "--out", text(&out)];
-    args.extend([
-        "--blocks", "all", "--center", "149,117", "--center", "70.5,33", "--cell", "9,2", "--edges",
-    ]);
+    args.extend(["--blocks", "all", "--center", "149,117", "--center", "70.5,33", "--cell", "9,2", "--edges"]);
     args.extend(["--json", text(&json), "--html", text(&html)]);
     args.extend(SMALL);
     args.push("--time");
@@ -130,8 +118,7 @@ fn the_picture_and_the_page_show_the_edges_that_extract_features_writes() {
     assert!(data["seconds"]["forward"].is_number(), "{}", data["seconds"]);
     check_links(&data, &edges, (150, 118));
     // 38 columns of 4 pixels: the last patch of 30 rows, row 8 column 17, row 9 column 2.
-    let nodes: Vec<&Value> =
-        data["blocks"][0]["centers"].as_array().unwrap().iter().map(|c| &c["node"]).collect();
+    let nodes: Vec<&Value> = data["blocks"][0]["centers"].as_array().unwrap().iter().map(|c| &c["node"]).collect();
     assert_eq!(nodes, [29 * 38 + 37, 8 * 38 + 17, 9 * 38 + 2]);
     for name in ["shapes_graph.png", "shapes_graph.svg"] {
         assert!(out.join(name).is_file(), "{name}");
@@ -140,8 +127,7 @@ fn the_picture_and_the_page_show_the_edges_that_extract_features_writes() {
     // The page's arrays are all edges of all blocks.
     let page = std::fs::read_to_string(&html).unwrap();
     let start = page.find("type=\"application/json\">").unwrap() + "type=\"application/json\">".len();
-    let data: Value =
-        serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap();
+    let data: Value = serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap();
     let blocks = data["blocks"].as_array().unwrap();
     assert_eq!(blocks.len(), edges.len());
     for (i, (block, edges)) in blocks.iter().zip(&edges).enumerate() {
@@ -154,14 +140,9 @@ fn the_picture_and_the_page_show_the_edges_that_extract_features_writes() {
         assert_eq!(distances.len(), found.len());
         assert!(distances.contains(&0) && distances.contains(&255));
         let k = block["k"].as_u64().unwrap() as usize;
-        assert!(distances
-            .chunks_exact(k)
-            .all(|d| d.windows(2).all(|pair| pair[0] <= pair[1].saturating_add(1))));
+        assert!(distances.chunks_exact(k).all(|d| d.windows(2).all(|pair| pair[0] <= pair[1].saturating_add(1))));
         let pooled = [u64::from(GRIDS[i].1); 2];
-        assert_eq!(
-            (block["stride"].as_u64(), &block["pooled"]),
-            (Some(GRIDS[i].0.into()), &serde_json::json!(pooled))
-        );
+        assert_eq!((block["stride"].as_u64(), &block["pooled"]), (Some(GRIDS[i].0.into()), &serde_json::json!(pooled)));
     }
     // It loads nothing: no address but data within it.
     assert!(
@@ -225,10 +206,7 @@ fn a_classifier_that_train_cls_saved_is_drawn_with_its_own_mean_and_deviation() 
     let plot = |more: &[&str]| {
         let json = at("g.json");
         let args = ["pvig_ti", "--weights", text(&weights), "--image", text(&image), "--blocks", "all"];
-        works(
-            PLOT_GRAPH,
-            &[&args[..], &["--out", text(folder.path()), "--json", text(&json)], more].concat(),
-        );
+        works(PLOT_GRAPH, &[&args[..], &["--out", text(folder.path()), "--json", text(&json)], more].concat());
         serde_json::from_slice::<Value>(&std::fs::read(&json).unwrap()).unwrap()["blocks"].clone()
     };
     let own = plot(&[]);
@@ -258,8 +236,7 @@ fn the_svg_has_neighbours_in_the_centres_colour_at_their_true_place_and_size() {
     let folder = tempfile::tempdir().unwrap();
     let image = decode::open(&draw_image(folder.path(), 128, 96), false).unwrap();
     let changes = SMALL.iter().filter(|a| **a != "--set").map(|a| a.to_string()).collect();
-    let viewer =
-        GraphViewer::open("pvig_ti", &ViewerOptions { changes, ..ViewerOptions::default() }).unwrap();
+    let viewer = GraphViewer::open("pvig_ti", &ViewerOptions { changes, ..ViewerOptions::default() }).unwrap();
     assert!(viewer.report().contains("random"));
     let view = viewer.view(&image, "a <b> & c").unwrap();
     let centers = Centers::Given(vec![Center::Pixel { x: 60.0, y: 40.0 }]);
@@ -295,9 +272,7 @@ fn the_svg_has_neighbours_in_the_centres_colour_at_their_true_place_and_size() {
     let stars: Vec<&str> = stars.iter().filter(|v| v[0] == "#D55E00").map(|v| v[1]).collect();
     assert_eq!(stars.len(), 3);
     assert!(stars.iter().all(|points| points.split_whitespace().count() == 10), "{stars:?}");
-    for words in
-        ["Block 1 (stage 1)", "Block 5 (stage 4)", "not trained", "24×32 patches of 4 pixels", "x 60, y 40"]
-    {
+    for words in ["Block 1 (stage 1)", "Block 5 (stage 4)", "not trained", "24×32 patches of 4 pixels", "x 60, y 40"] {
         assert!(svg.contains(words), "{words}");
     }
     assert!(svg.contains("a &lt;b&gt; &amp; c"), "names are escaped");
@@ -321,8 +296,7 @@ fn what_cannot_be_drawn_is_one_clear_line() {
     std::fs::write(&broken, "no image").unwrap();
     let missing = folder.path().join("missing.png");
     let check = |model: &str, image: &Path, more: &[&str], words: &[&str]| {
-        let args =
-            [&[model, "--image", text(image), "--out", text(folder.path())], &SMALL[..], more].concat();
+        let args = [&[model, "--image", text(image), "--out", text(folder.path())], &SMALL[..], more].concat();
         let output = run(PLOT_GRAPH, &args);
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && output.stdout.is_empty(), "{more:?}");
@@ -336,12 +310,7 @@ fn what_cannot_be_drawn_is_one_clear_line() {
     check("pvig_ti", &image, &["--center", "64,3"], &["64,3 is outside the image", "64×48 pixels"]);
     check("pvig_ti", &image, &["--center", "-2,3"], &["-2,3 is outside the image"]);
     check("pvig_ti", &image, &["--center", "middle"], &["x,y in pixels", "`middle`"]);
-    check(
-        "pvig_ti",
-        &image,
-        &["--cell", "12,3"],
-        &["12,3 is outside the grid of block 1", "12 rows and 16 columns"],
-    );
+    check("pvig_ti", &image, &["--cell", "12,3"], &["12,3 is outside the grid of block 1", "12 rows and 16 columns"]);
     check("pvig_ti", &image, &["--centers", "0"], &["no centre"]);
     check("pvig_ti", &broken, &[], &["broken.jpg", "neither JPEG nor PNG"]);
     check("pvig_ti", &missing, &[], &["missing.png"]);
@@ -358,8 +327,7 @@ fn what_cannot_be_drawn_is_one_clear_line() {
 fn the_example_draws_what_it_says() {
     let folder = tempfile::tempdir().unwrap();
     let picture = plot_graph::draw(&draw_image(folder.path(), 64, 48)).unwrap();
-    let blocks: Vec<(usize, usize)> =
-        picture.links().blocks.iter().map(|b| (b.block, b.centers.len())).collect();
+    let blocks: Vec<(usize, usize)> = picture.links().blocks.iter().map(|b| (b.block, b.centers.len())).collect();
     assert_eq!(blocks, [(1, 3), (12, 3)]);
     // In the last block there are 4 patches, and all are neighbours.
     let mut last = picture.links().blocks[1].centers[0].neighbours.clone();
@@ -371,22 +339,17 @@ fn the_example_draws_what_it_says() {
 fn images_of_any_size_are_drawn() {
     let folder = tempfile::tempdir().unwrap();
     let changes: Vec<String> = SMALL.iter().filter(|a| **a != "--set").map(|a| a.to_string()).collect();
-    let viewer =
-        GraphViewer::open("pvig_ti", &ViewerOptions { changes, ..ViewerOptions::default() }).unwrap();
+    let viewer = GraphViewer::open("pvig_ti", &ViewerOptions { changes, ..ViewerOptions::default() }).unwrap();
     for (width, height) in [(1, 1), (5, 90), (33, 31), (400, 20)] {
         let image = decode::open(&draw_image(folder.path(), width, height), false).unwrap();
         let view = viewer.view(&image, "i").unwrap();
         let picture =
-            GraphPicture::new(&view, &[0, 2, 4], &Centers::Salient(2), PictureOptions { edges: true })
-                .unwrap();
+            GraphPicture::new(&view, &[0, 2, 4], &Centers::Salient(2), PictureOptions { edges: true }).unwrap();
         for (block, graph) in picture.links().blocks.iter().zip([0, 2, 4].map(|b| &view.blocks[b])) {
             for center in &block.centers {
                 assert_eq!(graph.neighbours(center.node), center.neighbours);
                 for &[x, y, w, h] in center.patches.iter().chain([&center.patch]) {
-                    assert!(
-                        w > 0 && h > 0 && x + w <= width && y + h <= height,
-                        "{width}×{height} {center:?}"
-                    );
+                    assert!(w > 0 && h > 0 && x + w <= width && y + h <= height, "{width}×{height} {center:?}");
                 }
             }
         }
@@ -413,8 +376,7 @@ fn statistics_of_a_data_set_say_how_many_neighbours_are_in_the_same_object() {
             assert!((0.0..=1.0).contains(&of(name)), "{block}");
         }
         assert!(of("mean_distance") > 0.0 && of("random_distance") > 0.0);
-        let within: Vec<f64> =
-            block["within"].as_array().unwrap().iter().map(|w| w[1].as_f64().unwrap()).collect();
+        let within: Vec<f64> = block["within"].as_array().unwrap().iter().map(|w| w[1].as_f64().unwrap()).collect();
         assert!(within.windows(2).all(|pair| pair[0] <= pair[1]) && within[3] > 0.5, "{within:?}");
         // The nearest patches on the image are in the same object more often than any.
         assert!(of("same_object_nearest") > of("same_object_random"), "{block}");

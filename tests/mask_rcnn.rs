@@ -98,8 +98,7 @@ fn masks_are_trained_resumed_tested_and_detected() {
     assert!(weights("whole") == weights("parts"), "the resumed run has other weights");
 
     let args = ["mask_rcnn", "--weights", "whole/checkpoints/last.safetensors", "--device", "cpu"];
-    let said =
-        succeed(bench.run(env!("CARGO_BIN_EXE_test_det"), &[&args[..], &["--out", "tested"]].concat()));
+    let said = succeed(bench.run(env!("CARGO_BIN_EXE_test_det"), &[&args[..], &["--out", "tested"]].concat()));
     assert!(said.contains("bbox:") && said.contains("segm:"), "{said}");
     check_results(&bench.path("tested/bbox.json"), &bench.path("tested/segm.json"));
 
@@ -130,10 +129,7 @@ fn boxes_alone_train_faster_rcnn_and_are_refused_for_masks() {
     }
     let refused = bench.train(&["--out", "refused"]);
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(
-        !refused.status.success() && text.starts_with("error: ") && text.contains("model.mask=false"),
-        "{text}"
-    );
+    assert!(!refused.status.success() && text.starts_with("error: ") && text.contains("model.mask=false"), "{text}");
     assert!(!bench.path("refused").exists());
 
     // Masks to train on, but none to evaluate on: told before the training, or the test, and not after it.
@@ -154,9 +150,7 @@ fn boxes_alone_train_faster_rcnn_and_are_refused_for_masks() {
     };
     refusal(bench.train(&[&["--out", "refused"][..], &masks].concat()));
     assert!(!bench.path("refused").exists());
-    succeed(
-        bench.train(&[&["--out", "masks", "--max-iters", "1", "--set", "eval_every=0"][..], &masks].concat()),
-    );
+    succeed(bench.train(&[&["--out", "masks", "--max-iters", "1", "--set", "eval_every=0"][..], &masks].concat()));
     let test = |more: &[&str]| {
         let args = ["mask_rcnn", "--weights", "masks/checkpoints/last.safetensors", "--device", "cpu"];
         bench.run(env!("CARGO_BIN_EXE_test_det"), &[&args[..], more].concat())

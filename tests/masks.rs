@@ -19,12 +19,10 @@ use vigdet_coco::types::Segmentation;
 
 /// An image on which a letter F is white, in a box of 12 × 12 pixels, and the letter as an object; no two of the eight positions of an F are alike.
 fn letter(runs: bool) -> Sample {
-    let outline =
-        [8, 4, 20, 4, 20, 7, 11, 7, 11, 9, 17, 9, 17, 12, 11, 12, 11, 16, 8, 16].map(f64::from).to_vec();
+    let outline = [8, 4, 20, 4, 20, 7, 11, 7, 11, 9, 17, 9, 17, 12, 11, 12, 11, 16, 8, 16].map(f64::from).to_vec();
     let (width, height) = (40, 24);
     let inside = |x: u32, y: u32| matches!((x, y), (8..11, 4..16) | (11..20, 4..7) | (11..17, 9..12));
-    let image =
-        RgbImage::from_fn(width, height, |x, y| if inside(x, y) { Rgb([255; 3]) } else { Rgb([0; 3]) });
+    let image = RgbImage::from_fn(width, height, |x, y| if inside(x, y) { Rgb([255; 3]) } else { Rgb([0; 3]) });
     let segmentation = if runs {
         let pixels: Vec<bool> = image.pixels().map(|p| p.0[0] > 0).collect();
         Segmentation::Rle(Rle::from_rows(height, width, &pixels).unwrap())
@@ -42,8 +40,7 @@ fn letter(runs: bool) -> Sample {
 
 fn enlarge(sample: &mut Sample, across: u32, down: u32) {
     let (width, height) = sample.image.dimensions();
-    sample.image =
-        imageops::resize(&sample.image, width * across, height * down, imageops::FilterType::Nearest);
+    sample.image = imageops::resize(&sample.image, width * across, height * down, imageops::FilterType::Nearest);
     scale_objects(&mut sample.target, across as f32, down as f32);
 }
 
@@ -230,12 +227,8 @@ fn masks_are_pasted_as_detectron2_does() {
         let wanted = grid.grid_sampler(&Tensor::cat(&[x, y], 3), 0, 0, false);
         let wanted: Vec<f32> = wanted.reshape([-1]).try_into().unwrap();
         for threshold in [0.5, 0.1] {
-            let mask = InstanceMask {
-                values: values.clone(),
-                side: side as usize,
-                paste: PasteKind::Centres,
-                threshold,
-            };
+            let mask =
+                InstanceMask { values: values.clone(), side: side as usize, paste: PasteKind::Centres, threshold };
             let found = mask.paste(&b, height as u32, width as u32).to_rows();
             let sure = (0..wanted.len()).filter(|&i| (wanted[i] - threshold).abs() > 1e-4);
             let mut compared = 0;

@@ -25,12 +25,10 @@ struct Fixture {
 
 impl Fixture {
     fn read(kind: &'static str) -> Self {
-        let path: PathBuf =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/detect/pyramid.safetensors");
+        let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/detect/pyramid.safetensors");
         let tensors = Tensor::read_safetensors(&path).unwrap().into_iter().collect();
         let metadata = weights::read_metadata(&path).unwrap();
-        let mut older: HashMap<String, HashMap<String, String>> =
-            serde_json::from_str(&metadata["older"]).unwrap();
+        let mut older: HashMap<String, HashMap<String, String>> = serde_json::from_str(&metadata["older"]).unwrap();
         Self { kind, tensors, older: older.remove(kind).unwrap() }
     }
 
@@ -48,9 +46,8 @@ impl Fixture {
     fn load<'a>(&self, store: &nn::VarStore, names: impl Iterator<Item = (&'a String, &'a String)>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
-        let model: Vec<(String, Tensor)> = names
-            .map(|(name, now)| (name.clone(), self.tensor(&format!("weights.{now}")).shallow_clone()))
-            .collect();
+        let model: Vec<(String, Tensor)> =
+            names.map(|(name, now)| (name.clone(), self.tensor(&format!("weights.{now}")).shallow_clone())).collect();
         weights::write_tensors(&model, &path, &Default::default()).unwrap();
         let options = LoadOptions { complete: true, ..Default::default() };
         let report = weights::load_into(store, &path, &options).unwrap();
@@ -99,8 +96,7 @@ struct MaskRcnn {
 
 impl MaskRcnn {
     fn new() -> Self {
-        let mut config: ModelConfig =
-            Config::preset("mask_rcnn_resnet50_fpn_torchvision", &[]).unwrap().model;
+        let mut config: ModelConfig = Config::preset("mask_rcnn_resnet50_fpn_torchvision", &[]).unwrap().model;
         config.fpn.channels = CHANNELS;
         config.anchors = AnchorConfig { base: 4.0, ..config.anchors };
         config.roi.channels = 6;

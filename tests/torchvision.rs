@@ -22,8 +22,7 @@ struct Fixture(HashMap<String, Tensor>);
 
 impl Fixture {
     fn read() -> Self {
-        let path =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/detect/torchvision.safetensors");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/detect/torchvision.safetensors");
         Self(Tensor::read_safetensors(path).unwrap().into_iter().collect())
     }
 
@@ -102,8 +101,7 @@ fn matching_with_low_quality_matches_and_twins() {
             })
             .collect();
         let wanted = fixture.ints(&format!("matching.{image}.matches"));
-        let differing: Vec<_> =
-            found.iter().zip(&wanted).enumerate().filter(|(_, (a, b))| a != b).take(5).collect();
+        let differing: Vec<_> = found.iter().zip(&wanted).enumerate().filter(|(_, (a, b))| a != b).take(5).collect();
         assert!(differing.is_empty(), "image {image}: (anchor, (found, wanted)) {differing:?}");
         assert!(wanted.iter().any(|m| *m >= 0));
     }
@@ -147,8 +145,7 @@ fn a_batch_shares_its_positives_unless_told_otherwise() {
     let anchors = torchvision_anchors().concat();
     let targets = [fixture.target(0), fixture.target(1)];
     let total = |normalizer, images: std::ops::Range<usize>| {
-        let loss =
-            DenseLoss::new(MATCHER, BoxCoder::default(), &LossConfig { normalizer, ..LossConfig::default() });
+        let loss = DenseLoss::new(MATCHER, BoxCoder::default(), &LossConfig { normalizer, ..LossConfig::default() });
         let (from, count) = (images.start as i64, images.len() as i64);
         let part = LevelOutput {
             logits: output().logits.narrow(0, from, count),
@@ -174,12 +171,7 @@ fn a_batch_shares_its_positives_unless_told_otherwise() {
 #[test]
 fn suppression_class_by_class() {
     let fixture = Fixture::read();
-    let kept = batched_nms(
-        &fixture.rows("nms.boxes"),
-        &fixture.floats("nms.scores"),
-        &fixture.ints("nms.labels"),
-        0.5,
-    );
+    let kept = batched_nms(&fixture.rows("nms.boxes"), &fixture.floats("nms.scores"), &fixture.ints("nms.labels"), 0.5);
     let wanted: Vec<usize> = fixture.ints("nms.kept").into_iter().map(|i| i as usize).collect();
     assert_eq!(kept, wanted);
 }
@@ -221,17 +213,10 @@ fn a_crowd_is_neither_object_nor_background() {
     let run = |target: Target| {
         let logits = fixture.tensor("losses.logits").narrow(0, 0, 1).copy().set_requires_grad(true);
         let deltas = fixture.tensor("losses.deltas").narrow(0, 0, 1).copy().set_requires_grad(true);
-        let output =
-            LevelOutput { logits: logits.shallow_clone(), deltas: deltas.shallow_clone(), map: (0, 0) };
+        let output = LevelOutput { logits: logits.shallow_clone(), deltas: deltas.shallow_clone(), map: (0, 0) };
         loss.losses(&[output], &anchors, &[target]).total().backward();
         let touched = |t: Tensor| -> Vec<bool> {
-            t.grad()
-                .get(0)
-                .abs()
-                .sum_dim_intlist([1].as_slice(), false, Kind::Float)
-                .gt(0.0)
-                .try_into()
-                .unwrap()
+            t.grad().get(0).abs().sum_dim_intlist([1].as_slice(), false, Kind::Float).gt(0.0).try_into().unwrap()
         };
         (touched(logits), touched(deltas))
     };
@@ -248,8 +233,7 @@ fn a_crowd_is_neither_object_nor_background() {
     assert_eq!(regressed, regressed_beside_crowd);
     for (i, anchor) in anchors.iter().enumerate() {
         let cut = |v: f32, most: f32| v.clamp(0.0, most);
-        let inside =
-            (cut(anchor[2], 160.0) - cut(anchor[0], 160.0)) * (cut(anchor[3], 96.0) - cut(anchor[1], 96.0));
+        let inside = (cut(anchor[2], 160.0) - cut(anchor[0], 160.0)) * (cut(anchor[3], 96.0) - cut(anchor[1], 96.0));
         let share = inside / ((anchor[2] - anchor[0]) * (anchor[3] - anchor[1]));
         let wanted = classified[i] && (regressed[i] || share < 0.5);
         assert_eq!(classified_beside_crowd[i], wanted, "anchor {i}, {share} of it in the crowd");

@@ -40,10 +40,7 @@ fn fail(name: &str, args: &[&str]) -> String {
     assert!(!output.status.success(), "{name} {args:?} succeeded");
     assert!(output.status.code().is_some(), "{name} {args:?} was killed");
     assert_eq!(text.trim_end().lines().count(), 1, "{name} {args:?}: {text}");
-    assert!(
-        text.starts_with("error: ") && !text.contains("something went wrong inside"),
-        "{name} {args:?}: {text}"
-    );
+    assert!(text.starts_with("error: ") && !text.contains("something went wrong inside"), "{name} {args:?}: {text}");
     text
 }
 
@@ -84,8 +81,7 @@ impl Data {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 state >> 16
             };
-            let mut image =
-                RgbImage::from_fn(width, height, |_, _| Rgb([(); 3].map(|()| 100 + (noise() % 50) as u8)));
+            let mut image = RgbImage::from_fn(width, height, |_, _| Rgb([(); 3].map(|()| 100 + (noise() % 50) as u8)));
             for object in 0..2 {
                 let (w, h) = (20 + noise() % 20, 20 + noise() % 20);
                 let (x, y) = (noise() % (width - w), noise() % (height - h));
@@ -138,8 +134,7 @@ impl Scene {
     fn train(&self, out: &str, more: &[&str]) -> Vec<String> {
         let config = self.path("tiny.json").display().to_string();
         let out = self.path(out).display().to_string();
-        let args =
-            ["retinanet", "--config", &config, "--data", self.data.arg(), "--out", &out, "--device", "cpu"];
+        let args = ["retinanet", "--config", &config, "--data", self.data.arg(), "--out", &out, "--device", "cpu"];
         args.iter().chain(more).map(|s| s.to_string()).collect()
     }
 }
@@ -154,8 +149,7 @@ fn strs(args: &[String]) -> Vec<&str> {
 }
 
 fn read_json(path: PathBuf) -> Value {
-    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
-        .unwrap()
+    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
 }
 
 /// The log's lines, without what depends on the clock.
@@ -204,10 +198,7 @@ fn a_run_explains_itself_and_its_best_weights_test_the_same() {
     // 10 images in batches of 4: 3 steps an epoch.
     assert_eq!(steps.len(), 12);
     for (i, step) in steps.iter().enumerate() {
-        assert_eq!(
-            (step["iter"].as_u64(), step["epoch"].as_u64()),
-            (Some(i as u64 + 1), Some(i as u64 / 3 + 1))
-        );
+        assert_eq!((step["iter"].as_u64(), step["epoch"].as_u64()), (Some(i as u64 + 1), Some(i as u64 / 3 + 1)));
         let [loss, class, boxes] = ["loss", "classification", "box"].map(|part| step[part].as_f64().unwrap());
         assert!((loss - class - boxes).abs() < 1e-5, "{step}");
     }
@@ -251,21 +242,15 @@ fn a_run_explains_itself_and_its_best_weights_test_the_same() {
     // The weights know their config and classes.
     let weights = run_dir.join("checkpoints/best.safetensors").display().to_string();
     let out = scene.path("test").display().to_string();
-    let printed =
-        succeed("test_det", &["retinanet", "--weights", &weights, "--out", &out, "--device", "cpu"]);
+    let printed = succeed("test_det", &["retinanet", "--weights", &weights, "--out", &out, "--device", "cpu"]);
     assert_eq!(printed.matches(" Average ").count(), 12, "{printed}");
     assert_eq!(read_json(scene.path("test/metrics.json"))["bbox"], metrics["bbox"]);
-    assert_eq!(
-        std::fs::read(scene.path("test/bbox.json")).unwrap(),
-        std::fs::read(run_dir.join("bbox.json")).unwrap()
-    );
+    assert_eq!(std::fs::read(scene.path("test/bbox.json")).unwrap(), std::fs::read(run_dir.join("bbox.json")).unwrap());
     let truth = read_json(scene.path("test/ground_truth.json"))["annotations"].as_str().unwrap().to_string();
     assert_eq!(Path::new(&truth), std::fs::canonicalize(scene.data.annotations("val")).unwrap());
     // Another category numbering for the same names: detections follow the names.
     let text = std::fs::read_to_string(scene.data.annotations("val")).unwrap();
-    let text = text
-        .replace("\"category_id\":7", "\"category_id\":2")
-        .replace("\"id\":7,\"name\"", "\"id\":2,\"name\"");
+    let text = text.replace("\"category_id\":7", "\"category_id\":2").replace("\"id\":7,\"name\"", "\"id\":2,\"name\"");
     std::fs::write(scene.data.annotations("val"), text).unwrap();
     succeed("test_det", &["retinanet", "--weights", &weights, "--out", &out, "--device", "cpu"]);
     assert_eq!(read_json(scene.path("test/metrics.json"))["bbox"], metrics["bbox"]);
@@ -303,8 +288,7 @@ fn a_run_that_is_killed_and_resumed_is_the_uninterrupted_run_to_the_bit() {
     assert!(printed.contains(&format!("resuming after step {done} ")), "no step was lost: {done} {printed}");
     let whole = scene.path("whole");
     assert_eq!(log(&run_dir), log(&whole));
-    for file in ["checkpoints/last.safetensors", "checkpoints/best.safetensors", "bbox.json", "metrics.json"]
-    {
+    for file in ["checkpoints/last.safetensors", "checkpoints/best.safetensors", "bbox.json", "metrics.json"] {
         let same = std::fs::read(run_dir.join(file)).unwrap() == std::fs::read(whole.join(file)).unwrap();
         assert!(same, "{file} differs");
     }
@@ -316,8 +300,7 @@ fn a_run_that_is_killed_and_resumed_is_the_uninterrupted_run_to_the_bit() {
     let message = fail("train_det", &strs(&other));
     assert!(message.contains("train.lr"), "{message}");
     let out = run_dir.display().to_string();
-    let more =
-        ["retinanet", "--out", &out, "--resume", "--max-iters", "37", "--epochs", "13", "--device", "cpu"];
+    let more = ["retinanet", "--out", &out, "--resume", "--max-iters", "37", "--epochs", "13", "--device", "cpu"];
     succeed("train_det", &more);
     assert_eq!(log(&run_dir).iter().filter(|line| line.get("loss").is_some()).count(), 37);
 }
@@ -329,8 +312,7 @@ fn a_run_that_is_killed_before_its_first_epoch_goes_on_from_the_weights_it_was_g
     succeed("train_det", &strs(&scene.train("given", &seen)));
     let given = scene.path("given/checkpoints/last.safetensors").display().to_string();
     // No checkpoint on the way.
-    let rare =
-        ["eval_every=0", "every_epochs=0", "every_iters=null"].map(|change| ["--set", change]).concat();
+    let rare = ["eval_every=0", "every_epochs=0", "every_iters=null"].map(|change| ["--set", change]).concat();
     let more = [&["--weights", &given, "--epochs", "20"], &rare[..]].concat();
     succeed("train_det", &strs(&scene.train("whole", &more)));
 
@@ -355,9 +337,7 @@ fn a_run_that_is_killed_before_its_first_epoch_goes_on_from_the_weights_it_was_g
 fn a_run_that_is_limited_in_time_ends_once_its_steps_were_timed_and_stays_ended() {
     let scene = Scene::new();
     let each = set(&["train.epochs=100", "train.eval_every=0", "every_iters=null", "warmup_iters=50"]);
-    let train = |out: &str, more: &[&str]| {
-        succeed("train_det", &strs(&scene.train(out, &[&each[..], more].concat())))
-    };
+    let train = |out: &str, more: &[&str]| succeed("train_det", &strs(&scene.train(out, &[&each[..], more].concat())));
     let limit = ["--set", "max_minutes=1e-9"];
     let said = train("timed", &limit);
     assert!(said.contains("--max-iters 50 does the same again"), "{said}");
@@ -385,8 +365,7 @@ fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
         "group_by_aspect=false",
     ]);
     let step = |micro: &str| {
-        let args =
-            scene.train(micro, &[&still[..], &["--set", &format!("train.micro_batch={micro}")]].concat());
+        let args = scene.train(micro, &[&still[..], &["--set", &format!("train.micro_batch={micro}")]].concat());
         succeed("train_det", &strs(&args));
         let line = log(&scene.path(micro)).remove(0);
         ["loss", "grad_norm"].map(|key| line[key].as_f64().unwrap())
@@ -462,23 +441,13 @@ fn mixed_precision_is_used_where_the_processor_has_it_and_said() {
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_names_its_part_and_images() {
     let scene = Scene::new();
-    let more = [
-        "--lr",
-        "1e25",
-        "--set",
-        "clip_norm=null",
-        "--set",
-        "checkpoint.every_iters=1",
-        "--set",
-        "warmup_iters=0",
-    ];
+    let more =
+        ["--lr", "1e25", "--set", "clip_norm=null", "--set", "checkpoint.every_iters=1", "--set", "warmup_iters=0"];
     let message = fail("train_det", &strs(&scene.train("run", &more)));
     assert!(message.contains("classification") || message.contains("box"), "{message}");
     assert!(message.contains(".png") && message.contains("last.safetensors"), "{message}");
     let finite = log(&scene.path("run"));
-    assert!(
-        !finite.is_empty() && finite.iter().all(|line| line["loss"].as_f64().is_some_and(f64::is_finite))
-    );
+    assert!(!finite.is_empty() && finite.iter().all(|line| line["loss"].as_f64().is_some_and(f64::is_finite)));
     assert!(vigdet::weights::read_metadata(&scene.path("run/checkpoints/last.safetensors")).is_ok());
 }
 
@@ -495,13 +464,11 @@ fn unreadable_images_are_skipped_and_named_or_stop_the_run() {
     assert_eq!(read_json(scene.path("skip/metrics.json"))["unreadable_images"], 1);
     let weights = scene.path("skip/checkpoints/last.safetensors").display().to_string();
     let out = scene.path("test").display().to_string();
-    let printed =
-        succeed("test_det", &["retinanet", "--weights", &weights, "--out", &out, "--device", "cpu"]);
+    let printed = succeed("test_det", &["retinanet", "--weights", &weights, "--out", &out, "--device", "cpu"]);
     assert!(printed.contains("val: 1 image could not be read: 001.png"), "{printed}");
     assert!(printed.contains("\n3 images, "), "{printed}");
     assert_eq!(read_json(scene.path("test/metrics.json"))["unreadable_images"], 1);
-    let message =
-        fail("train_det", &strs(&scene.train("stop", &["--epochs", "1", "--set", "on_error=stop"])));
+    let message = fail("train_det", &strs(&scene.train("stop", &["--epochs", "1", "--set", "on_error=stop"])));
     assert!(message.contains("004.png"), "{message}");
 }
 
@@ -531,10 +498,7 @@ fn built_in_data_is_drawn_or_refused_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("set").display().to_string();
     let printed = succeed("shapes", &["--images", "3", "--val", "2", "--side", "64", "--out", &out]);
-    assert!(
-        printed.contains("3 images to train on, 2 to validate on") && printed.contains(&out),
-        "{printed}"
-    );
+    assert!(printed.contains("3 images to train on, 2 to validate on") && printed.contains(&out), "{printed}");
     let count = |split: &str| std::fs::read_dir(folder.path().join("set").join(split)).unwrap().count();
     assert_eq!((count("train2017"), count("val2017")), (3, 2));
     let other = folder.path().join("other").display().to_string();
@@ -637,10 +601,7 @@ fn bad_annotations_give_one_clear_line() {
         change(&mut annotations);
         std::fs::write(&file, annotations.to_string()).unwrap();
         let message = fail("train_det", &strs(&scene.train("bad", &[])));
-        assert!(
-            message.contains(expected) && message.contains("instances_train2017.json"),
-            "{expected}: {message}"
-        );
+        assert!(message.contains(expected) && message.contains("instances_train2017.json"), "{expected}: {message}");
     };
     check(&|a| a["annotations"] = json!([]), "no image is left to train on");
     check(&|a| (a["images"], a["annotations"]) = (json!([]), json!([])), "no image");

@@ -39,10 +39,7 @@ fn fail(name: &str, args: &[&str]) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{name} {args:?} succeeded");
     assert_eq!(text.trim_end().lines().count(), 1, "{name} {args:?}: {text}");
-    assert!(
-        text.starts_with("error: ") && !text.contains("something went wrong inside"),
-        "{name} {args:?}: {text}"
-    );
+    assert!(text.starts_with("error: ") && !text.contains("something went wrong inside"), "{name} {args:?}: {text}");
     text
 }
 
@@ -94,8 +91,7 @@ impl Scene {
 
     /// Arguments of a training into `out`.
     fn train(&self, out: &str, more: &[&str]) -> Vec<String> {
-        let [config, data, out] =
-            ["tiny.json", "data", out].map(|name| self.path(name).display().to_string());
+        let [config, data, out] = ["tiny.json", "data", out].map(|name| self.path(name).display().to_string());
         let args = ["pvig_ti", "--config", &config, "--data", &data, "--out", &out, "--device", "cpu"];
         args.iter().chain(more).map(|s| s.to_string()).collect()
     }
@@ -106,8 +102,7 @@ fn strs(args: &[String]) -> Vec<&str> {
 }
 
 fn read_json(path: PathBuf) -> Value {
-    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
-        .unwrap()
+    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
 }
 
 /// The log's lines, without what depends on the clock.
@@ -145,8 +140,7 @@ fn start(args: &[String]) -> Child {
 fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let floats =
-        |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let floats = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     file.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
 }
 
@@ -215,9 +209,7 @@ fn a_run_learns_explains_itself_and_its_best_weights_test_the_same() {
     ];
     let printed = succeed("train_cls", &strs(&scene.train("run", &easy)));
     let next = printed.lines().find(|line| line.contains("--bin train_det")).unwrap();
-    for flag in
-        ["--backbone pvig_ti", "channels=[8,8,16,16]", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
-    {
+    for flag in ["--backbone pvig_ti", "channels=[8,8,16,16]", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"] {
         assert!(next.contains(flag), "{next}");
     }
     assert!(printed.contains("train: 24 images, 3 classes of 8 images each"), "{printed}");
@@ -255,15 +247,7 @@ fn a_run_learns_explains_itself_and_its_best_weights_test_the_same() {
     assert_eq!(fewer["images"], 6);
     // The features of a backbone that was trained so.
     let (image, out) = (scene.path("data/val/dark/0.png"), scene.path("f.safetensors"));
-    let args = [
-        "pvig_ti",
-        "--weights",
-        &weights,
-        "--input",
-        image.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
+    let args = ["pvig_ti", "--weights", &weights, "--input", image.to_str().unwrap(), "--out", out.to_str().unwrap()];
     succeed("extract_features", &args);
     assert_eq!(tensors(&out)["logits"].len(), 3);
 }
@@ -318,17 +302,15 @@ fn coco(scene: &Scene) -> String {
                 .unwrap();
         }
     }
-    let images: Vec<Value> = (0..2)
-        .map(|i| json!({ "id": i, "file_name": format!("{i}.png"), "width": 64, "height": 64 }))
-        .collect();
+    let images: Vec<Value> =
+        (0..2).map(|i| json!({ "id": i, "file_name": format!("{i}.png"), "width": 64, "height": 64 })).collect();
     let annotations: Vec<Value> = (0..2)
         .map(|i| json!({ "id": i + 1, "image_id": i, "category_id": i + 1, "bbox": [8, 8, 30, 40], "area": 1200, "iscrowd": 0 }))
         .collect();
     let file = json!({ "images": images, "annotations": annotations, "categories": [{ "id": 1, "name": "a" }, { "id": 2, "name": "b" }] });
     std::fs::create_dir_all(root.join("annotations")).unwrap();
     for split in ["train", "val"] {
-        std::fs::write(root.join(format!("annotations/instances_{split}2017.json")), file.to_string())
-            .unwrap();
+        std::fs::write(root.join(format!("annotations/instances_{split}2017.json")), file.to_string()).unwrap();
     }
     root.display().to_string()
 }
@@ -350,18 +332,8 @@ fn a_detector_starts_from_the_classifiers_backbone() {
     std::fs::write(&config, text).unwrap();
     let train = |out: &str, more: &[&str]| {
         let out = scene.path(out);
-        let args = [
-            "retinanet",
-            "--config",
-            &config,
-            "--data",
-            &data,
-            "--weights",
-            &weights,
-            "--device",
-            "cpu",
-            "--out",
-        ];
+        let args =
+            ["retinanet", "--config", &config, "--data", &data, "--weights", &weights, "--device", "cpu", "--out"];
         let printed = succeed("train_det", &[&args[..], &[out.to_str().unwrap()], more].concat());
         (printed, tensors(&out.join("checkpoints/last.safetensors")))
     };
@@ -372,11 +344,7 @@ fn a_detector_starts_from_the_classifiers_backbone() {
     let (printed, frozen) = train("frozen", &["--set", "frozen_stages=4", "--set", "freeze_norms=true"]);
     assert!(printed.contains(&format!("weights: {} tensors loaded", backbone.len())), "{printed}");
     for name in &backbone {
-        assert_eq!(
-            frozen[&body(name)],
-            pretrained[*name],
-            "{name}: a frozen backbone is as it was pretrained"
-        );
+        assert_eq!(frozen[&body(name)], pretrained[*name], "{name}: a frozen backbone is as it was pretrained");
     }
 
     // Norms alone: weights learn, running statistics do not.

@@ -67,8 +67,7 @@ impl Fixture {
         let image = |o: &Value| {
             let boxes: Vec<Box4> = serde_json::from_value(o["boxes"].clone()).unwrap();
             let labels: Vec<i64> = serde_json::from_value(o["labels"].clone()).unwrap();
-            let (height, width) =
-                (o["size"][0].as_u64().unwrap() as u32, o["size"][1].as_u64().unwrap() as u32);
+            let (height, width) = (o["size"][0].as_u64().unwrap() as u32, o["size"][1].as_u64().unwrap() as u32);
             let masks = o["segmentations"].as_array().unwrap().iter().map(|s| {
                 let segmentation = match s["counts"].as_str() {
                     Some(text) => Segmentation::Rle(Rle::from_compressed(height, width, text).unwrap()),
@@ -141,12 +140,7 @@ impl Stages {
     }
 
     /// All parts of the loss.
-    fn losses(
-        &self,
-        levels: &[Tensor],
-        targets: &[Target],
-        sizes: &[(i64, i64)],
-    ) -> Vec<(&'static str, Tensor)> {
+    fn losses(&self, levels: &[Tensor], targets: &[Target], sizes: &[(i64, i64)]) -> Vec<(&'static str, Tensor)> {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let output = self.forward(levels);
         let selector = ProposalSelector::new(&self.config.rpn, &self.config.rpn.train);
@@ -215,10 +209,7 @@ fn proposals_of_both_modes() {
             let wanted = fixture.boxes(&format!("{mode}.proposals.{image}"));
             assert_eq!(found.len(), wanted.len(), "{mode} {image}");
             for (i, (a, b)) in found.iter().zip(&wanted).enumerate() {
-                assert!(
-                    a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3),
-                    "{mode} {image} {i}: {a:?}, wanted {b:?}"
-                );
+                assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3), "{mode} {image} {i}: {a:?}, wanted {b:?}");
             }
         }
     }
@@ -357,9 +348,7 @@ fn objects_of_a_pixel_at_the_border_and_without_a_mask_train() {
         }
         let values: Vec<&Tensor> = parts.iter().map(|(_, v)| v).collect();
         Tensor::stack(&values, 0).sum(Kind::Float).backward();
-        assert!(levels
-            .iter()
-            .all(|l| !l.grad().defined() || l.grad().isfinite().all().int64_value(&[]) == 1));
+        assert!(levels.iter().all(|l| !l.grad().defined() || l.grad().isfinite().all().int64_value(&[]) == 1));
     }
 }
 

@@ -49,8 +49,7 @@ fn relative_error(got: &Tensor, expected: &Tensor) -> f64 {
 
 impl Fixture {
     fn open(name: &str, config: BackboneConfig) -> Self {
-        let path =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/vig/{name}.safetensors"));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/vig/{name}.safetensors"));
         let tensors = Tensor::read_safetensors(&path).unwrap().into_iter().collect();
         Self { tensors, config: BackboneConfig { drop_path: 0.0, ..config } }
     }
@@ -86,8 +85,7 @@ impl Fixture {
         let (_, model) = self.model(search);
         let mut trace = GraphTrace::with_edges(self.edges(&size));
         let out =
-            tch::no_grad(|| model.forward(&pixels(batch), &mut Pass::inference().with_trace(&mut trace)))
-                .unwrap();
+            tch::no_grad(|| model.forward(&pixels(batch), &mut Pass::inference().with_trace(&mut trace))).unwrap();
         for (i, map) in out.maps.iter().enumerate() {
             let error = relative_error(map, self.get(&format!("{size}.map.{i}")));
             assert!(error < MAPS, "{size}, {search:?}: map {i} differs by {error:e}");
@@ -121,13 +119,11 @@ impl Fixture {
         for (name, expected) in &self.tensors {
             if let Some(name) = name.strip_prefix("train.gradient.") {
                 let gradient = trained[name].grad().flatten(0, -1);
-                let gradient =
-                    if gradient.size()[0] > 4000 { gradient.slice(0, 0, None, 8) } else { gradient };
+                let gradient = if gradient.size()[0] > 4000 { gradient.slice(0, 0, None, 8) } else { gradient };
                 let expected = expected.flatten(0, -1);
                 let norm = |t: &Tensor| t.norm().double_value(&[]);
                 // A bias before a batch norm has no gradient but for rounding: compare it with the weight's.
-                let beside =
-                    name.strip_suffix("bias").map(|layer| norm(&trained[&format!("{layer}weight")].grad()));
+                let beside = name.strip_suffix("bias").map(|layer| norm(&trained[&format!("{layer}weight")].grad()));
                 let scale = match beside {
                     Some(weight) if norm(&expected) < 1e-4 * weight => weight,
                     _ => norm(&expected),
@@ -259,8 +255,7 @@ fn resnets_give_torchvisions_maps_and_gradients() {
             variable.detach().copy_(&u);
         }
         let images = |shape: &[i64]| uniform(shape, 1000) * 4.0;
-        let out =
-            model.forward(&images(&[1, 3, 70, 100]).to_kind(Kind::Float), &mut Pass::inference()).unwrap();
+        let out = model.forward(&images(&[1, 3, 70, 100]).to_kind(Kind::Float), &mut Pass::inference()).unwrap();
         for (s, map) in out.maps.iter().enumerate() {
             let map = map.contiguous().flatten(0, -1).slice(0, 0, None, 16);
             let error = relative_error(&map, &expected[&format!("{name}.map.{s}")]);
@@ -285,8 +280,7 @@ fn resnets_give_torchvisions_maps_and_gradients() {
             let gradient = variable.grad();
             let [norm, sum] = [0, 1].map(|i| expected.double_value(&[i]));
             let found_sum = (&gradient * uniform(&gradient.size(), 2000)).sum(Kind::Double).double_value(&[]);
-            let error =
-                (gradient.norm().double_value(&[]) / norm - 1.0).abs().max((found_sum - sum).abs() / norm);
+            let error = (gradient.norm().double_value(&[]) / norm - 1.0).abs().max((found_sum - sum).abs() / norm);
             assert!(error < GRADIENTS, "{name}: gradient of {key} differs by {error:e}");
         }
     }
@@ -328,8 +322,7 @@ fn extract_features_writes_what_the_model_gives() {
     let found: HashMap<String, Tensor> = Tensor::read_safetensors(&out).unwrap().into_iter().collect();
     // No near-ties in the fixture at this size: the same neighbours, so the same maps.
     for s in 0..4 {
-        let error =
-            relative_error(&found[&format!("stage{}", s + 1)], fixture.get(&format!("70x100.map.{s}")));
+        let error = relative_error(&found[&format!("stage{}", s + 1)], fixture.get(&format!("70x100.map.{s}")));
         assert!(error < MAPS, "map {s} differs by {error:e}");
     }
     assert!(relative_error(&found["logits"], fixture.get("70x100.logits")) < MAPS);
@@ -349,8 +342,7 @@ fn extract_features_writes_what_the_model_gives() {
     let whole = std::fs::read(&weights).unwrap();
     let cut = with("cut.safetensors", &whole[..whole.len() / 2]);
     let fails = |model: &str, weights: &str, input: &str, more: &[&str]| {
-        extract(&[&[model, "--weights", weights, "--input", input, "--out", &out][..], more].concat())
-            .unwrap_err()
+        extract(&[&[model, "--weights", weights, "--input", input, "--out", &out][..], more].concat()).unwrap_err()
     };
     assert!(fails("pvig_ti", &cut, &images, &small).contains("cut off"));
     let text = fails("pvig_ti", &weights, &images, &[]);

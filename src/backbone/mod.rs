@@ -60,8 +60,7 @@ pub fn build(path: &nn::Path, config: &BackboneConfig) -> Result<Box<dyn Backbon
 /// Refuses a training batch whose smallest map has one value per channel.
 fn check_batch(images: &Tensor, stride: i64) -> Result<()> {
     let size = images.size();
-    let smallest =
-        size[0] * (size[2] + stride - 1).div_euclid(stride) * (size[3] + stride - 1).div_euclid(stride);
+    let smallest = size[0] * (size[2] + stride - 1).div_euclid(stride) * (size[3] + stride - 1).div_euclid(stride);
     ensure!(
         smallest > 1,
         "a training batch of {} image of {}×{} pixels leaves one value per channel to the last batch norms, \

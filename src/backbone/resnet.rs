@@ -35,9 +35,8 @@ impl Residual {
     fn new(path: nn::Path, input: i64, width: i64, stride: i64, bottleneck: bool, eps: f64) -> Self {
         let output = if bottleneck { 4 * width } else { width };
         let plain = |i, o, k| ConvSpec::new(i, o, k).no_bias().init(Init::FanOut);
-        let layer = |n: usize, spec: ConvSpec| {
-            ConvBn::new(&path / format!("conv{n}"), &path / format!("bn{n}"), spec, eps)
-        };
+        let layer =
+            |n: usize, spec: ConvSpec| ConvBn::new(&path / format!("conv{n}"), &path / format!("bn{n}"), spec, eps);
         let layers = if bottleneck {
             vec![
                 layer(1, plain(input, width, 1)),

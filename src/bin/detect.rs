@@ -64,8 +64,7 @@ fn run(args: &Args) -> Result<()> {
     let config = predictor.config();
     let shown = args.score_threshold.unwrap_or(SHOWN).max(config.model.test.score) as f32;
     for folder in [args.out.as_deref(), args.json.as_deref().and_then(Path::parent)].into_iter().flatten() {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     }
     let names: Vec<String> = predictor.classes().iter().map(|(_, name)| name.clone()).collect();
     let (mut all, mut pictures, mut skipped) = (Vec::new(), HashSet::new(), 0);
@@ -81,8 +80,7 @@ fn run(args: &Args) -> Result<()> {
             }
             Err(error) => return Err(error),
         };
-        let found =
-            predictor.detect(std::slice::from_ref(&image))?.pop().context("the detector gave no answer")?;
+        let found = predictor.detect(std::slice::from_ref(&image))?.pop().context("the detector gave no answer")?;
         let entry = predictor.describe(file, &image, &found);
         writeln!(out, "{}: {}", file.display(), summary(&entry, shown))?;
         if args.json.is_none() && args.out.is_none() {
@@ -139,8 +137,8 @@ fn open(args: &Args, detector: DetectorKind) -> Result<Predictor> {
 
 /// (category id, name) of an annotation file's categories, in the order of their ids, as training numbers them.
 fn classes_of(path: &Path) -> Result<Vec<(i64, String)>> {
-    let dataset = vigdet_coco::read_dataset(path)
-        .with_context(|| format!("cannot read classes from {}", path.display()))?;
+    let dataset =
+        vigdet_coco::read_dataset(path).with_context(|| format!("cannot read classes from {}", path.display()))?;
     let mut classes: Vec<(i64, String)> = dataset.categories.into_iter().map(|c| (c.id, c.name)).collect();
     classes.sort();
     Ok(classes)
@@ -154,11 +152,9 @@ fn images(inputs: &[PathBuf]) -> Result<Vec<PathBuf>> {
             files.push(input.clone());
             continue;
         }
-        let entries =
-            std::fs::read_dir(input).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+        let entries = std::fs::read_dir(input).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
         let entries = entries.with_context(|| format!("cannot read the folder {}", input.display()))?;
-        let mut inside: Vec<PathBuf> =
-            entries.iter().map(|e| e.path()).filter(|path| is_image(path)).collect();
+        let mut inside: Vec<PathBuf> = entries.iter().map(|e| e.path()).filter(|path| is_image(path)).collect();
         if inside.is_empty() {
             bail!("there is no image (.jpg, .jpeg, .png) in the folder {}", input.display());
         }

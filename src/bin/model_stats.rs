@@ -39,12 +39,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let options = Options {
-        size: args.size,
-        classes: args.classes,
-        config: args.config.clone(),
-        changes: args.set.clone(),
-    };
+    let options =
+        Options { size: args.size, classes: args.classes, config: args.config.clone(), changes: args.set.clone() };
     if args.models.is_empty() && args.json {
         let rows = TABLES.iter().flat_map(|table| table.rows.iter().map(move |row| (table, row)));
         let rows = rows.map(|(table, row)| {
@@ -76,17 +72,13 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
         );
         return Ok(ExitCode::SUCCESS);
     }
-    let costs =
-        args.models.iter().map(|name| Cost::of(name, &options)).collect::<anyhow::Result<Vec<_>>>()?;
+    let costs = args.models.iter().map(|name| Cost::of(name, &options)).collect::<anyhow::Result<Vec<_>>>()?;
     if args.json {
         let rows: Vec<_> = costs.iter().map(json_of).collect();
         println!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
-        "{:14} {:>9} {:>13} {:>19} {:>19}",
-        "model", "size", "parameters", "multiply-adds", "without distances"
-    );
+    println!("{:14} {:>9} {:>13} {:>19} {:>19}", "model", "size", "parameters", "multiply-adds", "without distances");
     for c in costs {
         let size = format!("{}×{}", c.size.0, c.size.1);
         let [parameters, macs, weights] = [c.parameters, c.macs.total(), c.macs.weights].map(grouped);

@@ -100,11 +100,8 @@ fn run(args: &Args) -> Result<()> {
     let viewer = GraphViewer::open(&args.model, &options)?;
     set_threads(viewer.config().train.threads);
     eprintln!("{}", viewer.report());
-    for folder in
-        [Some(args.out.as_path()), args.html.as_deref().and_then(Path::parent)].into_iter().flatten()
-    {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    for folder in [Some(args.out.as_path()), args.html.as_deref().and_then(Path::parent)].into_iter().flatten() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     }
     match &args.image {
         Some(path) => draw(args, &viewer, path),

@@ -47,11 +47,7 @@ fn run(args: &Arguments) -> Result<()> {
     };
     args.model.check(&config, &args.weights.display().to_string())?;
     set_threads(config.train.threads);
-    let root = config
-        .data
-        .root
-        .clone()
-        .context("there is no data: --data DIR names a folder with val/CLASS/*.jpg")?;
+    let root = config.data.root.clone().context("there is no data: --data DIR names a folder with val/CLASS/*.jpg")?;
     let val = ImageFolder::open(&config.data.val, &root)?;
     println!("val: {val}");
     let mut loaded = load_classifier(&config.model.backbone, Some(&args.weights), device)?;
@@ -65,9 +61,8 @@ fn run(args: &Arguments) -> Result<()> {
     let outputs = loaded.model.classes();
     let val = match metadata.get("classes") {
         Some(text) => {
-            let classes: Vec<(i64, String)> = serde_json::from_str(text).with_context(|| {
-                format!("the classes in {} are not [[number, name], …]", args.weights.display())
-            })?;
+            let classes: Vec<(i64, String)> = serde_json::from_str(text)
+                .with_context(|| format!("the classes in {} are not [[number, name], …]", args.weights.display()))?;
             ensure!(
                 classes.len() as i64 == outputs,
                 "{} names {} classes but gives {outputs} scores",
@@ -92,9 +87,7 @@ fn run(args: &Arguments) -> Result<()> {
     let evaluator = ClassEvaluator::new(val, &config, batch)?;
 
     let bar = ProgressBar::new(evaluator.len() as u64);
-    bar.set_style(
-        ProgressStyle::with_template("[{wide_bar}] {pos}/{len} images  {eta} left")?.progress_chars("=> "),
-    );
+    bar.set_style(ProgressStyle::with_template("[{wide_bar}] {pos}/{len} images  {eta} left")?.progress_chars("=> "));
     let start = Instant::now();
     let accuracy = evaluator.evaluate(&loaded.model, device, |done, _| {
         bar.set_position(done as u64);

@@ -56,13 +56,8 @@ fn run(args: &Arguments) -> Result<()> {
         }
         _ => None,
     };
-    let options = PredictorOptions {
-        detector: Some(detector),
-        config: args.model.config.clone(),
-        changes,
-        classes,
-        device,
-    };
+    let options =
+        PredictorOptions { detector: Some(detector), config: args.model.config.clone(), changes, classes, device };
     let predictor = Predictor::open(&args.weights, &options)?;
     let config = predictor.config();
     set_threads(config.train.threads);
@@ -73,15 +68,11 @@ fn run(args: &Arguments) -> Result<()> {
     let evaluator = Evaluator::new(dataset.clone(), &config.data, batch, predictor.classes(), masks)?;
     let without = evaluator.classes_without_category();
     if without > 0 {
-        println!(
-            "{without} classes of the detector are not in the data: what is seen of them does not count"
-        );
+        println!("{without} classes of the detector are not in the data: what is seen of them does not count");
     }
 
     let bar = ProgressBar::new(dataset.len() as u64);
-    bar.set_style(
-        ProgressStyle::with_template("[{wide_bar}] {pos}/{len} images  {eta} left")?.progress_chars("=> "),
-    );
+    bar.set_style(ProgressStyle::with_template("[{wide_bar}] {pos}/{len} images  {eta} left")?.progress_chars("=> "));
     let start = Instant::now();
     let found = evaluator.detect(predictor.detector(), device, |done, _| {
         bar.set_position(done as u64);

@@ -156,9 +156,6 @@ fn report(model: &str, detector: Option<&str>, outcome: &Outcome) {
     println!("next:");
     println!("  cargo run --bin test_cls -- {model} --weights {}", weights.display());
     if let Some(flags) = detector {
-        println!(
-            "  cargo run --bin train_det -- retinanet {flags} --weights {} --data DIR",
-            weights.display()
-        );
+        println!("  cargo run --bin train_det -- retinanet {flags} --weights {} --data DIR", weights.display());
     }
 }

@@ -79,10 +79,9 @@ fn run(args: Arguments) -> Result<ExitCode> {
     let config = match &args.model.config {
         Some(path) => args.model.load_config(path, &changes)?,
         None if args.resume => resume::config_of(&out, &changes)?,
-        None if args.data.is_some() => Config::from_json_with(
-            &format!("{{\"model\": {{\"detector\": \"{}\"}}}}", kind.name()),
-            &changes,
-        )?,
+        None if args.data.is_some() => {
+            Config::from_json_with(&format!("{{\"model\": {{\"detector\": \"{}\"}}}}", kind.name()), &changes)?
+        }
         None => {
             println!(
                 "no --data and no --config: training {} on built-in images; how long it takes is said after a few steps\n\
@@ -135,7 +134,9 @@ fn report(detector: &str, outcome: &Outcome) {
     let run = &outcome.run;
     let folder = run.path().display();
     if outcome.interrupted {
-        println!("stopped; this goes on where it was:\n  cargo run --bin train_det -- {detector} --out {folder} --resume");
+        println!(
+            "stopped; this goes on where it was:\n  cargo run --bin train_det -- {detector} --out {folder} --resume"
+        );
         return;
     }
     if let Some(lines) = &outcome.best_lines {

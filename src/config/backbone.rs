@@ -74,26 +74,17 @@ impl Default for BackboneConfig {
 impl BackboneConfig {
     /// Channels and blocks of the stages: those written in the config, else those of the named model; as many as the
     /// model has.
-    pub fn stages<const N: usize>(
-        &self,
-        preset: Option<([i64; N], [i64; N])>,
-    ) -> Result<([i64; N], [i64; N])> {
+    pub fn stages<const N: usize>(&self, preset: Option<([i64; N], [i64; N])>) -> Result<([i64; N], [i64; N])> {
         let pick = |written: &Option<Vec<i64>>, of_preset: Option<[i64; N]>, what: &str| match written {
             Some(values) => {
                 let fits = <[i64; N]>::try_from(values.as_slice()).ok().filter(|v| v.iter().all(|c| *c > 0));
                 fits.with_context(|| {
-                    format!(
-                        "model.backbone.{what} of {} must be {N} number(s) above 0, not {values:?}",
-                        self.name
-                    )
+                    format!("model.backbone.{what} of {} must be {N} number(s) above 0, not {values:?}", self.name)
                 })
             }
             None => of_preset.with_context(|| format!("there is no backbone `{}`", self.name)),
         };
-        Ok((
-            pick(&self.channels, preset.map(|p| p.0), "channels")?,
-            pick(&self.blocks, preset.map(|p| p.1), "blocks")?,
-        ))
+        Ok((pick(&self.channels, preset.map(|p| p.0), "channels")?, pick(&self.blocks, preset.map(|p| p.1), "blocks")?))
     }
 }
 

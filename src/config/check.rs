@@ -14,10 +14,7 @@ impl Config {
     pub(super) fn check(&self) -> Result<()> {
         let (m, d, t) = (&self.model, &self.data, &self.train);
         positive("model.backbone.k", m.backbone.k as f64)?;
-        ensure!(
-            (0.0..1.0).contains(&m.backbone.drop_path),
-            "model.backbone.drop_path must be at least 0 and below 1"
-        );
+        ensure!((0.0..1.0).contains(&m.backbone.drop_path), "model.backbone.drop_path must be at least 0 and below 1");
         positive("model.backbone.heads", m.backbone.heads as f64)?;
         share("model.backbone.stochastic_dilation", m.backbone.stochastic_dilation)?;
         not_negative("model.backbone.norm_eps", m.backbone.norm_eps)?;
@@ -59,11 +56,7 @@ impl Config {
                 "{name}, {size:?}, is more than the {MOST_PIXELS} pixels that a side may have"
             );
         }
-        ensure!(
-            (1..=MOST_PIXELS).contains(&d.pad),
-            "data.pad must be 1 to {MOST_PIXELS} pixels, not {}",
-            d.pad
-        );
+        ensure!((1..=MOST_PIXELS).contains(&d.pad), "data.pad must be 1 to {MOST_PIXELS} pixels, not {}", d.pad);
         share("data.flip", d.flip)?;
         share("data.flip_vertical", d.flip_vertical)?;
         share("data.color", d.color)?;
@@ -106,10 +99,7 @@ impl Config {
             t.replicas
         );
         ensure!(t.clip_norm.is_none_or(|c| c > 0.0), "train.clip_norm must be above 0 (null: no clipping)");
-        ensure!(
-            t.ema.is_none_or(|e| (0.0..1.0).contains(&e)),
-            "train.ema must be at least 0 and below 1 (null: none)"
-        );
+        ensure!(t.ema.is_none_or(|e| (0.0..1.0).contains(&e)), "train.ema must be at least 0 and below 1 (null: none)");
         ensure!(
             t.threads.is_none_or(|n| (1..=MOST_THREADS).contains(&n)),
             "train.threads must be 1 to {MOST_THREADS} (null: one per core)"
@@ -120,10 +110,9 @@ impl Config {
     /// [`Config::check`] of what only two-stage detectors have.
     fn check_two_stages(&self) -> Result<()> {
         let m = &self.model;
-        for (name, matching, sample, loss) in [
-            ("rpn", &m.rpn.matching, &m.rpn.sample, &m.rpn.loss),
-            ("roi", &m.roi.matching, &m.roi.sample, &m.roi.loss),
-        ] {
+        for (name, matching, sample, loss) in
+            [("rpn", &m.rpn.matching, &m.rpn.sample, &m.rpn.loss), ("roi", &m.roi.matching, &m.roi.sample, &m.roi.loss)]
+        {
             share(&format!("model.{name}.match.positive"), matching.positive)?;
             share(&format!("model.{name}.match.negative"), matching.negative)?;
             ensure!(

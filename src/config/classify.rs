@@ -338,11 +338,7 @@ impl ClassifyConfig {
                 "data.rand_augment.magnitude must be between 0 and 10, not {}",
                 r.magnitude
             );
-            ensure!(
-                r.std.is_finite() && r.std >= 0.0,
-                "data.rand_augment.std must not be negative, but is {}",
-                r.std
-            );
+            ensure!(r.std.is_finite() && r.std >= 0.0, "data.rand_augment.std must not be negative, but is {}", r.std);
             share("data.rand_augment.probability", r.probability)?;
         }
         share("data.color_jitter", d.color_jitter)?;
@@ -363,23 +359,14 @@ impl ClassifyConfig {
         positive("train.lr", t.lr)?;
         ensure!(t.lr_batch != Some(0), "train.lr_batch must be above 0 (null: no scaling)");
         positive("train.batch_size", t.batch_size as f64)?;
-        ensure!(
-            t.micro_batch != Some(0),
-            "train.micro_batch must be above 0 (null: as many as train.batch_size)"
-        );
-        ensure!(
-            t.warmup_epochs.is_finite() && t.warmup_epochs >= 0.0,
-            "train.warmup_epochs must not be negative"
-        );
+        ensure!(t.micro_batch != Some(0), "train.micro_batch must be above 0 (null: as many as train.batch_size)");
+        ensure!(t.warmup_epochs.is_finite() && t.warmup_epochs >= 0.0, "train.warmup_epochs must not be negative");
         for (name, lr) in [("train.warmup_lr", t.warmup_lr), ("train.min_lr", t.min_lr)] {
             ensure!((0.0..=t.lr).contains(&lr), "{name} must be between 0 and train.lr, {}, not {lr}", t.lr);
         }
         ensure!(t.clip_norm.is_none_or(|c| c > 0.0), "train.clip_norm must be above 0 (null: no clipping)");
         share("train.label_smoothing", t.label_smoothing)?;
-        ensure!(
-            t.ema.is_none_or(|e| (0.0..1.0).contains(&e)),
-            "train.ema must be at least 0 and below 1 (null: none)"
-        );
+        ensure!(t.ema.is_none_or(|e| (0.0..1.0).contains(&e)), "train.ema must be at least 0 and below 1 (null: none)");
         ensure!(t.threads != Some(0), "train.threads must be above 0 (null: one per core)");
         Ok(())
     }

@@ -29,10 +29,7 @@ impl ClassifyConfig {
     /// A config built into the program, with changes (see [`super::Config::from_json_with`]).
     pub fn preset(name: &str, changes: &[String]) -> Result<Self> {
         let Some((_, text)) = PRESETS.iter().find(|(preset, _)| *preset == name) else {
-            bail!(
-                "there is no preset `{name}`; there are {}",
-                Self::preset_names().collect::<Vec<_>>().join(", ")
-            );
+            bail!("there is no preset `{name}`; there are {}", Self::preset_names().collect::<Vec<_>>().join(", "));
         };
         Self::from_json_with(text, changes).with_context(|| format!("preset {name}"))
     }
@@ -70,8 +67,7 @@ impl ClassifyConfig {
                 Self::preset_names().collect::<Vec<_>>().join(", ")
             );
         }
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read config {}", path.display()))?;
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read config {}", path.display()))?;
         Self::from_json_with(&text, changes).with_context(|| format!("config {}", path.display()))
     }
 
@@ -164,10 +160,7 @@ mod tests {
         }
         let (d, t) = (ClassifyConfig::default().data, ClassifyConfig::default().train);
         assert_eq!((t.epochs, t.batch_size, t.lr, t.weight_decay), (300, 1024, 2e-3, 0.05));
-        assert_eq!(
-            (t.warmup_epochs, t.warmup_lr, t.label_smoothing, t.ema),
-            (20.0, 1e-6, 0.1, Some(0.99996))
-        );
+        assert_eq!((t.warmup_epochs, t.warmup_lr, t.label_smoothing, t.ema), (20.0, 1e-6, 0.1, Some(0.99996)));
         assert_eq!((d.repeats, d.mixup, d.cutmix, d.mix_switch), (3, 0.8, 1.0, 0.5));
         assert_eq!((d.erase.probability, d.color_jitter, d.size, d.mean), (0.25, 0.4, 224, [0.5; 3]));
     }

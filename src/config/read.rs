@@ -44,12 +44,8 @@ impl Config {
         config.model.detector = detector;
         if detector == DetectorKind::MaskRcnn {
             config.model.mask = true;
-            config.model.anchors = AnchorConfig {
-                strides: vec![4, 8, 16, 32, 64],
-                base: 8.0,
-                octaves: 1,
-                ..AnchorConfig::default()
-            };
+            config.model.anchors =
+                AnchorConfig { strides: vec![4, 8, 16, 32, 64], base: 8.0, octaves: 1, ..AnchorConfig::default() };
             config.train.lr = 2e-4;
         }
         config
@@ -63,10 +59,7 @@ impl Config {
     /// A config built into the program, with changes (see [`Config::from_json_with`]).
     pub fn preset(name: &str, changes: &[String]) -> Result<Self> {
         let Some((_, text)) = PRESETS.iter().find(|(preset, _)| *preset == name) else {
-            bail!(
-                "there is no preset `{name}`; there are {}",
-                Self::preset_names().collect::<Vec<_>>().join(", ")
-            );
+            bail!("there is no preset `{name}`; there are {}", Self::preset_names().collect::<Vec<_>>().join(", "));
         };
         Self::from_json_with(text, changes).with_context(|| format!("preset {name}"))
     }
@@ -84,8 +77,7 @@ impl Config {
                 Self::preset_names().collect::<Vec<_>>().join(", ")
             );
         }
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read config {}", path.display()))?;
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read config {}", path.display()))?;
         Self::from_json_with(&text, changes).with_context(|| format!("config {}", path.display()))
     }
 
@@ -148,10 +140,8 @@ impl Config {
     pub fn to_value(&self) -> Result<Value> {
         let mut value = serde_json::to_value(self)?;
         for path in unused(self.model.detector) {
-            let (section, key) =
-                path.split_once('.').map_or(("/model", *path), |(section, key)| (section, key));
-            let pointer =
-                if section.starts_with('/') { section.to_string() } else { format!("/model/{section}") };
+            let (section, key) = path.split_once('.').map_or(("/model", *path), |(section, key)| (section, key));
+            let pointer = if section.starts_with('/') { section.to_string() } else { format!("/model/{section}") };
             if let Some(Value::Object(section)) = value.pointer_mut(&pointer) {
                 section.remove(key);
             }
@@ -441,10 +431,7 @@ mod tests {
         assert_eq!(Config::of_weights(&detector.to_json().unwrap(), &[]).unwrap(), detector);
         let published = |model: &str| Config::of_published(model, &["data.exif=true".into()]).unwrap();
         assert_eq!((published("vig_b").data.mean, published("vig_b").data.std), ([0.5; 3], [0.5; 3]));
-        assert_eq!(
-            (published("pvig_b").model.backbone.drop_path, published("pvig_b").data.exif),
-            (0.0, true)
-        );
+        assert_eq!((published("pvig_b").model.backbone.drop_path, published("pvig_b").data.exif), (0.0, true));
         assert_eq!(published("resnet18").data.mean, detector.data.mean);
     }
 

@@ -129,12 +129,7 @@ impl Default for RoiConfig {
             canonical_size: 224.0,
             canonical_level: 4,
             channels: 1024,
-            matching: MatchConfig {
-                positive: 0.5,
-                negative: 0.5,
-                low_quality: false,
-                ..MatchConfig::default()
-            },
+            matching: MatchConfig { positive: 0.5, negative: 0.5, low_quality: false, ..MatchConfig::default() },
             sample: SampleConfig { count: 512, positive: 0.25 },
             add_objects: true,
             box_weights: [10.0, 10.0, 5.0, 5.0],

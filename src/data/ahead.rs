@@ -38,8 +38,7 @@ pub fn caught<T>(doing: impl FnOnce() -> String, work: impl FnOnce() -> Result<T
 
 /// What a panic was about.
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
-    let text =
-        payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic").to_string()
 }
 

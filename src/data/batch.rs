@@ -28,12 +28,7 @@ pub fn prepare(images: &[RgbImage], infos: &[ImageInfo], config: &DataConfig) ->
 }
 
 /// [`prepare`] with objects, at a size of \[shorter side, most of the longer\] that `scales` multiply, one factor per sample.
-pub(super) fn collate(
-    samples: Vec<Sample>,
-    scales: &[f64],
-    size: [u32; 2],
-    config: &DataConfig,
-) -> Result<Batch> {
+pub(super) fn collate(samples: Vec<Sample>, scales: &[f64], size: [u32; 2], config: &DataConfig) -> Result<Batch> {
     let parts = samples.iter().zip(scales).map(|(sample, &scale)| Part {
         image: &sample.image,
         info: sample.info.clone(),
@@ -79,7 +74,10 @@ fn assemble(parts: Vec<Part>, size: [u32; 2], config: &DataConfig) -> Result<Bat
     })
     .ok()
     .with_context(|| {
-        format!("there is no memory for {} images of {columns}×{rows} pixels: see data.size and train.micro_batch", parts.len())
+        format!(
+            "there is no memory for {} images of {columns}×{rows} pixels: see data.size and train.micro_batch",
+            parts.len()
+        )
     })?;
     resized?;
 

@@ -100,15 +100,13 @@ impl CocoDataset {
                 // Clipping and grouping need a size: it is in the file's header. An unreadable file is reported when it is used.
                 report.sizes_missing += 1;
                 if let Ok((width, height, swaps)) = decode::dimensions(&folder.join(&image.file_name)) {
-                    (image.width, image.height) =
-                        if exif && swaps { (height, width) } else { (width, height) };
+                    (image.width, image.height) = if exif && swaps { (height, width) } else { (width, height) };
                 }
             }
         }
         check_present(&dataset, &folder)?;
 
-        let index: HashMap<i64, usize> =
-            dataset.images.iter().enumerate().map(|(i, image)| (image.id, i)).collect();
+        let index: HashMap<i64, usize> = dataset.images.iter().enumerate().map(|(i, image)| (image.id, i)).collect();
         let mut objects: Vec<Vec<usize>> = vec![Vec::new(); dataset.images.len()];
         let mut usable: Vec<bool> = vec![false; dataset.images.len()];
         for (at, annotation) in dataset.annotations.iter().enumerate() {
@@ -131,8 +129,7 @@ impl CocoDataset {
         }
 
         // Which images stay.
-        let mut kept: Vec<usize> =
-            (0..dataset.images.len()).filter(|&i| !for_training || usable[i]).collect();
+        let mut kept: Vec<usize> = (0..dataset.images.len()).filter(|&i| !for_training || usable[i]).collect();
         report.without_objects = usable.iter().filter(|u| !**u).count();
         report.dropped = dataset.images.len() - kept.len();
         if let Some(limit) = limit {
@@ -220,11 +217,9 @@ impl CocoDataset {
 
     /// For each object that is not a crowd, whether it has a mask that training can use.
     fn objects_with_masks(&self) -> impl Iterator<Item = bool> + '_ {
-        self.annotations().filter(|(info, a)| !a.iscrowd && clip(a, info.width, info.height).is_some()).map(
-            |(info, a)| {
-                a.segmentation.as_ref().is_some_and(|s| Mask::new(s, info.height, info.width).is_some())
-            },
-        )
+        self.annotations()
+            .filter(|(info, a)| !a.iscrowd && clip(a, info.width, info.height).is_some())
+            .map(|(info, a)| a.segmentation.as_ref().is_some_and(|s| Mask::new(s, info.height, info.width).is_some()))
     }
 
     /// Checks that masks can be evaluated, for which every annotation needs one, crowds too.
@@ -254,9 +249,10 @@ impl CocoDataset {
 
     /// The annotations of the used images.
     fn annotations(&self) -> impl Iterator<Item = (&ImageInfo, &Annotation)> {
-        self.infos.iter().zip(&self.objects).flat_map(move |(info, of_image)| {
-            of_image.iter().map(move |&at| (info, &self.dataset.annotations[at]))
-        })
+        self.infos
+            .iter()
+            .zip(&self.objects)
+            .flat_map(move |(info, of_image)| of_image.iter().map(move |&at| (info, &self.dataset.annotations[at])))
     }
 
     /// What was found and what was left out.
@@ -299,8 +295,7 @@ impl CocoDataset {
 
 /// Classes in the order of their category ids, and the label of each id.
 fn classes(dataset: &Dataset) -> (Vec<Class>, HashMap<i64, i64>) {
-    let mut classes: Vec<Class> =
-        dataset.categories.iter().map(|c| Class { id: c.id, name: c.name.clone() }).collect();
+    let mut classes: Vec<Class> = dataset.categories.iter().map(|c| Class { id: c.id, name: c.name.clone() }).collect();
     classes.sort_by_key(|class| class.id);
     let labels = classes.iter().zip(0..).map(|(class, label)| (class.id, label)).collect();
     (classes, labels)
@@ -333,8 +328,7 @@ fn clip(annotation: &Annotation, width: u32, height: u32) -> Option<[f64; 4]> {
     let [x, y, w, h] = annotation.bbox;
     let bound = |side: u32| if side == 0 { f64::INFINITY } else { f64::from(side) };
     let (right, bottom) = (bound(width), bound(height));
-    let corners =
-        [x.clamp(0.0, right), y.clamp(0.0, bottom), (x + w).clamp(0.0, right), (y + h).clamp(0.0, bottom)];
+    let corners = [x.clamp(0.0, right), y.clamp(0.0, bottom), (x + w).clamp(0.0, right), (y + h).clamp(0.0, bottom)];
     let keep = corners.iter().all(|v| v.is_finite())
         && corners[2] - corners[0] >= SHORTEST_SIDE
         && corners[3] - corners[1] >= SHORTEST_SIDE;
@@ -369,14 +363,9 @@ fn restrict(dataset: Dataset, kept: &[usize], objects: Vec<Vec<usize>>) -> (Data
             annotations.push(annotation);
         }
     }
-    let objects =
-        objects.into_iter().map(|of_image| of_image.into_iter().map(|at| place[at]).collect()).collect();
+    let objects = objects.into_iter().map(|of_image| of_image.into_iter().map(|at| place[at]).collect()).collect();
     let mut wanted = kept.iter().copied().peekable();
-    let images = dataset
-        .images
-        .into_iter()
-        .enumerate()
-        .filter_map(|(i, image)| wanted.next_if_eq(&i).map(|_| image))
-        .collect();
+    let images =
+        dataset.images.into_iter().enumerate().filter_map(|(i, image)| wanted.next_if_eq(&i).map(|_| image)).collect();
     (Dataset { images, annotations, categories: dataset.categories }, objects)
 }

@@ -48,8 +48,7 @@ pub fn dimensions(path: &Path) -> Result<(u32, u32, bool)> {
         .with_context(|| format!("cannot read image {}", path.display()))?
         .with_guessed_format()
         .with_context(|| format!("cannot read image {}", path.display()))?;
-    let mut decoder =
-        reader.into_decoder().with_context(|| format!("cannot decode image {}", path.display()))?;
+    let mut decoder = reader.into_decoder().with_context(|| format!("cannot decode image {}", path.display()))?;
     let (width, height) = decoder.dimensions();
     Ok((width, height, decoder.orientation().is_ok_and(swaps_sides)))
 }
@@ -57,10 +56,7 @@ pub fn dimensions(path: &Path) -> Result<(u32, u32, bool)> {
 fn swaps_sides(orientation: Orientation) -> bool {
     matches!(
         orientation,
-        Orientation::Rotate90
-            | Orientation::Rotate270
-            | Orientation::Rotate90FlipH
-            | Orientation::Rotate270FlipH
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
     )
 }
 

@@ -142,8 +142,7 @@ impl ImageFolder {
 impl fmt::Display for ImageFolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = self.counts();
-        let (least, most) =
-            (counts.iter().min().copied().unwrap_or(0), counts.iter().max().copied().unwrap_or(0));
+        let (least, most) = (counts.iter().min().copied().unwrap_or(0), counts.iter().max().copied().unwrap_or(0));
         write!(f, "{} images, {} classes", self.len(), self.classes.len())?;
         match least == most {
             true => write!(f, " of {least} images each")?,
@@ -169,9 +168,8 @@ fn some(names: &[&str], what: &str) -> String {
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let read = || -> std::io::Result<Vec<PathBuf>> {
-        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
-    };
+    let read =
+        || -> std::io::Result<Vec<PathBuf>> { std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect() };
     read().with_context(|| format!("cannot read the folder {}", folder.display()))
 }
 
@@ -271,8 +269,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(found.classes(), ["B", "b", "z", "é"]);
-        let images: Vec<(String, usize)> =
-            (0..found.len()).map(|i| (found.name(i), found.label(i))).collect();
+        let images: Vec<(String, usize)> = (0..found.len()).map(|i| (found.name(i), found.label(i))).collect();
         let expected = [
             ("B/1.jpg", 0),
             ("b/10.png", 1),
@@ -324,8 +321,7 @@ mod tests {
         let root = folder(&["a/1.jpg"]);
         let class = root.path().join("train/a");
         std::os::unix::fs::symlink(&class, class.join("again")).unwrap();
-        let found =
-            ImageFolder::open(&FolderConfig { folder: "train".into(), limit: None }, root.path()).unwrap();
+        let found = ImageFolder::open(&FolderConfig { folder: "train".into(), limit: None }, root.path()).unwrap();
         assert_eq!(found.len(), 1);
     }
 }

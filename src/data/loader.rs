@@ -68,13 +68,8 @@ impl Loader {
             group_by_aspect: config.group_by_aspect,
         };
         let ahead = batches_ahead(&pool, options.batch_size);
-        let shared = Shared {
-            dataset,
-            config: config.clone(),
-            options,
-            skipped: Mutex::default(),
-            resized: Mutex::default(),
-        };
+        let shared =
+            Shared { dataset, config: config.clone(), options, skipped: Mutex::default(), resized: Mutex::default() };
         Ok(Self { shared: Arc::new(shared), order, pool, ahead })
     }
 
@@ -234,12 +229,8 @@ impl Shared {
         }
         let turned = (said.width, said.height) == (is.height, is.width);
         let advice = match (turned, self.config.exif) {
-            (true, false) => {
-                "; it looks turned: if its boxes were drawn as viewers show it, set data.exif=true"
-            }
-            (true, true) => {
-                "; it looks turned: if its boxes are in the pixels as stored, set data.exif=false"
-            }
+            (true, false) => "; it looks turned: if its boxes were drawn as viewers show it, set data.exif=true",
+            (true, true) => "; it looks turned: if its boxes are in the pixels as stored, set data.exif=false",
             _ => "; its boxes are taken to be in the pixels of the image",
         };
         let text = format!(

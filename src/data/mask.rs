@@ -107,12 +107,7 @@ impl Mask {
                 Segmentation::Polygons(kept)
             }
         };
-        Some(Self {
-            source: Arc::new(source),
-            size: (height, width),
-            geometry: Geometry::default(),
-            window: None,
-        })
+        Some(Self { source: Arc::new(source), size: (height, width), geometry: Geometry::default(), window: None })
     }
 
     /// The pixels of the image as annotated, whatever has become of it since.
@@ -150,8 +145,7 @@ impl Mask {
         let (across, down) = (n / (x2 - x1).max(SHORTEST_SIDE), n / (y2 - y1).max(SHORTEST_SIDE));
         let mut values = match &*self.source {
             Segmentation::Polygons(polygons) => {
-                let to_grid =
-                    self.geometry.then(&Geometry::translate(-x1, -y1)).then(&Geometry::scale(across, down));
+                let to_grid = self.geometry.then(&Geometry::translate(-x1, -y1)).then(&Geometry::scale(across, down));
                 draw(polygons, &to_grid, side)
             }
             Segmentation::Rle(rle) => {
@@ -440,8 +434,7 @@ mod tests {
     #[test]
     fn holes_and_parts_survive_as_runs_and_parts_as_polygons() {
         // A ring: object but for its middle.
-        let ring: Vec<bool> =
-            (0..64).map(|i| !((2..6).contains(&(i % 8)) && (2..6).contains(&(i / 8)))).collect();
+        let ring: Vec<bool> = (0..64).map(|i| !((2..6).contains(&(i % 8)) && (2..6).contains(&(i / 8)))).collect();
         let rle = Segmentation::Rle(Rle::from_rows(8, 8, &ring).unwrap());
         let found = Mask::new(&rle, 8, 8).unwrap().raster(&[0.0, 0.0, 8.0, 8.0], 8);
         assert!(found.iter().zip(&ring).all(|(f, r)| (*f == 1.0) == *r));

@@ -18,8 +18,7 @@ const SHRINK: [f64; 2] = [0.5, 1.0];
 /// Fills the area of the first sample with a part of each of the four. The result has the first one's info. Objects of which less than `visible` is left become crowd regions.
 pub fn mosaic(samples: [Sample; 4], visible: f64, rng: &mut impl Rng) -> Result<Sample> {
     let (width, height) = samples[0].image.dimensions();
-    let mut meet =
-        |side: u32| ((f64::from(side) * rng.random_range(MEETING_POINT)) as u32).clamp(1, side.max(2) - 1);
+    let mut meet = |side: u32| ((f64::from(side) * rng.random_range(MEETING_POINT)) as u32).clamp(1, side.max(2) - 1);
     let (x, y) = (meet(width), meet(height));
     let quarters = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)];
     let mut image = image::RgbImage::new(width, height);

@@ -101,13 +101,7 @@ pub fn antialias(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> 
 }
 
 /// Writes `(value / 255 − mean) / std` of each pixel into the upper left of three planes of `rows × columns` floats.
-pub(super) fn normalise_rows(
-    image: &RgbImage,
-    normalise: &Normalise,
-    data: &mut [f32],
-    columns: usize,
-    rows: usize,
-) {
+pub(super) fn normalise_rows(image: &RgbImage, normalise: &Normalise, data: &mut [f32], columns: usize, rows: usize) {
     let table: [[f32; 256]; 3] =
         std::array::from_fn(|c| std::array::from_fn(|v| v as f32 * normalise.scale[c] + normalise.shift[c]));
     let width = image.width() as usize;
@@ -161,8 +155,7 @@ fn bilinear(
         let (red, rest) = out.split_at_mut(width);
         let (green, blue) = rest.split_at_mut(width);
         for (((tap, r), g), b) in across.iter().zip(red).zip(green).zip(blue) {
-            let (p, q) =
-                (&pixels[3 * tap.first..3 * tap.first + 3], &pixels[3 * tap.second..3 * tap.second + 3]);
+            let (p, q) = (&pixels[3 * tap.first..3 * tap.first + 3], &pixels[3 * tap.second..3 * tap.second + 3]);
             let blend = |c: usize| {
                 let (p, q) = (f32::from(p[c]), f32::from(q[c]));
                 p + (q - p) * tap.weight

@@ -14,10 +14,7 @@ pub const COCO_OUTPUTS: i64 = 91;
 ///
 /// # Errors
 /// If an id has no output.
-pub fn classes_of_outputs(
-    config: &ModelConfig,
-    categories: Vec<(i64, String)>,
-) -> Result<Vec<(i64, String)>> {
+pub fn classes_of_outputs(config: &ModelConfig, categories: Vec<(i64, String)>) -> Result<Vec<(i64, String)>> {
     let Some(outputs) = config.outputs else { return Ok(categories) };
     let first = match config.detector {
         DetectorKind::Retinanet => 0,
@@ -138,10 +135,7 @@ mod tests {
         let of = |detector, outputs| classes_of_outputs(&config(detector, outputs), categories());
         assert_eq!(of(DetectorKind::MaskRcnn, None).unwrap(), categories());
         let retinanet = of(DetectorKind::Retinanet, Some(91)).unwrap();
-        assert_eq!(
-            (retinanet.len(), retinanet[90].1.as_str(), retinanet[0].1.as_str()),
-            (91, "toothbrush", "")
-        );
+        assert_eq!((retinanet.len(), retinanet[90].1.as_str(), retinanet[0].1.as_str()), (91, "toothbrush", ""));
         let mask = of(DetectorKind::MaskRcnn, Some(91)).unwrap();
         assert_eq!((mask.len(), &mask[0], mask[89].0), (90, &categories()[0], 90));
         assert!(of(DetectorKind::MaskRcnn, Some(80)).unwrap_err().to_string().contains("90 (toothbrush)"));

@@ -58,19 +58,13 @@ impl DenseLoss {
         let device = logits.device();
 
         let assigned = self.assign(anchors, targets);
-        let classification =
-            sigmoid_focal_loss(&logits, &assigned.classes, &assigned.weights, self.alpha, self.gamma);
+        let classification = sigmoid_focal_loss(&logits, &assigned.classes, &assigned.weights, self.alpha, self.gamma);
         let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
         let predicted = deltas.index_select(0, &Tensor::from_slice(&assigned.positives).to_device(device));
         let weights = Tensor::from_slice(&assigned.box_weights).to_device(device);
-        let regression = box_loss(
-            &predicted,
-            &rows(&assigned.deltas),
-            &rows(&assigned.anchors),
-            &weights,
-            self.box_loss,
-            self.beta,
-        ) * self.box_weight;
+        let regression =
+            box_loss(&predicted, &rows(&assigned.deltas), &rows(&assigned.anchors), &weights, self.box_loss, self.beta)
+                * self.box_weight;
         Losses { parts: vec![("classification", classification), ("box", regression)] }
     }
 

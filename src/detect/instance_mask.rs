@@ -40,13 +40,11 @@ impl InstanceMask {
         for across in &columns.1 {
             for (row, value) in column.iter_mut().enumerate() {
                 let line = &self.values[row * self.side..(row + 1) * self.side];
-                *value = at(line, across.first) * (1.0 - across.weight)
-                    + at(line, across.first + 1) * across.weight;
+                *value = at(line, across.first) * (1.0 - across.weight) + at(line, across.first + 1) * across.weight;
             }
             runs.push(false, rows.0 as u64);
             for down in &rows.1 {
-                let value =
-                    at(&column, down.first) * (1.0 - down.weight) + at(&column, down.first + 1) * down.weight;
+                let value = at(&column, down.first) * (1.0 - down.weight) + at(&column, down.first + 1) * down.weight;
                 runs.push(value > self.threshold, 1);
             }
             runs.push(false, u64::from(height) - (rows.0 + rows.1.len()) as u64);
@@ -139,10 +137,7 @@ mod tests {
 
     fn rows(rle: &Rle) -> Vec<String> {
         let flags = rle.to_rows();
-        flags
-            .chunks(rle.width() as usize)
-            .map(|r| r.iter().map(|f| if *f { '#' } else { '.' }).collect())
-            .collect()
+        flags.chunks(rle.width() as usize).map(|r| r.iter().map(|f| if *f { '#' } else { '.' }).collect()).collect()
     }
 
     #[test]
@@ -174,9 +169,7 @@ mod tests {
     #[test]
     fn torchvisions_way_works_on_any_box_too() {
         let full = mask(vec![1.0; 784], PasteKind::Padded);
-        for b in
-            [[-3.0, -3.0, 2.0, 9.0], [2.0, 2.0, 2.0, 2.0], [20.0, 20.0, 30.0, 30.0], [0.0, 0.0, 6.0, 5.0]]
-        {
+        for b in [[-3.0, -3.0, 2.0, 9.0], [2.0, 2.0, 2.0, 2.0], [20.0, 20.0, 30.0, 30.0], [0.0, 0.0, 6.0, 5.0]] {
             let found = full.paste(&b, 5, 6);
             assert_eq!(found.size(), (5, 6));
         }

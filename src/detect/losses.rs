@@ -21,13 +21,7 @@ const CHUNK: usize = 4096;
 /// factor per anchor (its image's normaliser). On the CPU the loss and its gradient come out of one pass that keeps a
 /// single `[A, K]` tensor, where a chain of tensor operations would keep eight: the gradient G is multiplied with the
 /// logits, which is all that backward needs.
-pub fn sigmoid_focal_loss(
-    logits: &Tensor,
-    classes: &[i64],
-    weights: &[f32],
-    alpha: f64,
-    gamma: f64,
-) -> Tensor {
+pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alpha: f64, gamma: f64) -> Tensor {
     if logits.device() != Device::Cpu || logits.kind() != Kind::Float {
         return focal_loss_by_tensors(logits, classes, weights, alpha, gamma);
     }
@@ -46,8 +40,7 @@ pub fn sigmoid_focal_loss(
                     continue;
                 }
                 for (class, (out, x)) in out.iter_mut().zip(&values[anchor * k..]).enumerate() {
-                    let (loss, slope) =
-                        focal(*x, class as i64 == classes[anchor], alpha as f32, gamma as f32);
+                    let (loss, slope) = focal(*x, class as i64 == classes[anchor], alpha as f32, gamma as f32);
                     *out = slope * weights[anchor];
                     sum += f64::from(loss) * f64::from(weights[anchor]);
                 }
@@ -79,21 +72,14 @@ fn focal(x: f32, positive: bool, alpha: f32, gamma: f32) -> (f32, f32) {
 }
 
 /// The same by tensor operations, for other devices.
-fn focal_loss_by_tensors(
-    logits: &Tensor,
-    classes: &[i64],
-    weights: &[f32],
-    alpha: f64,
-    gamma: f64,
-) -> Tensor {
+fn focal_loss_by_tensors(logits: &Tensor, classes: &[i64], weights: &[f32], alpha: f64, gamma: f64) -> Tensor {
     let device = logits.device();
     let classes = Tensor::from_slice(classes).to_device(device).unsqueeze(1);
     let weights = Tensor::from_slice(weights).to_device(device).unsqueeze(1) * classes.not_equal(IGNORED);
     let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
     let z = logits.where_self(&positive, &-logits);
-    let alpha_t = Tensor::from(alpha)
-        .to_device(device)
-        .where_self(&positive, &Tensor::from(1.0 - alpha).to_device(device));
+    let alpha_t =
+        Tensor::from(alpha).to_device(device).where_self(&positive, &Tensor::from(1.0 - alpha).to_device(device));
     let loss = alpha_t * (-&z).sigmoid().pow_tensor_scalar(gamma) * -z.log_sigmoid();
     (loss * weights).sum(Kind::Float)
 }
@@ -112,19 +98,13 @@ pub fn box_loss(
 ) -> Tensor {
     let each = match kind {
         // The square of no length: nothing to divide by.
-        BoxLoss::SmoothL1 if beta == 0.0 => {
-            return box_loss(predicted, target, anchors, weights, BoxLoss::L1, beta)
-        }
+        BoxLoss::SmoothL1 if beta == 0.0 => return box_loss(predicted, target, anchors, weights, BoxLoss::L1, beta),
         BoxLoss::L1 => (predicted - target).abs().sum_dim_intlist([1].as_slice(), false, Kind::Float),
         BoxLoss::SmoothL1 => {
             let difference = (predicted - target).abs();
             let square = difference.square() * (0.5 / beta);
             let linear = &difference - 0.5 * beta;
-            square.where_self(&difference.lt(beta), &linear).sum_dim_intlist(
-                [1].as_slice(),
-                false,
-                Kind::Float,
-            )
+            square.where_self(&difference.lt(beta), &linear).sum_dim_intlist([1].as_slice(), false, Kind::Float)
         }
         BoxLoss::Giou => generalized_iou_loss(&decode(predicted, anchors), &decode(target, anchors)),
     };
@@ -199,8 +179,7 @@ mod tests {
     #[test]
     fn fused_focal_loss_equals_the_tensor_operations() {
         let logits = Tensor::randn([5000, 3], (Kind::Float, Device::Cpu)) * 4.0;
-        let classes: Vec<i64> =
-            (0..5000).map(|i| [0, 1, 2, BACKGROUND, BACKGROUND, IGNORED][i % 6]).collect();
+        let classes: Vec<i64> = (0..5000).map(|i| [0, 1, 2, BACKGROUND, BACKGROUND, IGNORED][i % 6]).collect();
         let weights: Vec<f32> = (0..5000).map(|i| if i < 2500 { 0.5 } else { 0.25 }).collect();
         for gamma in [2.0, 1.5, 0.0] {
             let run = |f: fn(&Tensor, &[i64], &[f32], f64, f64) -> Tensor| {
@@ -220,8 +199,7 @@ mod tests {
     #[test]
     fn smooth_l1_with_beta_0_is_l1_with_its_gradient() {
         let run = |kind: BoxLoss, beta: f64| {
-            let predicted =
-                Tensor::from_slice(&[0.5f32, -2.0, 0.0, 3.0]).view([1, 4]).set_requires_grad(true);
+            let predicted = Tensor::from_slice(&[0.5f32, -2.0, 0.0, 3.0]).view([1, 4]).set_requires_grad(true);
             let other = Tensor::zeros([1, 4], (Kind::Float, Device::Cpu));
             let weights = Tensor::ones([1], (Kind::Float, Device::Cpu));
             let loss = box_loss(&predicted, &other, &other, &weights, kind, beta);

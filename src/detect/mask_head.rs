@@ -73,9 +73,7 @@ impl MaskHead {
             pooler: pooler(config.pool, strides, roi),
             convs,
             deconv: nn::conv_transpose2d(&predictor / "conv5_mask", input, c, 2, deconv),
-            logits: ConvSpec::new(c, classes + 1, 1)
-                .init(Init::Normal(0.001))
-                .build(&predictor / "mask_fcn_logits"),
+            logits: ConvSpec::new(c, classes + 1, 1).init(Init::Normal(0.001)).build(&predictor / "mask_fcn_logits"),
             targets: config.targets,
             weight: config.weight,
             paste: config.paste,
@@ -143,9 +141,8 @@ impl MaskHead {
     /// Reports every layer to `visit` for so many regions.
     pub fn flops(&self, regions: u64, visit: &mut dyn FnMut(Layer)) {
         let pooled = (self.pooler.align.size * self.pooler.align.size) as u64 * regions;
-        let mut layer = |weight: &Tensor, locations: u64| {
-            visit(Layer::Weights { weights: weight.numel() as u64, locations })
-        };
+        let mut layer =
+            |weight: &Tensor, locations: u64| visit(Layer::Weights { weights: weight.numel() as u64, locations });
         self.convs.iter().for_each(|conv| layer(&conv.ws, pooled));
         layer(&self.deconv.ws, pooled);
         layer(&self.logits.ws, 4 * pooled);

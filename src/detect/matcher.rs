@@ -88,9 +88,7 @@ impl Matcher {
         if !crowds.is_empty() {
             for (b, m) in boxes.iter().zip(&mut matches) {
                 if *m == Match::Background
-                    && crowds
-                        .iter()
-                        .any(|c| intersection(b, c) >= self.crowd * area(b).max(f32::MIN_POSITIVE))
+                    && crowds.iter().any(|c| intersection(b, c) >= self.crowd * area(b).max(f32::MIN_POSITIVE))
                 {
                     *m = Match::Ignored;
                 }
@@ -107,14 +105,7 @@ impl Matcher {
         (self.assign(boxes, &of(&objects), &of(&crowds)), objects)
     }
 
-    fn keep_best(
-        &self,
-        boxes: &[Box4],
-        objects: &[Box4],
-        areas: &[f32],
-        best: &[(f32, u32)],
-        matches: &mut [Match],
-    ) {
+    fn keep_best(&self, boxes: &[Box4], objects: &[Box4], areas: &[f32], best: &[(f32, u32)], matches: &mut [Match]) {
         let kept: Vec<usize> = objects
             .par_iter()
             .zip(areas)

@@ -73,10 +73,8 @@ mod tests {
     fn poison(store: &nn::VarStore) {
         let of = |kind| move |v: &Tensor| v.detach().to_kind(kind).full_like(f64::NAN);
         let variables = store.trainable_variables();
-        let pieces: Vec<Tensor> = variables
-            .iter()
-            .flat_map(|v| [of(Kind::Float)(v), of(Kind::BFloat16)(v), of(Kind::BFloat16)(v)])
-            .collect();
+        let pieces: Vec<Tensor> =
+            variables.iter().flat_map(|v| [of(Kind::Float)(v), of(Kind::BFloat16)(v), of(Kind::BFloat16)(v)]).collect();
         drop(pieces);
     }
 

@@ -143,8 +143,7 @@ mod tests {
 
     #[test]
     fn only_boxes_of_one_class_suppress_each_other() {
-        let boxes =
-            [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 9.0, 10.0], [20.0, 0.0, 30.0, 10.0]];
+        let boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 9.0, 10.0], [20.0, 0.0, 30.0, 10.0]];
         let scores = [0.6, 0.9, 0.8, 0.1];
         assert_eq!(batched_nms(&boxes, &scores, &[0, 0, 0, 0], 0.5), [1, 3]);
         assert_eq!(batched_nms(&boxes, &scores, &[0, 0, 1, 0], 0.5), [1, 2, 3]);

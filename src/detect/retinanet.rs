@@ -160,9 +160,7 @@ mod tests {
     fn the_strides_say_on_which_stages_the_pyramid_stands() {
         let (height, width) = (64, 96);
         let images = Tensor::randn([1, 3, height, width], (Kind::Float, Device::Cpu));
-        for strides in
-            [vec![8, 16, 32, 64, 128], vec![8, 16, 32], vec![4, 8, 16, 32], vec![4, 8, 16, 32, 64, 128]]
-        {
+        for strides in [vec![8, 16, 32, 64, 128], vec![8, 16, 32], vec![4, 8, 16, 32], vec![4, 8, 16, 32, 64, 128]] {
             let mut config = ModelConfig::default();
             config.backbone.name = "pvig_ti".into();
             (config.fpn.channels, config.head.channels, config.head.convs) = (8, 8, 1);

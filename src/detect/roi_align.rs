@@ -224,8 +224,7 @@ mod tests {
         // Centres (5, 3), (7, 3), (5, 5), (7, 5); a pixel's value lies half a pixel inside it.
         let expected = [4.5 + 250.0, 6.5 + 250.0, 4.5 + 450.0, 6.5 + 450.0];
         assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3), "{found:?}");
-        let corner =
-            RoiAlign { aligned: false, ..align }.pool(&ramp(10, 12), &[(0, [4.0, 2.0, 8.0, 6.0])], 1.0);
+        let corner = RoiAlign { aligned: false, ..align }.pool(&ramp(10, 12), &[(0, [4.0, 2.0, 8.0, 6.0])], 1.0);
         assert!((corner.double_value(&[0, 0, 0, 0]) - 305.0).abs() < 1e-3);
     }
 
@@ -262,21 +261,13 @@ mod tests {
             canonical_level: 4,
         };
         let square = |side: f32| [0.0, 0.0, side, side];
-        for (side, level) in
-            [(1.0, 0), (111.9, 0), (112.0, 1), (223.9, 1), (224.0, 2), (448.0, 3), (5000.0, 3)]
-        {
+        for (side, level) in [(1.0, 0), (111.9, 0), (112.0, 1), (223.9, 1), (224.0, 2), (448.0, 3), (5000.0, 3)] {
             assert_eq!(pooler.level(&square(side)), level, "{side}");
         }
         // Each level has its number for a value.
         let levels: Vec<Tensor> =
             (0..5).map(|l| Tensor::full([2, 3, 160, 160], l as f64, (Kind::Float, Device::Cpu))).collect();
-        let rois = [
-            (1, square(500.0)),
-            (0, square(30.0)),
-            (0, square(230.0)),
-            (1, square(31.0)),
-            (0, square(120.0)),
-        ];
+        let rois = [(1, square(500.0)), (0, square(30.0)), (0, square(230.0)), (1, square(31.0)), (0, square(120.0))];
         let found = pooler.pool(&levels, &rois);
         assert_eq!(found.size(), [5, 3, 1, 1]);
         let found = Vec::<f32>::try_from(found.select(1, 2).reshape([-1])).unwrap();

@@ -50,8 +50,7 @@ impl RoiHeads {
     pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64, strides: &[i64]) -> Self {
         let (channels, roi) = (config.fpn.channels, &config.roi);
         let coder = BoxCoder { weights: roi.box_weights };
-        let masks =
-            config.mask.then(|| MaskHead::new(path, channels, classes, strides, roi, &config.mask_head));
+        let masks = config.mask.then(|| MaskHead::new(path, channels, classes, strides, roi, &config.mask_head));
         Self {
             boxes: BoxHead::new(path, channels, classes, strides, roi),
             masks,
@@ -86,16 +85,10 @@ impl RoiHeads {
         } else {
             let (logits, deltas) = self.boxes.forward(levels, &chosen.rois);
             let index = |indices: &[i64]| Tensor::from_slice(indices).to_device(device);
-            let classification = logits.cross_entropy_loss(
-                &index(&chosen.classes),
-                None::<&Tensor>,
-                Reduction::Mean,
-                -100,
-                0.0,
-            );
+            let classification =
+                logits.cross_entropy_loss(&index(&chosen.classes), None::<&Tensor>, Reduction::Mean, -100, 0.0);
             let predicted = deltas.view([-1, 4]).index_select(0, &index(&chosen.indices));
-            let regression =
-                self.box_loss.loss(&predicted, &chosen.deltas, &chosen.corners, chosen.rois.len());
+            let regression = self.box_loss.loss(&predicted, &chosen.deltas, &chosen.corners, chosen.rois.len());
             vec![("classification", classification), ("box", regression)]
         };
         if let Some(head) = &self.masks {
@@ -144,12 +137,7 @@ impl RoiHeads {
     }
 
     /// Detections of each image, in pixels of the batch's images. Masks lie on those boxes.
-    pub fn detect(
-        &self,
-        levels: &[Tensor],
-        proposals: &[Vec<Box4>],
-        sizes: &[(i64, i64)],
-    ) -> Result<Vec<Detections>> {
+    pub fn detect(&self, levels: &[Tensor], proposals: &[Vec<Box4>], sizes: &[(i64, i64)]) -> Result<Vec<Detections>> {
         let rois: Vec<Roi> =
             proposals.iter().enumerate().flat_map(|(i, boxes)| boxes.iter().map(move |b| (i, *b))).collect();
         if rois.is_empty() {

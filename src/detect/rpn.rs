@@ -52,9 +52,8 @@ impl Rpn {
     pub fn new(path: &nn::Path, channels: i64, anchors: &AnchorConfig, config: &RpnConfig) -> Self {
         let anchors = AnchorGenerator::new(anchors);
         let head = path / "head";
-        let conv = |p: nn::Path, output, kernel| {
-            ConvSpec::new(channels, output, kernel).init(Init::Normal(0.01)).build(p)
-        };
+        let conv =
+            |p: nn::Path, output, kernel| ConvSpec::new(channels, output, kernel).init(Init::Normal(0.01)).build(p);
         let coder = BoxCoder::default();
         Self {
             convs: (0..config.convs).map(|i| conv(&head / "conv" / i / "0", channels, 3)).collect(),
@@ -113,12 +112,7 @@ impl Rpn {
     }
 
     /// Losses `objectness` and `rpn_box` against the objects of each image.
-    pub fn losses(
-        &self,
-        output: &RpnOutput,
-        targets: &[Target],
-        rng: &mut impl Rng,
-    ) -> [(&'static str, Tensor); 2] {
+    pub fn losses(&self, output: &RpnOutput, targets: &[Target], rng: &mut impl Rng) -> [(&'static str, Tensor); 2] {
         let anchors: Vec<Box4> = output.anchors.concat();
         let device = output.objectness.device();
         // Sampled anchors, positives first within each image, counted through the batch.
@@ -141,12 +135,9 @@ impl Rpn {
         let tensor = |indices: &[i64]| Tensor::from_slice(indices).to_device(device);
         let sampled = output.objectness.flatten(0, 1).index_select(0, &tensor(&indices));
         let labels = Tensor::from_slice(&labels).to_device(device);
-        let objectness = sampled.binary_cross_entropy_with_logits(
-            &labels,
-            None::<&Tensor>,
-            None::<&Tensor>,
-            Reduction::Sum,
-        ) / indices.len().max(1) as f64;
+        let objectness =
+            sampled.binary_cross_entropy_with_logits(&labels, None::<&Tensor>, None::<&Tensor>, Reduction::Sum)
+                / indices.len().max(1) as f64;
         let predicted = output.deltas.flatten(0, 1).index_select(0, &tensor(&positive_indices));
         let regression = self.box_loss.loss(&predicted, &deltas, &box_anchors, indices.len());
         [("objectness", objectness), ("rpn_box", regression)]
@@ -184,13 +175,7 @@ impl ProposalSelector {
 
     /// Proposals of one image of (height, width) pixels, best first. `objectness` (logits, `[A]`) and `deltas`
     /// (`[A, 4]`) are of the anchors of all levels.
-    pub fn select(
-        &self,
-        anchors: &[Vec<Box4>],
-        objectness: &[f32],
-        deltas: &[f32],
-        size: (i64, i64),
-    ) -> Vec<Box4> {
+    pub fn select(&self, anchors: &[Vec<Box4>], objectness: &[f32], deltas: &[f32], size: (i64, i64)) -> Vec<Box4> {
         let (height, width) = (size.0 as f32, size.1 as f32);
         let (mut boxes, mut scores, mut levels) = (Vec::new(), Vec::new(), Vec::new());
         let mut first = 0;

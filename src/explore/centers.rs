@@ -71,15 +71,10 @@ pub fn parse_blocks(text: &str, count: usize) -> Result<Vec<usize>> {
             bail!("--blocks takes block numbers, as in 1,12 or 1-4, or all, not `{text}`");
         };
         for number in [first, last] {
-            ensure!(
-                (1..=count).contains(&number),
-                "there is no block {number}: the model has blocks 1 to {count}"
-            );
+            ensure!((1..=count).contains(&number), "there is no block {number}: the model has blocks 1 to {count}");
         }
         ensure!(first <= last, "--blocks {part} goes backwards");
-        blocks.extend(
-            (first..=last).map(|number| number - 1).filter(|b| !blocks.contains(b)).collect::<Vec<_>>(),
-        );
+        blocks.extend((first..=last).map(|number| number - 1).filter(|b| !blocks.contains(b)).collect::<Vec<_>>());
     }
     Ok(blocks)
 }
@@ -100,10 +95,7 @@ pub fn locations(view: &GraphView, first: &PatchGraph, centers: &[Center]) -> Re
             let (across, down) = view.scale();
             // The middle of the pixel, and never past the edge by rounding.
             let within = |v: f64, most: u32| v.min(f64::from(most) - 1e-6);
-            Ok((
-                within((x.floor() + 0.5) * across, view.seen.1),
-                within((y.floor() + 0.5) * down, view.seen.0),
-            ))
+            Ok((within((x.floor() + 0.5) * across, view.seen.1), within((y.floor() + 0.5) * down, view.seen.0)))
         }
         Center::Cell { row, column } => {
             let (rows, columns) = first.nodes;
@@ -127,8 +119,7 @@ pub fn locations(view: &GraphView, first: &PatchGraph, centers: &[Center]) -> Re
 /// are passed over where the grid has others.
 pub fn salient(view: &GraphView, blocks: &[&PatchGraph], count: usize) -> Vec<(f64, f64)> {
     let Some(fine) = blocks.iter().max_by_key(|b| b.len()) else { return Vec::new() };
-    let most: Vec<f32> =
-        blocks.iter().map(|b| b.salience.iter().copied().fold(f32::MIN_POSITIVE, f32::max)).collect();
+    let most: Vec<f32> = blocks.iter().map(|b| b.salience.iter().copied().fold(f32::MIN_POSITIVE, f32::max)).collect();
     let (rows, columns) = fine.nodes;
     let inner = |at: usize, side: usize| side < 5 || (1..side - 1).contains(&at);
     let (height, width) = (f64::from(view.seen.0), f64::from(view.seen.1));
@@ -149,8 +140,7 @@ pub fn salient(view: &GraphView, blocks: &[&PatchGraph], count: usize) -> Vec<(f
     let mut taken: Vec<(f64, f64)> = Vec::new();
     while taken.len() < count.min(scored.len()) {
         for (_, location) in &scored {
-            if taken.len() < count && taken.iter().all(|t| (t.0 - location.0).hypot(t.1 - location.1) > apart)
-            {
+            if taken.len() < count && taken.iter().all(|t| (t.0 - location.0).hypot(t.1 - location.1) > apart) {
                 taken.push(*location);
             }
         }
@@ -241,9 +231,6 @@ mod tests {
         // More than there is room for: all inner nodes, each once.
         let mut all = nodes(100);
         all.sort_unstable();
-        assert_eq!(
-            all,
-            (0..35).filter(|n| (1..4).contains(&(n / 7)) && (1..6).contains(&(n % 7))).collect::<Vec<_>>()
-        );
+        assert_eq!(all, (0..35).filter(|n| (1..4).contains(&(n / 7)) && (1..6).contains(&(n % 7))).collect::<Vec<_>>());
     }
 }

@@ -115,13 +115,7 @@ impl LinkCounts {
 
     /// Adds the links of a node that is in an object. `inside` tells which candidates are in it, `distance` how far
     /// each is.
-    fn add_node(
-        &mut self,
-        graph: &PatchGraph,
-        node: usize,
-        inside: &[bool],
-        distance: impl Fn(usize) -> f64,
-    ) {
+    fn add_node(&mut self, graph: &PatchGraph, node: usize, inside: &[bool], distance: impl Fn(usize) -> f64) {
         self.object_nodes += 1;
         let own = graph.candidate_of(node);
         let links = others(graph, node).count();
@@ -155,11 +149,7 @@ impl LinkCounts {
             links: self.links,
             mean_distance: self.distance / links,
             random_distance: self.random_distance / links,
-            within: WITHIN
-                .iter()
-                .zip(self.within)
-                .map(|(&most, count)| (most, count as f64 / links))
-                .collect(),
+            within: WITHIN.iter().zip(self.within).map(|(&most, count)| (most, count as f64 / links)).collect(),
             object_nodes: self.object_nodes,
             same_object: of_objects(self.same as f64),
             same_object_random: of_objects(self.same_random),
@@ -207,10 +197,8 @@ pub fn of_dataset(
         let (width, height) = image.dimensions();
         let of_image = masks.get(&info.id).into_iter().flatten();
         // Masks of another size than the image are no masks of it.
-        let objects: Vec<Rle> = of_image
-            .filter_map(|s| s.to_rle(height, width).ok())
-            .filter(|rle| rle.size() == (height, width))
-            .collect();
+        let objects: Vec<Rle> =
+            of_image.filter_map(|s| s.to_rle(height, width).ok()).filter(|rle| rle.size() == (height, width)).collect();
         add(&mut counts, &viewer.view(&image, &info.file)?, &objects);
         images += 1;
         progress(i + 1);

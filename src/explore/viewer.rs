@@ -219,8 +219,7 @@ impl GraphViewer {
             PatchGraph::new(block, features, (i + 1, stage), size, 0)
         };
         // The first of the features is what goes in.
-        let blocks =
-            trace.blocks.iter().zip(&trace.features[1..]).zip(self.stages()?.into_iter().enumerate());
+        let blocks = trace.blocks.iter().zip(&trace.features[1..]).zip(self.stages()?.into_iter().enumerate());
         Ok(GraphView {
             model: self.name.clone(),
             weights: self.weights.clone(),
@@ -249,8 +248,8 @@ fn config(model: &str, kind: Option<DetectorKind>, options: &ViewerOptions) -> R
         return check(load(path, kind, &options.changes)?, path.display().to_string());
     }
     if let (Some(text), Some(path)) = (metadata.get("config"), &options.weights) {
-        let config = Config::of_weights(text, &options.changes)
-            .with_context(|| format!("the config in {}", path.display()))?;
+        let config =
+            Config::of_weights(text, &options.changes).with_context(|| format!("the config in {}", path.display()))?;
         return check(config, path.display().to_string());
     }
     match (kind, &options.weights) {
@@ -259,9 +258,7 @@ fn config(model: &str, kind: Option<DetectorKind>, options: &ViewerOptions) -> R
             path.display(),
             Config::preset_names().collect::<Vec<_>>().join(", ")
         ),
-        (Some(kind), None) => {
-            Config::preset(&format!("{}_pvig_s_fpn_1x_coco", kind.name()), &options.changes)
-        }
+        (Some(kind), None) => Config::preset(&format!("{}_pvig_s_fpn_1x_coco", kind.name()), &options.changes),
         (None, _) => {
             ensure!(
                 crate::backbone::NAMES.contains(&model),
@@ -277,8 +274,7 @@ fn config(model: &str, kind: Option<DetectorKind>, options: &ViewerOptions) -> R
 fn load(path: &Path, kind: Option<DetectorKind>, changes: &[String]) -> Result<Config> {
     if kind.is_none() {
         if let Ok(own) = ClassifyConfig::load(path, &[]) {
-            return Config::of_weights(&own.to_json()?, changes)
-                .with_context(|| format!("config {}", path.display()));
+            return Config::of_weights(&own.to_json()?, changes).with_context(|| format!("config {}", path.display()));
         }
     }
     Config::load(path, changes)

@@ -84,16 +84,8 @@ pub fn sum(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
     let flat = flat_edges(edges, m)?;
     let bags = Tensor::arange(b * n, (Kind::Int64, y.device())) * k;
     // 0: sums, with an exact gradient and nothing of size k in between.
-    let (sums, ..) = Tensor::f_embedding_bag(
-        &y.reshape([b * m, c]),
-        &flat,
-        &bags,
-        false,
-        0,
-        false,
-        None::<Tensor>,
-        false,
-    )?;
+    let (sums, ..) =
+        Tensor::f_embedding_bag(&y.reshape([b * m, c]), &flat, &bags, false, 0, false, None::<Tensor>, false)?;
     Ok(sums.view([b, n, c]))
 }
 

@@ -74,13 +74,10 @@ impl GraphConv {
         let layers = match kind {
             GraphConvKind::Mr => Layers::Mr { update: layer("nn", 2 * channels, output) },
             GraphConvKind::Edge => Layers::Edge { update: layer("nn", 2 * channels, output) },
-            GraphConvKind::Gin => {
-                Layers::Gin { update: layer("nn", channels, output), eps: path.zeros("eps", &[1]) }
+            GraphConvKind::Gin => Layers::Gin { update: layer("nn", channels, output), eps: path.zeros("eps", &[1]) },
+            GraphConvKind::Sage => {
+                Layers::Sage { message: layer("nn1", channels, channels), update: layer("nn2", 2 * channels, output) }
             }
-            GraphConvKind::Sage => Layers::Sage {
-                message: layer("nn1", channels, channels),
-                update: layer("nn2", 2 * channels, output),
-            },
         };
         Ok(Self { layers, how })
     }
@@ -132,14 +129,10 @@ impl GraphConv {
                         let weight = popularity(graph.edges, sent.size()[1], &sent)?;
                         let count = graph.edges.numel() as f64;
                         let flat = sent.flatten(0, 1);
-                        let mean =
-                            (&flat * &weight).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>) / count;
+                        let mean = (&flat * &weight).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>) / count;
                         let apart = &flat - &mean;
-                        let variance = (&apart * &apart * &weight).sum_dim_intlist(
-                            [0i64].as_slice(),
-                            false,
-                            None::<Kind>,
-                        ) / count;
+                        let variance =
+                            (&apart * &apart * &weight).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>) / count;
                         message.batch_affine(&mean, &variance, count)
                     } else {
                         message.affine()
@@ -253,10 +246,8 @@ mod tests {
                 let conv = GraphConv::new(&store.root(), kind, 8, 16, 1, 1e-5, how).unwrap();
                 // Neighbours that differ by what bfloat16 cannot hold.
                 let base = Tensor::randn([1, 8, 1, 1], (Kind::Float, Device::Cpu));
-                let nodes =
-                    channels_last(&(base + Tensor::randn([1, 8, 5, 6], (Kind::Float, Device::Cpu)) * 1e-3));
-                let edges =
-                    (Tensor::arange(30 * 4, (Kind::Int64, Device::Cpu)) * 7).remainder(30).view([1, 30, 4]);
+                let nodes = channels_last(&(base + Tensor::randn([1, 8, 5, 6], (Kind::Float, Device::Cpu)) * 1e-3));
+                let edges = (Tensor::arange(30 * 4, (Kind::Int64, Device::Cpu)) * 7).remainder(30).view([1, 30, 4]);
                 let out = |on: bool, train: bool| {
                     let _autocast = Autocast::set(Device::Cpu, on);
                     let graph = Graph { nodes: &nodes, candidates: &nodes, edges: &edges };

@@ -50,8 +50,7 @@ pub fn edge_distances(
             for (out, &j) in out.iter_mut().zip(edges) {
                 let at = image * m + j as usize;
                 let other = &y[at * c..][..c];
-                let squares =
-                    own.iter().zip(other).map(|(a, b)| (a * over_x - b * over_y[at]).powi(2)).sum::<f32>();
+                let squares = own.iter().zip(other).map(|(a, b)| (a * over_x - b * over_y[at]).powi(2)).sum::<f32>();
                 *out = squares
                     - factors.as_ref().map_or(0.0, |f| {
                         let (u, v) = (&f.u[node * f.rank..][..f.rank], &f.v[j as usize * f.rank..][..f.rank]);
@@ -89,8 +88,7 @@ mod tests {
     #[test]
     fn neighbours_come_in_the_order_of_their_distances() {
         let (h, w, c) = (8, 12, 16);
-        let x =
-            (Tensor::arange(2 * c * h * w, (Kind::Float, Device::Cpu)) * 12.9898).sin().view([2, c, h, w]);
+        let x = (Tensor::arange(2 * c * h * w, (Kind::Float, Device::Cpu)) * 12.9898).sin().view([2, c, h, w]);
         let y = x.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
         let position = RelativePosition::new(c as usize, 8, 2, RelativeKind::Published).unwrap();
         for position in [None, Some(&position)] {

@@ -69,8 +69,7 @@ impl Grapher {
             spec.norm_eps,
             spec.neighbours.search,
         )?;
-        let fc =
-            spec.fc.then(|| (layer("fc1", ConvSpec::new(c, c, 1)), layer("fc2", ConvSpec::new(2 * c, c, 1))));
+        let fc = spec.fc.then(|| (layer("fc1", ConvSpec::new(c, c, 1)), layer("fc2", ConvSpec::new(2 * c, c, 1))));
         Ok(Self { fc, conv, spec })
     }
 

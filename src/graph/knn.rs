@@ -59,12 +59,7 @@ impl Neighbours {
             x.size(),
             y.size()
         );
-        ensure!(
-            h * w > 0 && hy * wy > 0 && c > 0,
-            "no nodes in {:?} or no candidates in {:?}",
-            x.size(),
-            y.size()
-        );
+        ensure!(h * w > 0 && hy * wy > 0 && c > 0, "no nodes in {:?} or no candidates in {:?}", x.size(), y.size());
         let sizes = Sizes { nodes: (h as usize, w as usize), candidates: (hy as usize, wy as usize) };
         // Neither gradients nor autocast: in bfloat16, near candidates would be equal by the dozen.
         no_grad(|| {
@@ -76,13 +71,7 @@ impl Neighbours {
         })
     }
 
-    fn fused(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        position: Option<&RelativePosition>,
-        sizes: Sizes,
-    ) -> Result<Tensor> {
+    fn fused(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, sizes: Sizes) -> Result<Tensor> {
         let (k, dilation) = self.among(sizes.m());
         let (x, y) = (rows(x)?, rows(y)?);
         let (b, n, c) = x.size3()?;
@@ -107,13 +96,7 @@ impl Neighbours {
         })
     }
 
-    fn dense(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        position: Option<&RelativePosition>,
-        sizes: Sizes,
-    ) -> Result<Tensor> {
+    fn dense(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, sizes: Sizes) -> Result<Tensor> {
         let (k, dilation) = self.among(sizes.m());
         let (x, y) = (unit(&x.detach()), unit(&y.detach()));
         let square = |t: &Tensor| (t * t).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
@@ -126,13 +109,7 @@ impl Neighbours {
         smallest(&distance, k, dilation)
     }
 
-    fn chunked(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        position: Option<&RelativePosition>,
-        sizes: Sizes,
-    ) -> Result<Tensor> {
+    fn chunked(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, sizes: Sizes) -> Result<Tensor> {
         let (k, dilation) = self.among(sizes.m());
         let (mut x, mut y) = (unit(&x.detach()), unit(&y.detach()));
         let (b, _, n) = x.size3()?;
@@ -250,15 +227,12 @@ mod tests {
         let sizes = Sizes { nodes: (h as usize, w as usize), candidates: (hy as usize, wy as usize) };
         let (a, b) = (unit(&x.to_kind(Kind::Double)), unit(&y.to_kind(Kind::Double)));
         let squares = |t: &Tensor| (t * t).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
-        let mut exact =
-            squares(&a).unsqueeze(2) - a.transpose(1, 2).matmul(&b) * 2 + squares(&b).unsqueeze(1);
+        let mut exact = squares(&a).unsqueeze(2) - a.transpose(1, 2).matmul(&b) * 2 + squares(&b).unsqueeze(1);
         if let Some(position) = position {
             exact -= whole(position, sizes).unwrap();
         }
-        let found: Vec<Tensor> = ALL
-            .iter()
-            .map(|&search| Neighbours { k, dilation, search }.find(x, y, position).unwrap())
-            .collect();
+        let found: Vec<Tensor> =
+            ALL.iter().map(|&search| Neighbours { k, dilation, search }.find(x, y, position).unwrap()).collect();
         let (k, dilation) = Neighbours { k, dilation, search: Search::Dense }.among(sizes.m());
         let best = exact.sort(-1, false).0.slice(2, 0, ((k - 1) * dilation + 1) as i64, dilation as i64);
         for (index, search) in found.iter().zip(ALL) {
@@ -297,8 +271,7 @@ mod tests {
             for (grid, kind) in
                 [(8, RelativeKind::Published), (h.max(4), RelativeKind::Published), (8, RelativeKind::Grid)]
             {
-                let position =
-                    RelativePosition::new(c as usize, grid as usize, reduce as usize, kind).unwrap();
+                let position = RelativePosition::new(c as usize, grid as usize, reduce as usize, kind).unwrap();
                 let same = check(&x, &y, k, dilation, Some(&position));
                 assert!(same > 0.999, "{c} {h}×{w} {position:?}: {same}");
             }
@@ -316,8 +289,7 @@ mod tests {
             for (k, dilation) in [(9, 1), (9, 4), (60, 1)] {
                 let same = check(&x, &y, k, dilation, None);
                 assert!(same > 0.999, "{reduce} {k} {dilation}: {same}");
-                let position =
-                    RelativePosition::new(c as usize, 16, reduce as usize, RelativeKind::Published).unwrap();
+                let position = RelativePosition::new(c as usize, 16, reduce as usize, RelativeKind::Published).unwrap();
                 let same = check(&x, &y, k, dilation, Some(&position));
                 assert!(same > 0.999, "{reduce} {k} {dilation} with positions: {same}");
             }
@@ -368,11 +340,7 @@ mod tests {
         for (found, search) in answers.iter().zip(ALL) {
             let found = found.get(0);
             assert_eq!(found.get(3).int64_value(&[24]), 11, "{search:?}");
-            assert_eq!(
-                Vec::<i64>::try_from(found.get(11)).unwrap(),
-                (0..25).collect::<Vec<_>>(),
-                "{search:?}"
-            );
+            assert_eq!(Vec::<i64>::try_from(found.get(11)).unwrap(), (0..25).collect::<Vec<_>>(), "{search:?}");
         }
     }
 
@@ -381,8 +349,7 @@ mod tests {
         let x = noise(&[2, 10, 6, 7], 5);
         let y = pool(&x, 2);
         for search in ALL {
-            let find =
-                |x: &Tensor, y: &Tensor| Neighbours { k: 3, dilation: 2, search }.find(x, y, None).unwrap();
+            let find = |x: &Tensor, y: &Tensor| Neighbours { k: 3, dilation: 2, search }.find(x, y, None).unwrap();
             let expected = find(&x, &y);
             let last = |t: &Tensor| t.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
             assert_eq!(find(&last(&x), &last(&y)), expected, "{search:?}");

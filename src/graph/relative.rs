@@ -100,9 +100,8 @@ impl RelativePosition {
             }
         };
         let frequencies = self.frequencies();
-        let entry = |a: (f64, f64), b: (f64, f64)| {
-            similarity(&frequencies, a.1 - b.1) + similarity(&frequencies, a.0 - b.0)
-        };
+        let entry =
+            |a: (f64, f64), b: (f64, f64)| similarity(&frequencies, a.1 - b.1) + similarity(&frequencies, a.0 - b.0);
         let taps = match candidates {
             Some(_) => Vec::new(),
             None => bicubic(nodes.len(), self.native_candidates()),
@@ -150,11 +149,7 @@ impl RelativePosition {
                         .map(|v| v as f32)
                         .collect()
                 };
-                Factors {
-                    u: factor(&rows.0, &columns.0),
-                    v: factor(&rows.1, &columns.1),
-                    rank: 2 * axis.rank(),
-                }
+                Factors { u: factor(&rows.0, &columns.0), v: factor(&rows.1, &columns.1), rank: 2 * axis.rank() }
             }
         }
     }
@@ -240,8 +235,7 @@ impl Axis {
     fn factor(&self, locations: &[f64]) -> Vec<f64> {
         let mut out = Vec::with_capacity(locations.len() * self.rank());
         for location in locations {
-            let near: Vec<f64> =
-                self.points.iter().map(|p| similarity(&self.frequencies, location - p)).collect();
+            let near: Vec<f64> = self.points.iter().map(|p| similarity(&self.frequencies, location - p)).collect();
             out.extend(self.basis.iter().map(|q| q.iter().zip(&near).map(|(q, s)| q * s).sum::<f64>()));
         }
         out
@@ -307,8 +301,7 @@ fn eigen(mut a: Vec<f64>, n: usize) -> Vec<(f64, Vec<f64>)> {
     }
     let total: f64 = a.iter().map(|v| v * v).sum();
     for _sweep in 0..60 {
-        let off: f64 =
-            (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i * n + j].powi(2)).sum();
+        let off: f64 = (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i * n + j].powi(2)).sum();
         if off <= 1e-30 * total {
             break;
         }
@@ -427,8 +420,7 @@ mod tests {
                 for j in (0..hy * wy).step_by(3) {
                     let dr = (i / w) as f64 + 0.5 - ((j / wy) as f64 + 0.5) * pool_h;
                     let dc = (i % w) as f64 + 0.5 - ((j % wy) as f64 + 0.5) * pool_w;
-                    let expected =
-                        similarity(&frequencies, dr * down) + similarity(&frequencies, dc * across);
+                    let expected = similarity(&frequencies, dr * down) + similarity(&frequencies, dc * across);
                     worst = worst.max((f64::from(entry(&f, i, j)) - expected).abs());
                 }
             }

@@ -78,11 +78,7 @@ impl GraphTrace {
                 let (b, n, _) = block.edges.size3()?;
                 let number = self.blocks.len() + 1;
                 let edges = given.get(self.blocks.len());
-                ensure!(
-                    edges.is_some(),
-                    "edges are given for {} blocks, but there is a block {number}",
-                    given.len()
-                );
+                ensure!(edges.is_some(), "edges are given for {} blocks, but there is a block {number}", given.len());
                 let edges = edges.map(|e| e.to_device(block.edges.device())).unwrap_or_default();
                 let candidates = block.candidates.0 * block.candidates.1;
                 ensure!(

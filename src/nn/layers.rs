@@ -162,13 +162,7 @@ impl Affine {
 impl ConvBn {
     /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`).
     pub fn new(conv: nn::Path, norm: nn::Path, spec: ConvSpec, eps: f64) -> Self {
-        Self {
-            conv: spec.build(conv),
-            norm: batch_norm(norm, spec.output, eps),
-            spec,
-            eps,
-            folded: RefCell::new(None),
-        }
+        Self { conv: spec.build(conv), norm: batch_norm(norm, spec.output, eps), spec, eps, folded: RefCell::new(None) }
     }
 
     /// `[B, in, H, W]` to `[B, out, H / stride, W / stride]`. `train`: batch statistics.
@@ -221,10 +215,8 @@ impl ConvBn {
     /// For a layer whose weights all are out of training, how often libtorch has changed its tensors; `None` for one
     /// that learns. (The optimizer's writes are not counted, and it writes only to what learns.)
     fn settled(&self) -> Option<u64> {
-        let learned =
-            [Some(&self.conv.ws), self.conv.bs.as_ref(), self.norm.ws.as_ref(), self.norm.bs.as_ref()];
-        let mut version =
-            self.norm.running_mean.internal_version() + self.norm.running_var.internal_version();
+        let learned = [Some(&self.conv.ws), self.conv.bs.as_ref(), self.norm.ws.as_ref(), self.norm.bs.as_ref()];
+        let mut version = self.norm.running_mean.internal_version() + self.norm.running_var.internal_version();
         for tensor in learned.into_iter().flatten() {
             if tensor.requires_grad() {
                 return None;

@@ -116,8 +116,7 @@ pub(crate) fn for_each_pair<'a>(
     plain: impl Fn(&mut f32, &mut f32) + Sync,
     tensors: impl Fn(&Tensor, &Tensor),
 ) {
-    let (here, elsewhere): (Vec<_>, Vec<_>) =
-        pairs.into_iter().partition(|(a, b)| is_plain(a) && is_plain(b));
+    let (here, elsewhere): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|(a, b)| is_plain(a) && is_plain(b));
     let here: Vec<&Tensor> = here.into_iter().flat_map(|(a, b)| [a, b]).collect();
     // SAFETY: until the slices are gone this thread works on `plain` alone, which is `Sync`, so it holds no tensor.
     let mut slices = unsafe { f32_slices_mut(&here) }.into_iter();

@@ -75,11 +75,8 @@ impl Autocast {
         let device = if device.is_cuda() { CUDA } else { CPU };
         // SAFETY: reads and sets variables of this thread; the numbers are values of their enumerations.
         unsafe {
-            let before = Self {
-                device,
-                on_before: is_autocast_enabled(device),
-                cache_before: is_autocast_cache_enabled(),
-            };
+            let before =
+                Self { device, on_before: is_autocast_enabled(device), cache_before: is_autocast_cache_enabled() };
             set_autocast_dtype(device, BFLOAT16);
             set_autocast_enabled(device, on);
             set_autocast_cache_enabled(false);

@@ -89,9 +89,8 @@ impl Canvas {
             return;
         }
         let pixels = mask.to_columns();
-        let inside = |x: i64, y: i64| {
-            x >= 0 && y >= 0 && x < width && y < height && pixels[(x * height + y) as usize] != 0
-        };
+        let inside =
+            |x: i64, y: i64| x >= 0 && y >= 0 && x < width && y < height && pixels[(x * height + y) as usize] != 0;
         let [left, top, w, h] = mask.bbox().map(|v| v as i64);
         for x in left..left + w {
             for y in top..top + h {
@@ -156,15 +155,7 @@ impl Canvas {
     }
 
     /// Writes a line of text whose box has its upper left corner at (x, y) and is as large as [`text_size`] says.
-    pub fn text(
-        &mut self,
-        x: i64,
-        y: i64,
-        text: &str,
-        size: f32,
-        weight: Weight,
-        color: Color,
-    ) -> Result<()> {
+    pub fn text(&mut self, x: i64, y: i64, text: &str, size: f32, weight: Weight, color: Color) -> Result<()> {
         let font = font(weight)?;
         let scaled = font.as_scaled(PxScale::from(size));
         let baseline = y as f32 + scaled.ascent();
@@ -274,11 +265,8 @@ mod tests {
         let mut canvas = grey(120);
         canvas.text(10, 20, "Ågjy 0.93", 14.0, Weight::Regular, [0; 3]).unwrap();
         let image = canvas.into_image();
-        let dark: Vec<(i64, i64)> = image
-            .enumerate_pixels()
-            .filter(|(_, _, p)| p.0[0] < 64)
-            .map(|(x, y, _)| (x.into(), y.into()))
-            .collect();
+        let dark: Vec<(i64, i64)> =
+            image.enumerate_pixels().filter(|(_, _, p)| p.0[0] < 64).map(|(x, y, _)| (x.into(), y.into())).collect();
         assert!(dark.len() > 50);
         assert!(dark.iter().all(|&(x, y)| (10..10 + w).contains(&x) && (20..20 + h).contains(&y)));
     }

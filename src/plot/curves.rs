@@ -21,8 +21,7 @@ pub fn curves(log: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
     let run = RunLog::read(log)?;
     let (png, svg) = (folder.join("curves.png"), folder.join("curves.svg"));
     let failed = |path: &Path, error: String| anyhow!("cannot draw {}: {error}", path.display());
-    draw(&BitMapBackend::new(&png, SIZE).into_drawing_area(), &run)
-        .map_err(|e| failed(&png, e.to_string()))?;
+    draw(&BitMapBackend::new(&png, SIZE).into_drawing_area(), &run).map_err(|e| failed(&png, e.to_string()))?;
     draw(&SVGBackend::new(&svg, SIZE).into_drawing_area(), &run).map_err(|e| failed(&svg, e.to_string()))?;
     Ok(vec![png, svg])
 }
@@ -114,8 +113,7 @@ struct Panel<'a> {
 
 impl Panel<'_> {
     fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, steps: f64) -> DrawResult<(), DB> {
-        let axes =
-            Axes { title: self.title, x: "step", y: self.y, x_range: 0.0..steps, y_range: 0.0..self.top };
+        let axes = Axes { title: self.title, x: "step", y: self.y, x_range: 0.0..steps, y_range: 0.0..self.top };
         let mut chart = axes.draw(area)?;
         let cut = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
             points.iter().map(|p| (p.0, p.1.clamp(0.0, self.top))).collect()
@@ -148,17 +146,14 @@ mod tests {
     fn curves_hold_losses_metrics_and_the_learning_rate() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log.jsonl");
-        let step =
-            |i: i32| format!("{{\"iter\":{i},\"loss\":{},\"box\":0.5,\"lr\":0.01}}\n", 9.0 / f64::from(i));
+        let step = |i: i32| format!("{{\"iter\":{i},\"loss\":{},\"box\":0.5,\"lr\":0.01}}\n", 9.0 / f64::from(i));
         let evaluation = "{\"iter\":50,\"bbox\":{\"AP\":0.25,\"AP50\":0.5},\"segm\":{\"AP\":0.125}}\n";
         std::fs::write(&log, (1..=50).map(step).collect::<String>() + evaluation).unwrap();
         let files = curves(&log, folder.path()).unwrap();
         let png = image::open(&files[0]).unwrap();
         assert_eq!((png.width(), png.height()), SIZE);
         let svg = std::fs::read_to_string(&files[1]).unwrap();
-        for words in
-            ["box (last 0.500)", "AP50 (best 0.500)", "mask AP (best 0.125)", "learning rate", "step"]
-        {
+        for words in ["box (last 0.500)", "AP50 (best 0.500)", "mask AP (best 0.125)", "learning rate", "step"] {
             assert!(svg.contains(words), "{words}");
         }
         assert!(svg.contains("\n20\n") && !svg.contains("\n20.0\n"), "steps are whole numbers");
@@ -170,8 +165,7 @@ mod tests {
         let log = folder.path().join("log.jsonl");
         let draw = |part: f64| {
             let step = format!("{{\"iter\":1,\"loss\":0.5,\"cross_entropy\":{part},\"lr\":0.01}}\n");
-            let evaluations =
-                "{\"iter\":1,\"top1\":0.5,\"top5\":0.9}\n{\"iter\":2,\"top1\":0.6,\"top5\":0.95}\n";
+            let evaluations = "{\"iter\":1,\"top1\":0.5,\"top5\":0.9}\n{\"iter\":2,\"top1\":0.6,\"top5\":0.95}\n";
             std::fs::write(&log, step + evaluations).unwrap();
             std::fs::read_to_string(&curves(&log, folder.path()).unwrap()[1]).unwrap()
         };
@@ -190,8 +184,7 @@ mod tests {
 
     #[test]
     fn the_first_losses_do_not_flatten_the_rest() {
-        let points: Vec<(f64, f64)> =
-            (0..200).map(|i| (f64::from(i), if i == 0 { 1e9 } else { 2.0 })).collect();
+        let points: Vec<(f64, f64)> = (0..200).map(|i| (f64::from(i), if i == 0 { 1e9 } else { 2.0 })).collect();
         let line = Line { name: String::new(), faint: Vec::new(), points, markers: false };
         assert!((top_of(&[line]) - 2.3).abs() < 1e-9);
         assert!(top_of(&[]) > 0.0);

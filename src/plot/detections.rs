@@ -12,12 +12,7 @@ use crate::detect::Detections;
 /// are those of the labels.
 ///
 /// Small images are enlarged by a whole factor (see [`overlay`]).
-pub fn draw_detections(
-    image: &RgbImage,
-    detections: &Detections,
-    names: &[String],
-    score: f32,
-) -> Result<RgbImage> {
+pub fn draw_detections(image: &RgbImage, detections: &Detections, names: &[String], score: f32) -> Result<RgbImage> {
     let marks: Vec<Mark> = (0..detections.len())
         .rev()
         .filter(|&i| detections.scores[i] >= score)

@@ -83,8 +83,7 @@ pub fn best_threshold<'a>(
     let (mut scores, mut objects) = (Vec::new(), 0);
     for (detections, truths, judgement) in images {
         objects += truths.iter().filter(|t| !t.crowd).count();
-        let counted =
-            detections.scores.iter().zip(&judgement.detections).filter(|(_, v)| **v != Verdict::Ignored);
+        let counted = detections.scores.iter().zip(&judgement.detections).filter(|(_, v)| **v != Verdict::Ignored);
         scores.extend(counted.map(|(score, verdict)| (*score, *verdict == Verdict::Hit)));
     }
     scores.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -139,12 +138,8 @@ mod tests {
     #[test]
     fn the_threshold_is_where_f1_is_largest() {
         let truths = [truth(A, 0, false), truth(B, 0, false)];
-        let detections = found(&[
-            (A, 0.9, 0),
-            ([50.0, 50.0, 60.0, 60.0], 0.8, 0),
-            (B, 0.7, 0),
-            ([40.0, 0.0, 50.0, 9.0], 0.6, 0),
-        ]);
+        let detections =
+            found(&[(A, 0.9, 0), ([50.0, 50.0, 60.0, 60.0], 0.8, 0), (B, 0.7, 0), ([40.0, 0.0, 50.0, 9.0], 0.6, 0)]);
         let judgement = judge(&detections, &truths, 0.5);
         // F1 from the top: 2/3, 2/4, 4/5, 4/6.
         let best = best_threshold(std::iter::once((&detections, &truths[..], &judgement)));

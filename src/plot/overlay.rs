@@ -52,8 +52,7 @@ pub fn overlay(image: &RgbImage, marks: &[Mark]) -> Result<RgbImage> {
     let side = width.max(height);
     let thick = (i64::from(side) / 400).clamp(2, 8);
     let size = (side as f32 / 55.0).clamp(13.0, 40.0);
-    let rects: Vec<Rect> =
-        marks.iter().map(|mark| rect_of(&mark.bbox, factor as f32, (width, height))).collect();
+    let rects: Vec<Rect> = marks.iter().map(|mark| rect_of(&mark.bbox, factor as f32, (width, height))).collect();
     for mark in marks {
         if let Some(mask) = &mark.mask {
             let pasted = match mask {
@@ -73,14 +72,7 @@ pub fn overlay(image: &RgbImage, marks: &[Mark]) -> Result<RgbImage> {
         let label = place(*rect, (w + 2 * pad, h + pad), canvas.size(), &taken);
         canvas.fill(Rect { x: label.x - 1, y: label.y - 1, w: label.w + 2, h: label.h + 2 }, [0; 3], 0.55);
         canvas.fill(label, mark.color, 1.0);
-        canvas.text(
-            label.x + pad,
-            label.y + pad / 2,
-            &mark.text,
-            size,
-            Weight::Regular,
-            ink_on(mark.color),
-        )?;
+        canvas.text(label.x + pad, label.y + pad / 2, &mark.text, size, Weight::Regular, ink_on(mark.color))?;
         taken.push(label);
     }
     Ok(canvas.into_image())
@@ -104,8 +96,7 @@ fn enlarged_mask(mask: &Rle, factor: u32) -> Rle {
 /// The pixels that a box covers, on the enlarged image. Boxes that are not numbers become empty.
 fn rect_of(bbox: &[f32; 4], factor: f32, (width, height): (u32, u32)) -> Rect {
     let cut = |v: f32, most: u32| (v * factor).clamp(0.0, most as f32).round() as i64;
-    let (x1, y1, x2, y2) =
-        (cut(bbox[0], width), cut(bbox[1], height), cut(bbox[2], width), cut(bbox[3], height));
+    let (x1, y1, x2, y2) = (cut(bbox[0], width), cut(bbox[1], height), cut(bbox[2], width), cut(bbox[3], height));
     Rect { x: x1, y: y1, w: (x2 - x1).max(0), h: (y2 - y1).max(0) }
 }
 
@@ -164,8 +155,7 @@ mod tests {
         let values = (0..64).map(|i| if i % 8 < 4 { 1.0 } else { 0.0 }).collect();
         let mask = InstanceMask { values, side: 8, paste: PasteKind::Centres, threshold: 0.5 };
         let mask = MarkMask::OnBox(mask);
-        let drawn =
-            overlay(&image, &[Mark { mask: Some(mask), ..mark([100.0, 8.0, 180.0, 56.0], "") }]).unwrap();
+        let drawn = overlay(&image, &[Mark { mask: Some(mask), ..mark([100.0, 8.0, 180.0, 56.0], "") }]).unwrap();
         let at = |x, y| drawn.get_pixel(x, y).0;
         assert_eq!(at(139, 32), [255, 0, 0]);
         assert!(at(120, 32)[0] > 140 && at(120, 32)[1] < 70, "{:?}", at(120, 32));
@@ -175,11 +165,9 @@ mod tests {
     #[test]
     fn a_mask_of_the_image_is_enlarged_with_it() {
         let image = RgbImage::from_pixel(160, 100, Rgb([90; 3]));
-        let object: Vec<bool> =
-            (0..160 * 100).map(|i| (40..60).contains(&(i % 160)) && i / 160 < 50).collect();
+        let object: Vec<bool> = (0..160 * 100).map(|i| (40..60).contains(&(i % 160)) && i / 160 < 50).collect();
         let mask = MarkMask::OnImage(Rle::from_rows(100, 160, &object).unwrap());
-        let drawn =
-            overlay(&image, &[Mark { mask: Some(mask), ..mark([20.0, 0.0, 80.0, 90.0], "") }]).unwrap();
+        let drawn = overlay(&image, &[Mark { mask: Some(mask), ..mark([20.0, 0.0, 80.0, 90.0], "") }]).unwrap();
         let at = |x, y| drawn.get_pixel(x, y).0;
         // Its outline, inside of it, and beside it.
         assert_eq!((at(160, 100), at(239, 100), at(200, 199)), ([255, 0, 0], [255, 0, 0], [255, 0, 0]));

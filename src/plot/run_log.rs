@@ -38,9 +38,8 @@ impl RunLog {
     /// # Errors
     /// If there is no such file, if another line is not JSON, or if it has no step and no evaluation.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| {
-            format!("cannot read the log {} (is this the folder of a run?)", path.display())
-        })?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the log {} (is this the folder of a run?)", path.display()))?;
         let mut log = Self::default();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             match serde_json::from_str::<Value>(line) {
@@ -86,11 +85,8 @@ impl RunLog {
             }
             return;
         }
-        let parts =
-            entry.as_object().into_iter().flatten().filter(|(name, _)| !NOT_PARTS.contains(&name.as_str()));
-        for (name, value) in
-            std::iter::once(("loss", &entry["loss"])).chain(parts.map(|(n, v)| (n.as_str(), v)))
-        {
+        let parts = entry.as_object().into_iter().flatten().filter(|(name, _)| !NOT_PARTS.contains(&name.as_str()));
+        for (name, value) in std::iter::once(("loss", &entry["loss"])).chain(parts.map(|(n, v)| (n.as_str(), v))) {
             if let Some(value) = value.as_f64() {
                 push(&mut self.losses, name, (at, value));
             }
@@ -138,8 +134,7 @@ mod tests {
     #[test]
     fn steps_and_evaluations_become_series() {
         let evaluation = r#"{"iter":1,"epoch":1,"bbox":{"AP":0.25,"APs":-1.0},"seconds":3.0}"#;
-        let log =
-            read(&format!("{STEP}\n{evaluation}\n{}\n", STEP.replace("\"iter\":1", "\"iter\":2"))).unwrap();
+        let log = read(&format!("{STEP}\n{evaluation}\n{}\n", STEP.replace("\"iter\":1", "\"iter\":2"))).unwrap();
         let names: Vec<&str> = log.losses.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["loss", "classification", "box"]);
         assert_eq!(log.losses[2].points, [(1.0, 0.5), (2.0, 0.5)]);

@@ -58,9 +58,10 @@ pub fn run(run_dir: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
 
 fn detections(run_dir: &Path, results: &Path, plots: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
     let config = Config::load(&run_dir.join("config.json"), &[])?.data;
-    let root = options.data.clone().or(config.root).with_context(|| {
-        format!("{} does not name the folder of the data", run_dir.join("config.json").display())
-    })?;
+    let root =
+        options.data.clone().or(config.root).with_context(|| {
+            format!("{} does not name the folder of the data", run_dir.join("config.json").display())
+        })?;
     let dataset = CocoDataset::open_with_exif(&config.val, &root, false, config.exif)?;
     let names: Vec<String> = dataset.classes().iter().map(|class| class.name.clone()).collect();
     let boxes = read_results(results)?;
@@ -71,8 +72,7 @@ fn detections(run_dir: &Path, results: &Path, plots: &Path, options: &RunPicture
     let truths: Vec<Vec<Truth>> = (0..dataset.len()).map(|i| truths(&dataset, i)).collect();
     let judged: Vec<Judgement> = found.iter().zip(&truths).map(|(f, t)| judge(f, t, HIT)).collect();
     let all = found.iter().zip(&truths).zip(&judged).map(|((f, t), j)| (f, t.as_slice(), j));
-    let score =
-        options.score.or_else(|| best_threshold(all).map(|(score, _)| score)).unwrap_or(SCORE_WITHOUT_HITS);
+    let score = options.score.or_else(|| best_threshold(all).map(|(score, _)| score)).unwrap_or(SCORE_WITHOUT_HITS);
 
     let before = written.len();
     let mut unreadable = None;
@@ -128,9 +128,8 @@ fn by_image(
     masks: Vec<Detection>,
     dataset: &CocoDataset,
 ) -> (Vec<Detections>, Vec<Vec<Option<Rle>>>) {
-    let same = |(a, b): (&Detection, &Detection)| {
-        (a.image_id, a.category_id, a.score) == (b.image_id, b.category_id, b.score)
-    };
+    let same =
+        |(a, b): (&Detection, &Detection)| (a.image_id, a.category_id, a.score) == (b.image_id, b.category_id, b.score);
     let paired = boxes.len() == masks.len() && boxes.iter().zip(&masks).all(same);
     let index: HashMap<i64, usize> = (0..dataset.len()).map(|i| (dataset.info(i).id, i)).collect();
     let mut found = vec![Detections::default(); dataset.len()];
@@ -197,8 +196,7 @@ mod tests {
             }),
         };
         let found: Vec<Detection> = truth.annotations.iter().filter(|a| !a.iscrowd).map(of).collect();
-        let boxes: Vec<Detection> =
-            found.iter().map(|d| Detection { segmentation: None, ..d.clone() }).collect();
+        let boxes: Vec<Detection> = found.iter().map(|d| Detection { segmentation: None, ..d.clone() }).collect();
         vigdet_coco::write_results(run.join("bbox.json"), &boxes).unwrap();
         if masks {
             let masks: Vec<Detection> = found.into_iter().map(|d| Detection { bbox: None, ..d }).collect();
@@ -212,12 +210,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let options = RunPictures { images: 2, ..RunPictures::default() };
         let with = run(&make_run(folder.path(), true), &options).unwrap();
-        let names: Vec<String> =
-            with.iter().map(|f| f.file_name().unwrap().to_string_lossy().into_owned()).collect();
-        assert_eq!(
-            names[..4],
-            ["curves.png", "curves.svg", "precision_recall.png", "precision_recall_masks.png"]
-        );
+        let names: Vec<String> = with.iter().map(|f| f.file_name().unwrap().to_string_lossy().into_owned()).collect();
+        assert_eq!(names[..4], ["curves.png", "curves.svg", "precision_recall.png", "precision_recall_masks.png"]);
         assert!(names.len() == 6 && names[4..].iter().all(|n| n.starts_with("detections_")), "{names:?}");
         assert_eq!(image::open(&with[3]).unwrap().height(), image::open(&with[2]).unwrap().height());
         // The half with what was detected: without masks less is coloured.

@@ -130,10 +130,11 @@ fn detection_marks(
     judgement: &Judgement,
     names: &[String],
 ) -> Vec<Mark> {
-    let missed =
-        truths.iter().zip(&judgement.found).filter(|(_, found)| !**found).map(|(t, _)| {
-            MISSED.mark(t.bbox, format!("missed: {}", name_of(t.label, names)), t.mask.as_ref())
-        });
+    let missed = truths
+        .iter()
+        .zip(&judgement.found)
+        .filter(|(_, found)| !**found)
+        .map(|(t, _)| MISSED.mark(t.bbox, format!("missed: {}", name_of(t.label, names)), t.mask.as_ref()));
     // The best last, so that it lies on top.
     let found = (0..detections.len()).rev().map(|i| {
         let text = format!("{} {:.2}", name_of(detections.labels[i], names), detections.scores[i]);

@@ -63,17 +63,10 @@ impl Cost {
                 Some(path) => Config::load(path, &options.changes)?,
                 None => Config::preset(preset(kind), &options.changes)?,
             };
-            ensure!(
-                config.model.detector == kind,
-                "the config is of {}, not of {model}",
-                config.model.detector.name()
-            );
+            ensure!(config.model.detector == kind, "the config is of {}, not of {model}", config.model.detector.name());
             detect::build(&store.root(), &config.model, classes(DETECTOR_CLASSES))?.flops(size, &mut add);
         } else if backbone::NAMES.contains(&model) {
-            ensure!(
-                options.config.is_none(),
-                "--config is of a detector, and {model} is a backbone: use --set"
-            );
+            ensure!(options.config.is_none(), "--config is of a detector, and {model} is a backbone: use --set");
             size = checked(options.size.unwrap_or(CLASSIFIER_SIZE))?;
             let changes: Vec<String> = std::iter::once(format!("model.backbone.name={model}"))
                 .chain(options.changes.iter().cloned())
@@ -153,9 +146,7 @@ mod tests {
     #[test]
     fn retinanet_is_within_half_a_percent_of_table_10() {
         // mmdetection freezes the first stage of a ResNet and does not count it.
-        for (backbone, frozen, parameters, giga) in
-            [("pvig_s", 0, 36.2e6, 240.0), ("resnet50", 1, 37.7e6, 239.3)]
-        {
+        for (backbone, frozen, parameters, giga) in [("pvig_s", 0, 36.2e6, 240.0), ("resnet50", 1, 37.7e6, 239.3)] {
             let changes = [format!("backbone.name={backbone}"), format!("frozen_stages={frozen}")];
             let cost = of("retinanet", &[&changes[0], &changes[1]]);
             let off = |value: f64, paper: f64| (value / paper - 1.0).abs();
@@ -167,9 +158,7 @@ mod tests {
 
     #[test]
     fn mask_rcnn_is_within_half_a_percent_of_table_10() {
-        for (backbone, frozen, parameters, giga) in
-            [("pvig_s", 0, 45.8e6, 258.8), ("resnet50", 1, 44.2e6, 260.1)]
-        {
+        for (backbone, frozen, parameters, giga) in [("pvig_s", 0, 45.8e6, 258.8), ("resnet50", 1, 44.2e6, 260.1)] {
             let changes = [format!("backbone.name={backbone}"), format!("frozen_stages={frozen}")];
             let cost = of("mask_rcnn", &[&changes[0], &changes[1]]);
             let off = |value: f64, paper: f64| (value / paper - 1.0).abs();
@@ -190,8 +179,7 @@ mod tests {
             Cost::of("retinanet", &options).unwrap()
         };
         // The last class convolution: 256 · 3 · 3 inputs for each of 9 anchors, at all locations of P3 to P7.
-        let locations: u64 =
-            [(100, 160), (50, 80), (25, 40), (13, 20), (7, 10)].iter().map(|(h, w)| h * w).sum();
+        let locations: u64 = [(100, 160), (50, 80), (25, 40), (13, 20), (7, 10)].iter().map(|(h, w)| h * w).sum();
         let fewer = options(|o| o.classes = Some(3));
         assert_eq!(base.macs.weights - fewer.macs.weights, locations * 77 * 9 * 256 * 9);
         assert_eq!(base.parameters - fewer.parameters, 77 * 9 * (256 * 9 + 1));
@@ -229,12 +217,7 @@ mod tests {
                         let found = row.macs_of(&cost) as f64 / 1e9;
                         // 1.27 G, which the paper prints as 1.2.
                         let most = if row.label == "6 heads" { 0.061 } else { 0.05 };
-                        assert!(
-                            (found / paper - 1.0).abs() < most,
-                            "{} {}: {found} G",
-                            table.title,
-                            row.label
-                        );
+                        assert!((found / paper - 1.0).abs() < most, "{} {}: {found} G", table.title, row.label);
                     }
                 }
             }

@@ -181,15 +181,10 @@ pub const TABLES: &[Table] = &[
         same_models: true,
     },
     Table {
-        title:
-            "Table 10: Mask R-CNN, 1280×800, 80 classes, 1000 proposals, 100 masks (without the distances)",
+        title: "Table 10: Mask R-CNN, 1280×800, 80 classes, 1000 proposals, 100 masks (without the distances)",
         rows: &[
             row("ResNet-50", "mask_rcnn", &RESNET).parameters(44.2).macs(260.1).box_ap(38.0).mask_ap(34.4),
-            row("Pyramid ViG-S", "mask_rcnn", &PVIG_S)
-                .parameters(45.8)
-                .macs(258.8)
-                .box_ap(42.6)
-                .mask_ap(39.4),
+            row("Pyramid ViG-S", "mask_rcnn", &PVIG_S).parameters(45.8).macs(258.8).box_ap(42.6).mask_ap(39.4),
         ],
         same_models: true,
     },

@@ -103,8 +103,7 @@ pub fn load_state(
     optimizer: &mut Optimizer,
     ema: Option<&mut Ema>,
 ) -> Result<Progress> {
-    load_parts(path, variables, optimizer, ema)
-        .with_context(|| format!("cannot resume from {}", path.display()))
+    load_parts(path, variables, optimizer, ema).with_context(|| format!("cannot resume from {}", path.display()))
 }
 
 fn load_parts(

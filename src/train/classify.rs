@@ -57,17 +57,15 @@ impl ClassTrainer {
         let run = if options.resume { RunDir::open(&options.out)? } else { RunDir::free(&options.out)? };
         let t = &config.train;
         let micro_batch = t.micro_batch.unwrap_or(t.batch_size).min(t.batch_size);
-        let root = config.data.root.clone().context(
-            "there is no data: --data DIR names a folder with train/CLASS/*.jpg and val/CLASS/*.jpg",
-        )?;
+        let root = config
+            .data
+            .root
+            .clone()
+            .context("there is no data: --data DIR names a folder with train/CLASS/*.jpg and val/CLASS/*.jpg")?;
         let train = ImageFolder::open(&config.data.train, &root)?;
         println!("train: {train}");
         let classes = train.classes().to_vec();
-        ensure!(
-            classes.len() > 1,
-            "there is only one class, `{}`: a classifier needs two",
-            classes.join(", ")
-        );
+        ensure!(classes.len() > 1, "there is only one class, `{}`: a classifier needs two", classes.join(", "));
         let evaluator = match t.eval_every {
             0 => None,
             _ => {
@@ -261,11 +259,7 @@ impl ClassTrainer {
                 break;
             }
             if step.images == 0 {
-                bail!(
-                    "the data ended after {} of {} batches",
-                    self.progress.batch,
-                    loader.batches_per_epoch()
-                );
+                bail!("the data ended after {} of {} batches", self.progress.batch, loader.batches_per_epoch());
             }
             let every = self.config.checkpoint.every_iters;
             if every.is_some_and(|n| n > 0 && self.progress.iter.is_multiple_of(n as u64)) {
@@ -412,8 +406,7 @@ impl ClassTrainer {
 fn check_micro_batches(loader: &ClassLoader, config: &ClassifyConfig) -> Result<()> {
     let (t, backbone) = (&config.train, &config.model.backbone);
     // ViG's classifier has a norm after the mean over the image; ResNet's last map has one place for images of up to 32 pixels.
-    let one_value =
-        !backbone.name.starts_with("resnet") || (!backbone.freeze_norms && config.data.size <= 32);
+    let one_value = !backbone.name.starts_with("resnet") || (!backbone.freeze_norms && config.data.size <= 32);
     ensure!(
         !one_value || loader.smallest_batch() > 1,
         "the last micro batch of a step of an epoch has one image, which {} cannot train on (its batch norm would see one value per channel): \

@@ -77,7 +77,8 @@ impl Accuracy {
             .zip(&self.counts)
             .filter(|(_, count)| count.images > 0)
             .map(|(name, c)| {
-                let values = json!({ "top1": share(c.first, c.images), "top5": share(c.five, c.images), "images": c.images });
+                let values =
+                    json!({ "top1": share(c.first, c.images), "top5": share(c.five, c.images), "images": c.images });
                 (name.clone(), values)
             })
             .collect();
@@ -114,13 +115,8 @@ pub struct ClassEvaluator {
 impl ClassEvaluator {
     /// For a split with the labels of the model (see [`ImageFolder::with_classes`]).
     pub fn new(dataset: ImageFolder, config: &ClassifyConfig, batch_size: usize) -> Result<Self> {
-        let options = ClassLoaderOptions {
-            batch_size,
-            micro_batch: batch_size,
-            train: false,
-            seed: 0,
-            label_smoothing: 0.0,
-        };
+        let options =
+            ClassLoaderOptions { batch_size, micro_batch: batch_size, train: false, seed: 0, label_smoothing: 0.0 };
         Ok(Self { loader: ClassLoader::new(dataset, &config.data, options)?, amp: config.train.amp })
     }
 

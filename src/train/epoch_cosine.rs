@@ -85,8 +85,7 @@ mod tests {
     #[test]
     fn linear_scaling_multiplies_all_rates() {
         let config = ClassifyTrainConfig { lr_batch: Some(512), batch_size: 128, ..Default::default() };
-        let (scaled, plain) =
-            (EpochCosine::new(&config, 10), EpochCosine::new(&ClassifyTrainConfig::default(), 10));
+        let (scaled, plain) = (EpochCosine::new(&config, 10), EpochCosine::new(&ClassifyTrainConfig::default(), 10));
         for step in [0, 7, 55, 1000, 2999] {
             close(scaled.lr(step), plain.lr(step) / 4.0);
         }

@@ -62,10 +62,7 @@ impl Evaluation {
     pub fn scalars(&self) -> Vec<(String, f64)> {
         self.named()
             .flat_map(|(kind, scores)| {
-                STAT_NAMES
-                    .iter()
-                    .zip(scores.stats)
-                    .map(move |(name, value)| (format!("{kind}/{name}"), value))
+                STAT_NAMES.iter().zip(scores.stats).map(move |(name, value)| (format!("{kind}/{name}"), value))
             })
             .collect()
     }
@@ -74,9 +71,7 @@ impl Evaluation {
     pub fn lines(&self) -> String {
         match self.masks {
             None => self.boxes.lines.clone(),
-            Some(_) => {
-                self.named().map(|(name, scores)| format!("{name}:\n{}\n", scores.lines.trim_end())).collect()
-            }
+            Some(_) => self.named().map(|(name, scores)| format!("{name}:\n{}\n", scores.lines.trim_end())).collect(),
         }
     }
 
@@ -126,8 +121,7 @@ impl Evaluator {
         masks: bool,
     ) -> Result<Self> {
         let own = dataset.classes();
-        let categories: Vec<Option<i64>> =
-            classes.iter().map(|(id, name)| category_of(own, *id, name)).collect();
+        let categories: Vec<Option<i64>> = classes.iter().map(|(id, name)| category_of(own, *id, name)).collect();
         if categories.iter().all(Option::is_none) {
             let names = |names: Vec<&str>| names.into_iter().take(4).collect::<Vec<_>>().join(", ");
             bail!(
@@ -189,8 +183,7 @@ impl Evaluator {
         let mut warnings: Vec<Warning> = Vec::new();
         let mut of = |detections: &[Detection], kind: IouType| -> Result<Scores> {
             let found = evaluate(self.dataset.ground_truth(), detections, kind, &Params::default())?;
-            warnings
-                .extend(found.warnings.iter().filter(|w| !warnings.contains(w)).cloned().collect::<Vec<_>>());
+            warnings.extend(found.warnings.iter().filter(|w| !warnings.contains(w)).cloned().collect::<Vec<_>>());
             let summary = found.summary();
             Ok(Scores { stats: summary.stats, lines: summary.to_string() })
         };
@@ -206,8 +199,7 @@ impl Evaluator {
             .into_iter()
             .filter_map(|(name, part)| Some((folder.join(name), part?)))
             .map(|(path, part)| {
-                vigdet_coco::write_results(&path, part)
-                    .with_context(|| format!("cannot write {}", path.display()))?;
+                vigdet_coco::write_results(&path, part).with_context(|| format!("cannot write {}", path.display()))?;
                 Ok(path)
             })
             .collect()
@@ -227,14 +219,11 @@ impl Evaluator {
     }
 
     fn to_coco(&self, info: &ImageInfo, found: &Detections, out: &mut Results) {
-        for (i, ((corners, score), label)) in
-            found.boxes.iter().zip(&found.scores).zip(&found.labels).enumerate()
-        {
+        for (i, ((corners, score), label)) in found.boxes.iter().zip(&found.scores).zip(&found.labels).enumerate() {
             let Ok(label) = usize::try_from(*label) else { continue };
             let Some(category_id) = self.categories.get(label).copied().flatten() else { continue };
             let [x1, y1, x2, y2] = corners.map(f64::from);
-            let bare =
-                Detection { image_id: info.id, category_id, score: shortest(*score), ..Detection::default() };
+            let bare = Detection { image_id: info.id, category_id, score: shortest(*score), ..Detection::default() };
             let mask = found.mask(i, info.height, info.width).map(Segmentation::Rle);
             if let (Some(masks), Some(mask)) = (&mut out.masks, mask) {
                 masks.push(Detection { segmentation: Some(mask), ..bare });
@@ -318,8 +307,7 @@ mod tests {
                 let bbox = [4.0 + 30.0 * at as f64, 5.0, 20.0, 10.0 + image as f64];
                 let id = truth.annotations.len() as i64 + 1;
                 let area = bbox[2] * bbox[3];
-                let annotation =
-                    Annotation { id, image_id: image, category_id, bbox, area, ..Annotation::default() };
+                let annotation = Annotation { id, image_id: image, category_id, bbox, area, ..Annotation::default() };
                 truth.annotations.push(annotation);
             }
         }
@@ -350,8 +338,7 @@ mod tests {
         let same = evaluated(folder.path(), &file, &[(3, "dark"), (7, "bright")], &[3, 7]);
         assert_eq!(same, (expected.clone(), 1.0));
         // Another order and numbering: the names tell.
-        let renumbered =
-            evaluated(folder.path(), &file, &[(1, "bright"), (3, "cat"), (9, "dark")], &[7, 0, 3]);
+        let renumbered = evaluated(folder.path(), &file, &[(1, "bright"), (3, "cat"), (9, "dark")], &[7, 0, 3]);
         assert_eq!(renumbered, (expected.clone(), 1.0));
         // Two categories of one name: the ids tell.
         let (folder, file) = truth([(3, "bolt"), (7, "bolt")]);
@@ -370,8 +357,7 @@ mod tests {
         let (seen, bbox) = (triangle([0.0, 0.0, 40.0, 0.0, 0.0, 40.0]), [0.0, 0.0, 40.0, 40.0]);
         let first = truth.annotations.swap_remove(0);
         truth.annotations = vec![Annotation { bbox, area: 800.0, segmentation: seen.clone(), ..first }];
-        let dataset =
-            CocoDataset::from_dataset(truth.clone(), folder.path().into(), None, false, false).unwrap();
+        let dataset = CocoDataset::from_dataset(truth.clone(), folder.path().into(), None, false, false).unwrap();
         let classes = [(3, "dark".to_string())];
         let evaluator = Evaluator::new(Arc::new(dataset), &DataConfig::default(), 1, &classes, true).unwrap();
         // A false alarm as large comes first.
@@ -384,8 +370,7 @@ mod tests {
             ..Detection::default()
         });
         let masks = [alarm, seen].into_iter().zip(&boxes);
-        let masks =
-            masks.map(|(segmentation, d)| Detection { segmentation, bbox: None, ..d.clone() }).collect();
+        let masks = masks.map(|(segmentation, d)| Detection { segmentation, bbox: None, ..d.clone() }).collect();
         let results = Results { boxes: boxes.to_vec(), masks: Some(masks) };
         let scores = evaluator.score(&results).unwrap();
         assert_eq!(scores.warnings, []);
@@ -394,9 +379,8 @@ mod tests {
         assert!((small("bbox") - 1.0).abs() < 1e-12, "the false alarm's box is not small: {}", small("bbox"));
 
         let files = evaluator.write_results(folder.path(), &results).unwrap();
-        for (file, (kind, scores)) in files
-            .iter()
-            .zip([(IouType::Bbox, &scores.boxes), (IouType::Segm, scores.masks.as_ref().unwrap())])
+        for (file, (kind, scores)) in
+            files.iter().zip([(IouType::Bbox, &scores.boxes), (IouType::Segm, scores.masks.as_ref().unwrap())])
         {
             let written = vigdet_coco::read_results(file).unwrap();
             let again = evaluate(&truth, &written, kind, &Params::default()).unwrap().summary();

@@ -114,8 +114,7 @@ mod tests {
         let message = &second[12..12 + length];
         assert_eq!(second.len(), 12 + length + 4);
         assert_eq!(message[9..12], [0x10, 0xac, 0x02], "step 300 as a varint");
-        let expected =
-            b"\x2a\x17\x0a\x0b\x0a\x04loss\x15\x00\x00\x00\x3f\x0a\x09\x0a\x02lr\x15\x00\x00\x80\x3e";
+        let expected = b"\x2a\x17\x0a\x0b\x0a\x04loss\x15\x00\x00\x00\x3f\x0a\x09\x0a\x02lr\x15\x00\x00\x80\x3e";
         let expected = [&expected[..1], &[expected.len() as u8 - 2], &expected[2..]].concat();
         assert_eq!(message[12..], expected[..]);
     }

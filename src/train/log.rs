@@ -127,8 +127,7 @@ impl Logger {
         let left = each * self.total.saturating_sub(step.iter) as f64 + self.evaluation * evaluations as f64;
         let left = HumanDuration(Duration::from_secs_f64(left.max(0.0)));
         let waiting = 100.0 * self.timed.2 / self.timed.1.max(1e-9);
-        let parts: Vec<String> =
-            step.parts.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
+        let parts: Vec<String> = step.parts.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
         let message = format!(
             "loss {:.3} ({})  lr {:.1e}  data {waiting:.0}%  {left:#} left",
             step.loss,
@@ -144,10 +143,7 @@ impl Logger {
             ));
         }
         if !self.terminal && self.printed.elapsed() > LINE_EVERY {
-            self.say(&format!(
-                "epoch {}/{} step {}/{}  {message}",
-                step.epoch, self.epochs, step.iter, self.total
-            ));
+            self.say(&format!("epoch {}/{} step {}/{}  {message}", step.epoch, self.epochs, step.iter, self.total));
         }
         self.bar.set_message(message);
         Ok(())

@@ -51,7 +51,6 @@ impl MicroBatches<'_> {
 
 /// The values of the parts of a loss, with one transfer from the device.
 fn values(parts: &[(&'static str, Tensor)]) -> Result<Vec<f64>> {
-    let tensors: Vec<Tensor> =
-        parts.iter().map(|(_, t)| t.detach().to_kind(Kind::Double).reshape([])).collect();
+    let tensors: Vec<Tensor> = parts.iter().map(|(_, t)| t.detach().to_kind(Kind::Double).reshape([])).collect();
     Ok(Tensor::stack(&tensors, 0).to_device(Device::Cpu).try_into()?)
 }

@@ -44,8 +44,7 @@ impl Notices {
             1 => "1 image".to_string(),
             n => format!("{n} images"),
         };
-        let named: Vec<String> =
-            fresh.iter().take(NAMED).map(|(file, text)| format!("{file} ({text})")).collect();
+        let named: Vec<String> = fresh.iter().take(NAMED).map(|(file, text)| format!("{file} ({text})")).collect();
         let more = match fresh.len() - named.len() {
             0 => String::new(),
             more => format!(" and {more} more"),

@@ -217,9 +217,7 @@ impl Optimizer {
     /// If an entry is missing or has another shape: it comes from another model or another optimizer.
     pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
         let get = |name: &str| {
-            state
-                .get(name)
-                .with_context(|| format!("it has no optimizer state `{name}`: another model or optimizer?"))
+            state.get(name).with_context(|| format!("it has no optimizer state `{name}`: another model or optimizer?"))
         };
         let steps: Vec<i64> = get(STEPS)?.try_into()?;
         ensure!(
@@ -283,15 +281,8 @@ struct Update {
 
 impl Update {
     fn new(rule: Rule, lr: f64, decay: f64, scale: f64, steps: u64) -> Self {
-        let plain = Self {
-            betas: [0.0; 2],
-            momentum: 0.0,
-            scale,
-            decay,
-            keep: 1.0 - lr * decay,
-            size: lr,
-            correction: 1.0,
-        };
+        let plain =
+            Self { betas: [0.0; 2], momentum: 0.0, scale, decay, keep: 1.0 - lr * decay, size: lr, correction: 1.0 };
         match rule {
             Rule::Adamw { betas } => {
                 let left = |beta: f64| 1.0 - beta.powf(steps as f64);
@@ -428,10 +419,7 @@ mod tests {
                 optimizer.step(rate(step), clip.map_or(1.0, |most| clip_factor(norm, most)));
                 for (value, expected) in values(&variables).iter().zip(expected.as_array().unwrap()) {
                     let expected = expected.as_f64().unwrap();
-                    assert!(
-                        (value - expected).abs() < 1e-6,
-                        "{name} step {step} {kind:?}: {value} {expected}"
-                    );
+                    assert!((value - expected).abs() < 1e-6, "{name} step {step} {kind:?}: {value} {expected}");
                 }
                 assert_eq!(variables[1].1.grad().abs().sum(Kind::Double).double_value(&[]), 0.0);
             }
@@ -446,8 +434,7 @@ mod tests {
 
     #[test]
     fn biases_may_go_without_decay_and_the_backbone_with_another_rate() {
-        let config =
-            TrainConfig { decay_norms: false, backbone_lr: 0.1, ..config(OptimizerKind::Adamw, 0.999) };
+        let config = TrainConfig { decay_norms: false, backbone_lr: 0.1, ..config(OptimizerKind::Adamw, 0.999) };
         check("adamw_groups", &config, None, 0);
     }
 
@@ -490,8 +477,7 @@ mod tests {
             backward(&whole, step, step != 3);
             optimizer.step(rate(step), 1.0);
         }
-        let resumed: Vec<(String, Tensor)> =
-            middle.into_iter().map(|(n, v)| (n, v.set_requires_grad(true))).collect();
+        let resumed: Vec<(String, Tensor)> = middle.into_iter().map(|(n, v)| (n, v.set_requires_grad(true))).collect();
         let mut optimizer = Optimizer::new(&resumed, &config);
         optimizer.load_state(&state).unwrap();
         for step in 3..6 {
@@ -518,8 +504,7 @@ mod tests {
             optimizer.step(0.1, 0.5);
             (norm, Vec::<f32>::try_from(variables[0].1.detach()).unwrap())
         };
-        let run =
-            |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
+        let run = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
         assert_eq!(run(1), run(3));
     }
 }

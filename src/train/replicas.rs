@@ -46,12 +46,7 @@ impl Replicas {
         let all = tch::get_num_threads();
         let threads = (all as usize / count).max(1);
         let pools: Vec<ThreadPool> = (0..count)
-            .map(|i| {
-                ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(move |_| format!("replica-{i}"))
-                    .build()
-            })
+            .map(|i| ThreadPoolBuilder::new().num_threads(threads).thread_name(move |_| format!("replica-{i}")).build())
             .collect::<Result<_, _>>()
             .context("no threads for train.replicas")?;
         for pool in &pools {
@@ -140,9 +135,7 @@ impl Replica {
         let own_store = nn::VarStore::new(Device::Cpu);
         let detector = build(&own_store.root())?;
         let (mut parameters, mut statistics) = (Vec::new(), Vec::new());
-        for ((name, main), (_, mut own)) in
-            sorted_variables(store).into_iter().zip(sorted_variables(&own_store))
-        {
+        for ((name, main), (_, mut own)) in sorted_variables(store).into_iter().zip(sorted_variables(&own_store)) {
             if name.ends_with(".running_mean") || name.ends_with(".running_var") {
                 tch::no_grad(|| own.copy_(&main));
                 statistics.push((main, own));
@@ -314,10 +307,7 @@ mod tests {
             (number, std::thread::current().id(), tch::get_num_threads(), rayon::current_num_threads())
         });
         let share = (before as usize / 2).max(1);
-        assert_eq!(
-            seen.iter().map(|s| (s.0, s.2, s.3)).collect::<Vec<_>>(),
-            [0, 1].map(|i| (i, share as i32, share))
-        );
+        assert_eq!(seen.iter().map(|s| (s.0, s.2, s.3)).collect::<Vec<_>>(), [0, 1].map(|i| (i, share as i32, share)));
         assert_ne!(seen[0].1, seen[1].1);
         assert_eq!(tch::get_num_threads(), before);
     }

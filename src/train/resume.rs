@@ -102,10 +102,7 @@ mod tests {
         };
         check("train.max_iters=99").unwrap();
         let error = check("train.epochs=99").unwrap_err().to_string();
-        assert!(
-            error.contains("train.epochs is 99 but the run") && error.contains("learning rate"),
-            "{error}"
-        );
+        assert!(error.contains("train.epochs is 99 but the run") && error.contains("learning rate"), "{error}");
         assert!(!error.contains("but for train.epochs"), "{error}");
     }
 }

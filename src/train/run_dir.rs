@@ -27,10 +27,7 @@ impl RunDir {
     pub fn free(path: &Path) -> Result<Self> {
         let run = Self { path: path.to_path_buf() };
         if run.is_run() {
-            bail!(
-                "{} already holds a run: --resume goes on with it, --out names another folder",
-                path.display()
-            );
+            bail!("{} already holds a run: --resume goes on with it, --out names another folder", path.display());
         }
         Ok(run)
     }
@@ -39,8 +36,7 @@ impl RunDir {
     pub fn create(path: &Path) -> Result<Self> {
         let run = Self::free(path)?;
         for folder in [run.path.clone(), run.checkpoints()] {
-            std::fs::create_dir_all(&folder)
-                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+            std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         }
         Ok(run)
     }

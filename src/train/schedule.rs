@@ -45,13 +45,10 @@ impl Schedule {
             1.0
         };
         warm * match self.kind {
-            ScheduleKind::Step => {
-                self.gamma.powi(self.milestones.iter().filter(|m| **m <= step).count() as i32)
-            }
+            ScheduleKind::Step => self.gamma.powi(self.milestones.iter().filter(|m| **m <= step).count() as i32),
             ScheduleKind::Cosine if step < self.warmup => 1.0,
             ScheduleKind::Cosine => {
-                let share =
-                    (step - self.warmup) as f64 / self.total.saturating_sub(self.warmup).max(1) as f64;
+                let share = (step - self.warmup) as f64 / self.total.saturating_sub(self.warmup).max(1) as f64;
                 self.end + (1.0 - self.end) * 0.5 * (1.0 + (std::f64::consts::PI * share.min(1.0)).cos())
             }
         }
@@ -65,8 +62,7 @@ mod tests {
     use super::*;
 
     fn check(name: &str, config: &TrainConfig) {
-        let reference: Value =
-            serde_json::from_str(include_str!("../../tests/fixtures/optim/optim.json")).unwrap();
+        let reference: Value = serde_json::from_str(include_str!("../../tests/fixtures/optim/optim.json")).unwrap();
         let schedule = Schedule::new(config, 10, 40);
         for (step, expected) in reference["schedules"][name].as_array().unwrap().iter().enumerate() {
             let (factor, expected) = (schedule.factor(step), expected.as_f64().unwrap());
@@ -94,8 +90,7 @@ mod tests {
 
     #[test]
     fn a_run_shorter_than_its_warm_up_only_warms_up() {
-        let config =
-            TrainConfig { schedule: ScheduleKind::Cosine, warmup_iters: 500, ..TrainConfig::default() };
+        let config = TrainConfig { schedule: ScheduleKind::Cosine, warmup_iters: 500, ..TrainConfig::default() };
         let schedule = Schedule::new(&config, 10, 40);
         assert!((schedule.factor(39) - (0.001 + 0.999 * 39.0 / 500.0)).abs() < 1e-12);
     }

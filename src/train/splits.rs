@@ -10,12 +10,7 @@ use crate::config::{Config, SplitConfig};
 use crate::data::{shapes, CocoDataset};
 
 /// The evaluator of the validation split, in batches of `batch` images.
-pub(super) fn evaluator(
-    config: &Config,
-    root: &Path,
-    batch: usize,
-    classes: &[(i64, String)],
-) -> Result<Evaluator> {
+pub(super) fn evaluator(config: &Config, root: &Path, batch: usize, classes: &[(i64, String)]) -> Result<Evaluator> {
     let val = open(config, &config.data.val, root, false)
         .context("validation split (--set train.eval_every=0 trains without one)")?;
     println!("val: {}", indented(&val.report().to_string()));

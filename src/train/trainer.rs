@@ -128,10 +128,8 @@ impl Trainer {
         let ids: Vec<i64> = categories.iter().map(|c| c.0).collect();
         let classes = classes_of_outputs(&config.model, categories)?;
         // Where the detector's label is for each of the data's.
-        let labels =
-            ids.iter().map(|id| classes.iter().position(|c| c.0 == *id).unwrap_or(0) as i64).collect();
-        let evaluator =
-            (t.eval_every > 0).then(|| evaluator(&config, &root, micro_batch, &classes)).transpose()?;
+        let labels = ids.iter().map(|id| classes.iter().position(|c| c.0 == *id).unwrap_or(0) as i64).collect();
+        let evaluator = (t.eval_every > 0).then(|| evaluator(&config, &root, micro_batch, &classes)).transpose()?;
 
         // Initial weights come from libtorch's generator; nothing after this draws from it but for weights that others take the place of.
         tch::manual_seed(t.seed as i64);
@@ -154,11 +152,7 @@ impl Trainer {
         let loader = Loader::new(Arc::new(train), &config.data, loader_options)?.keep_ahead(at_once + 1);
         let loader = Arc::new(loader);
         let replicas = (at_once > 1)
-            .then(|| {
-                Replicas::new(at_once, &store, |path| {
-                    detect::build(path, &config.model, classes.len() as i64)
-                })
-            })
+            .then(|| Replicas::new(at_once, &store, |path| detect::build(path, &config.model, classes.len() as i64)))
             .transpose()?;
         let steps_per_epoch = loader.batches_per_epoch().div_ceil(micro_steps);
         let total = t.epochs.saturating_mul(steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
@@ -173,8 +167,7 @@ impl Trainer {
             // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
             save(&run, &store, &metadata, &optimizer, ema.as_mut(), &progress)?;
         }
-        let precision =
-            if t.amp && has_bfloat16(options.device) { "float32 and bfloat16" } else { "float32" };
+        let precision = if t.amp && has_bfloat16(options.device) { "float32 and bfloat16" } else { "float32" };
         let start = json!({
             "command": options.command,
             "unix_time": unix_time(),
@@ -328,17 +321,9 @@ impl Trainer {
                 break;
             }
             if step.images == 0 {
-                bail!(
-                    "the data ended after {} of {} batches",
-                    self.progress.batch,
-                    loader.batches_per_epoch()
-                );
+                bail!("the data ended after {} of {} batches", self.progress.batch, loader.batches_per_epoch());
             }
-            if self
-                .config
-                .checkpoint
-                .every_iters
-                .is_some_and(|n| n > 0 && self.progress.iter.is_multiple_of(n as u64))
+            if self.config.checkpoint.every_iters.is_some_and(|n| n > 0 && self.progress.iter.is_multiple_of(n as u64))
             {
                 self.save()?;
                 number(&self.run, self.progress.iter, self.config.checkpoint.keep)?;
@@ -361,22 +346,19 @@ impl Trainer {
         self.progress.planned = Some(total);
         self.log.set_total(total);
         let minutes = self.config.train.max_minutes.unwrap_or_default();
-        self.log.say(&format!("{total} steps in the {minutes} minutes of train.max_minutes: --max-iters {total} does the same again"));
+        self.log.say(&format!(
+            "{total} steps in the {minutes} minutes of train.max_minutes: --max-iters {total} does the same again"
+        ));
     }
 
     /// Adds the gradients of micro batches, with replicas of all at the same time.
     fn learn(&mut self, batches: Vec<Batch>, step: &mut Accumulated) -> Result<()> {
-        let micro =
-            MicroBatches { config: &self.config.train, device: self.options.device, labels: &self.labels };
+        let micro = MicroBatches { config: &self.config.train, device: self.options.device, labels: &self.labels };
         let numbered: Vec<(u64, Batch)> = (self.progress.forwards..).zip(batches).collect();
         let detector = &mut self.detector;
         let learned: Vec<Result<Micro>> = match &mut self.replicas {
-            Some(replicas) => {
-                replicas.run(detector, numbered, |d, (number, batch)| micro.learn(d, number, batch))
-            }
-            None => {
-                numbered.into_iter().map(|(number, batch)| micro.learn(&**detector, number, batch)).collect()
-            }
+            Some(replicas) => replicas.run(detector, numbered, |d, (number, batch)| micro.learn(d, number, batch)),
+            None => numbered.into_iter().map(|(number, batch)| micro.learn(&**detector, number, batch)).collect(),
         };
         for one in learned {
             let Micro { parts, images, names } = one?;

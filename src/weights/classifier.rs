@@ -37,18 +37,13 @@ pub fn is_of_head(name: &str) -> bool {
 ///
 /// # Errors
 /// If the model cannot be built, the file cannot be read, is for another model, or lacks any part of the backbone.
-pub fn load_classifier(
-    config: &BackboneConfig,
-    weights: Option<&Path>,
-    device: Device,
-) -> Result<LoadedClassifier> {
+pub fn load_classifier(config: &BackboneConfig, weights: Option<&Path>, device: Device) -> Result<LoadedClassifier> {
     let store = nn::VarStore::new(device);
     let Some(path) = weights else {
         let model = Classifier::new(&store.root(), config, IMAGENET_CLASSES)?;
         return Ok(LoadedClassifier { model, store, report: None, head_loaded: true });
     };
-    let file =
-        WeightFile::open(path).with_context(|| format!("cannot load weights from {}", path.display()))?;
+    let file = WeightFile::open(path).with_context(|| format!("cannot load weights from {}", path.display()))?;
     let classes = HEADS.iter().find_map(|head| file.shape(head)).and_then(|shape| shape.first().copied());
     drop(file);
     let model = Classifier::new(&store.root(), config, classes.unwrap_or(IMAGENET_CLASSES))?;

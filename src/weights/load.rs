@@ -14,8 +14,7 @@ use crate::backbone::vig::pyramid::{NATIVE_GRID, REDUCE};
 /// Where a backbone's variables live in a detector: a file of a backbone alone has its names without this.
 const BACKBONE: &str = "backbone.body.";
 /// Layers whose size is the number of classes: of detectors, of ViG's classifier and of ResNet's.
-const CLASSIFIERS: [&str; 6] =
-    ["cls_logits", "cls_score", "bbox_pred", "mask_fcn_logits", "prediction.4", "fc"];
+const CLASSIFIERS: [&str; 6] = ["cls_logits", "cls_score", "bbox_pred", "mask_fcn_logits", "prediction.4", "fc"];
 
 /// What a file must and may hold.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,8 +84,7 @@ pub fn load_into(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Re
 fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<LoadReport> {
     let file = WeightFile::open(path)?;
     let variables = sorted_variables(store);
-    let names: HashMap<&str, usize> =
-        variables.iter().enumerate().map(|(i, (name, _))| (name.as_str(), i)).collect();
+    let names: HashMap<&str, usize> = variables.iter().enumerate().map(|(i, (name, _))| (name.as_str(), i)).collect();
     let find = |name: &str| {
         let with = || names.get(format!("{BACKBONE}{name}").as_str());
         let without = || names.get(name.strip_prefix(BACKBONE)?);
@@ -121,23 +119,15 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
                 continue;
             } else {
                 let hint = if is_classifier(name) { "; the file is for other classes" } else { "" };
-                bail!(
-                    "{name} has shape {:?} in the file and {:?} in the model{hint}",
-                    source.size(),
-                    variable.size()
-                );
+                bail!("{name} has shape {:?} in the file and {:?} in the model{hint}", source.size(), variable.size());
             }
         }
         ensure!(sources[index].is_none(), "two tensors of the file are for {name}");
         sources[index] = Some(source);
         report.loaded.push(name.clone());
     }
-    report.missing = variables
-        .iter()
-        .zip(&sources)
-        .filter(|(_, s)| s.is_none())
-        .map(|((name, _), _)| name.clone())
-        .collect();
+    report.missing =
+        variables.iter().zip(&sources).filter(|(_, s)| s.is_none()).map(|((name, _), _)| name.clone()).collect();
     report.loaded.sort_unstable();
     report.reshaped.sort_unstable();
     report.other_classes.sort_unstable();
@@ -177,9 +167,7 @@ pub fn read_metadata(path: &Path) -> Result<Metadata> {
 
 fn is_classifier(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(layer, _)| {
-        CLASSIFIERS
-            .iter()
-            .any(|c| layer.strip_suffix(c).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+        CLASSIFIERS.iter().any(|c| layer.strip_suffix(c).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
     })
 }
 
@@ -211,8 +199,7 @@ fn check_relative(file: &WeightFile, entries: &[String], name: &str) -> Result<(
         let layer: usize = layer.parse().ok()?;
         let down = |n: &usize| entries.binary_search(&format!("{prefix}backbone.{n}.conv.0.weight")).is_ok();
         let stage = (0..layer).filter(down).count();
-        let grid =
-            file.shape(&format!("{prefix}pos_embed")).and_then(|s| s.get(2).copied()).unwrap_or(NATIVE_GRID);
+        let grid = file.shape(&format!("{prefix}pos_embed")).and_then(|s| s.get(2).copied()).unwrap_or(NATIVE_GRID);
         let nodes = (grid >> stage).pow(2);
         Some([1, nodes, nodes / REDUCE.get(stage)?.pow(2)])
     });
@@ -280,10 +267,7 @@ mod tests {
         let to = model(4, 0.0);
         let options = LoadOptions { backbone_only: true, ..Default::default() };
         let report = load_into(&to, &path, &options).unwrap();
-        assert_eq!(
-            (report.loaded.len(), report.unused.as_slice()),
-            (2, &["head.cls_logits.weight".to_string()][..])
-        );
+        assert_eq!((report.loaded.len(), report.unused.as_slice()), (2, &["head.cls_logits.weight".to_string()][..]));
         assert_eq!(value(&to, "backbone.body.stem.weight"), 2.0);
         assert_eq!(value(&to, "head.cls_logits.weight"), 0.0);
     }
@@ -322,8 +306,7 @@ mod tests {
         let text = error(load_into(&to, &path, &LoadOptions::default()));
         assert!(text.contains("head.cls_logits.weight") && text.contains("80"), "{text}");
         assert_eq!(value(&to, "backbone.body.stem.weight"), 0.0);
-        let report =
-            load_into(&to, &path, &LoadOptions { other_classes: true, ..Default::default() }).unwrap();
+        let report = load_into(&to, &path, &LoadOptions { other_classes: true, ..Default::default() }).unwrap();
         assert_eq!(report.other_classes, ["head.cls_logits.weight"]);
         assert_eq!(report.missing, ["head.cls_logits.weight"]);
         assert_eq!(value(&to, "backbone.body.stem.weight"), 2.0);
@@ -359,9 +342,8 @@ mod tests {
             assert_eq!(report.loaded, ["pos_embed", "stem.shift", "stem.weight"], "{name}");
             assert_eq!(report.reshaped, ["pos_embed"], "{name}");
             assert!(report.unused.is_empty(), "{name}: {:?}", report.unused);
-            let numbers = |variable: &str| -> Vec<f32> {
-                to.variables()[variable].detach().flatten(0, -1).try_into().unwrap()
-            };
+            let numbers =
+                |variable: &str| -> Vec<f32> { to.variables()[variable].detach().flatten(0, -1).try_into().unwrap() };
             assert_eq!(numbers("stem.weight"), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "{name}");
             assert_eq!(numbers("stem.shift"), [10.0, 20.0], "{name}");
             assert!((value(&to, "pos_embed") - 1.0).abs() < 1e-6, "{name}");
@@ -432,11 +414,9 @@ mod tests {
         let to = fixture_model();
         let t = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
         // A grid of 8 × 8: 64 nodes and 64 / 16 candidates in stage 1, 16 nodes and 16 / 4 in stage 2, behind layer 1.
-        for (first, second, fits) in [
-            ([1, 64, 4], [1, 16, 4], true),
-            ([1, 64, 16], [1, 16, 4], false),
-            ([1, 64, 4], [1, 64, 4], false),
-        ] {
+        for (first, second, fits) in
+            [([1, 64, 4], [1, 16, 4], true), ([1, 64, 16], [1, 16, 4], false), ([1, 64, 4], [1, 64, 4], false)]
+        {
             let tensors = vec![
                 ("pos_embed".to_string(), t(&[1, 2, 8, 8])),
                 ("backbone.0.0.relative_pos".to_string(), t(&first)),
@@ -464,9 +444,7 @@ mod tests {
             assert!(newer_name(newer).is_none_or(|n| n != newer));
         }
         assert_eq!(newer_name("backbone.body.conv1.weight"), None);
-        for (name, is) in
-            [("prediction.4.weight", true), ("fc.bias", true), ("backbone.0.1.fc1.0.weight", false)]
-        {
+        for (name, is) in [("prediction.4.weight", true), ("fc.bias", true), ("backbone.0.1.fc1.0.weight", false)] {
             assert_eq!(is_classifier(name), is, "{name}");
         }
     }

@@ -374,9 +374,7 @@ impl<'a> Reader<'a> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let (Value::Text(module), Value::Text(name)) = (module, name) else {
-                    bail!("a name that is not text")
-                };
+                let (Value::Text(module), Value::Text(name)) = (module, name) else { bail!("a name that is not text") };
                 self.push(Object::Global(global(&module, &name)?));
             }
             // A call, and the making of an object.
@@ -398,9 +396,7 @@ impl<'a> Reader<'a> {
     }
 
     fn call(&mut self, called: &Value, arguments: &Value) -> Result<Value> {
-        let Some(Object::Global(global)) = self.objects.get(called) else {
-            bail!("a call of what is no name")
-        };
+        let Some(Object::Global(global)) = self.objects.get(called) else { bail!("a call of what is no name") };
         let arguments = self.objects.sequence(arguments)?;
         let argument = |i: usize| arguments.get(i).with_context(|| format!("a call lacks argument {i}"));
         Ok(match global {
@@ -515,9 +511,7 @@ mod tests {
         for length in 0..whole.len() {
             assert!(error(&whole[..length]).contains("cut off"), "{length}");
         }
-        for bad in
-            [&b"h\x05."[..], b"0.", b"u.", b"K\x01\x85R.", b"(0.", b"\xff", b"K\x01Q.", b"K\x01K\x01a."]
-        {
+        for bad in [&b"h\x05."[..], b"0.", b"u.", b"K\x01\x85R.", b"(0.", b"\xff", b"K\x01Q.", b"K\x01K\x01a."] {
             error(bad);
         }
         // As deep as one likes.

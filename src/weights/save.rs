@@ -60,8 +60,7 @@ pub fn write_tensors(tensors: &[(String, Tensor)], path: &Path, metadata: &Metad
     for (name, tensor) in tensors {
         let start = end;
         end += tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let entry =
-            json!({ "dtype": dtype(tensor.kind())?, "shape": tensor.size(), "data_offsets": [start, end] });
+        let entry = json!({ "dtype": dtype(tensor.kind())?, "shape": tensor.size(), "data_offsets": [start, end] });
         if header.insert(name.clone(), entry).is_some() {
             bail!("two tensors are called {name}");
         }
@@ -80,10 +79,7 @@ pub fn write_tensors(tensors: &[(String, Tensor)], path: &Path, metadata: &Metad
 }
 
 /// [`vigdet_coco::output::write_atomically`]: the old file or the whole new one.
-pub fn write_atomically(
-    path: &Path,
-    fill: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
-) -> Result<()> {
+pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>) -> Result<()> {
     Ok(vigdet_coco::output::write_atomically(path, fill)?)
 }
 
@@ -122,8 +118,7 @@ mod tests {
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let a = file.tensor("a").unwrap();
         assert_eq!(a.shape(), [3, 2]);
-        let numbers: Vec<f32> =
-            a.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let numbers: Vec<f32> = a.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         assert_eq!(numbers, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
         assert_eq!(file.tensor("b").unwrap().data(), 7i64.to_le_bytes());
         let (_, read) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();

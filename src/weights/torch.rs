@@ -58,16 +58,15 @@ impl TorchFile {
         }
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        let mut archive = ZipArchive::new(file)
-            .context("it is not a whole PyTorch file: cut off, or of another format?")?;
+        let mut archive =
+            ZipArchive::new(file).context("it is not a whole PyTorch file: cut off, or of another format?")?;
         let names: Vec<String> = archive.file_names().map(String::from).collect();
         ensure!(
             !names.iter().any(|n| n.ends_with("constants.pkl")),
             "it is a TorchScript program; save the model's state_dict() instead"
         );
         let pickle = names.iter().find(|n| *n == "data.pkl" || n.ends_with("/data.pkl"));
-        let pickle =
-            pickle.context("it is a zip archive, but not one that torch.save wrote (no data.pkl)")?;
+        let pickle = pickle.context("it is a zip archive, but not one that torch.save wrote (no data.pkl)")?;
         let folder = pickle.trim_end_matches("data.pkl").to_string();
         let order = format!("{folder}byteorder");
         if names.contains(&order) {
@@ -90,8 +89,7 @@ impl TorchFile {
         let (version, _) = next()?;
         ensure!(version == Value::Int(1001), "its format {version:?} is not that of PyTorch before 1.6");
         let (system, objects) = next()?;
-        let little =
-            |entry: &(Value, Value)| *entry == (Value::Text("little_endian".into()), Value::Bool(true));
+        let little = |entry: &(Value, Value)| *entry == (Value::Text("little_endian".into()), Value::Bool(true));
         ensure!(
             matches!(objects.get(&system), Some(Object::Dict(entries)) if entries.iter().any(little)),
             "its numbers are big-endian; save it again on another machine"
@@ -168,13 +166,8 @@ impl TorchFile {
                 let name = format!("storage {}", storage.key);
                 let at = places.get(&storage.key).with_context(|| format!("{name} is missing"))? + 8;
                 let end = storage.count.checked_mul(size).and_then(|n| n.checked_add(at));
-                let count =
-                    bytes[at - 8..at].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
-                ensure!(
-                    count == storage.count as u64,
-                    "{name} has {count} numbers in place of {}",
-                    storage.count
-                );
+                let count = bytes[at - 8..at].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+                ensure!(count == storage.count as u64, "{name} has {count} numbers in place of {}", storage.count);
                 (name, end.and_then(|end| bytes.get(at..end)).context("the file is cut off")?)
             }
         };
@@ -226,9 +219,8 @@ fn state_dict<'a>(value: &Value, objects: &'a Objects) -> Result<(Entries<'a>, O
         Some(Object::Dict(entries)) => Some(&entries[..]),
         _ => None,
     };
-    let has_tensors = |entries: Entries| {
-        entries.iter().any(|(_, value)| matches!(objects.get(value), Some(Object::Tensor(_))))
-    };
+    let has_tensors =
+        |entries: Entries| entries.iter().any(|(_, value)| matches!(objects.get(value), Some(Object::Tensor(_))));
     let Some(top) = entries(value) else { bail!("it is no dictionary: save `model.state_dict()`") };
     for key in KEYS {
         let inner = top.iter().find(|(name, _)| matches!(name, Value::Text(name) if &**name == key));

@@ -28,8 +28,7 @@ fn main() -> anyhow::Result<()> {
         anyhow::bail!("usage: arrays GROUND_TRUTH.json RESULTS.json OPTIONS")
     };
     let options: Options = serde_json::from_str(options)?;
-    let mut params =
-        Params { image_ids: options.image_ids, category_ids: options.category_ids, ..Params::default() };
+    let mut params = Params { image_ids: options.image_ids, category_ids: options.category_ids, ..Params::default() };
     params.iou_thresholds = options.ious.unwrap_or(params.iou_thresholds);
     params.max_dets = options.max_dets.unwrap_or(params.max_dets);
     params.use_categories = options.use_cats.unwrap_or(params.use_categories);

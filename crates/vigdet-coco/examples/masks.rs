@@ -18,8 +18,7 @@ struct Line {
 fn main() -> anyhow::Result<()> {
     for line in std::io::stdin().lock().lines() {
         let Line { size: [height, width], masks } = serde_json::from_str(&line?)?;
-        let masks: Vec<Rle> =
-            masks.iter().map(|mask| mask.to_rle(height, width)).collect::<Result<_, _>>()?;
+        let masks: Vec<Rle> = masks.iter().map(|mask| mask.to_rle(height, width)).collect::<Result<_, _>>()?;
         let overlaps = |crowd| masks.iter().map(|mask| iou(&masks[0], mask, crowd)).collect::<Vec<_>>();
         let recoded = |mask: &Rle| Rle::from_rows(mask.height(), mask.width(), &mask.to_rows());
         let recoded: Vec<Rle> = masks.iter().map(recoded).collect::<Result<_, _>>()?;

@@ -25,10 +25,7 @@ const HEADER: &str = "# Files that vigdet wrote here and may replace: CRC-32C, l
 ///
 /// # Errors
 /// [`Error::Write`] if the folder is not there or cannot be written to, or if `fill` fails. The old file stays.
-pub fn write_atomically(
-    path: &Path,
-    fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
-) -> Result<()> {
+pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
     write_with(path, fill, |_| Ok(())).map_err(failed(path))
 }
 
@@ -122,11 +119,7 @@ impl Outputs {
     ///
     /// # Errors
     /// Those of [`Outputs::check`] and [`write_atomically`].
-    pub fn write(
-        &self,
-        path: &Path,
-        fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
-    ) -> Result<()> {
+    pub fn write(&self, path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
         self.check(path)?;
         let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         write_with(&target, fill, |file| self.record(&target, file)).map_err(failed(path))
@@ -172,17 +165,12 @@ impl Outputs {
             };
             file.write_all(text.as_bytes())
         };
-        let context =
-            |error: io::Error| io::Error::new(error.kind(), format!("{MANIFEST} beside it: {error}"));
+        let context = |error: io::Error| io::Error::new(error.kind(), format!("{MANIFEST} beside it: {error}"));
         self.with_manifest(path, append).map_err(context)
     }
 
     /// Gives `of` what is known of the folder of `path`. No thread may wait for this while it holds the lock of the list.
-    fn with_manifest<T>(
-        &self,
-        path: &Path,
-        of: impl FnOnce(&mut Manifest) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn with_manifest<T>(&self, path: &Path, of: impl FnOnce(&mut Manifest) -> io::Result<T>) -> io::Result<T> {
         let folder = folder_of(path).canonicalize()?;
         of(self.manifests.lock().unwrap_or_else(PoisonError::into_inner).entry(folder).or_default())
     }

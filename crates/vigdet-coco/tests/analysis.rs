@@ -16,14 +16,18 @@ const NOWHERE: [f64; 4] = [0.0, 300.0, 50.0, 50.0];
 
 /// Two images with the same objects would hide mistakes in numbering, so objects are (image, class, box, crowd).
 fn truth(objects: &[(i64, i64, [f64; 4], bool)]) -> Dataset {
-    let annotation = |(id, &(image_id, category_id, bbox, iscrowd)): (i64, &(i64, i64, [f64; 4], bool))| {
-        Annotation { id, image_id, category_id, bbox, area: bbox[2] * bbox[3], iscrowd, segmentation: None }
+    let annotation = |(id, &(image_id, category_id, bbox, iscrowd)): (i64, &(i64, i64, [f64; 4], bool))| Annotation {
+        id,
+        image_id,
+        category_id,
+        bbox,
+        area: bbox[2] * bbox[3],
+        iscrowd,
+        segmentation: None,
     };
     Dataset {
         images: [5, 6, 7].map(|id| Image { id, width: 640, height: 480, ..Image::default() }).to_vec(),
-        categories: [1, 2]
-            .map(|id| Category { id, name: format!("class {id}"), supercategory: None })
-            .to_vec(),
+        categories: [1, 2].map(|id| Category { id, name: format!("class {id}"), supercategory: None }).to_vec(),
         annotations: (1..).zip(objects).map(annotation).collect(),
     }
 }
@@ -175,9 +179,7 @@ fn ap50_is_that_of_the_evaluation_whatever_ties_and_whoever_has_id_0() {
             annotation.id = id;
         }
         let given: Vec<_> = (0..draw(16))
-            .map(|_| {
-                (5 + draw(2) as i64, 1 + draw(2) as i64, place(&mut draw), [0.5, 0.7, 0.9][draw(3) as usize])
-            })
+            .map(|_| (5 + draw(2) as i64, 1 + draw(2) as i64, place(&mut draw), [0.5, 0.7, 0.9][draw(3) as usize]))
             .collect();
         let params = Params { use_categories: draw(4) > 0, ..Params::default() };
         let found = errors_with(&truth, &detections(&given), &params);
@@ -201,13 +203,9 @@ fn confusions_are_counted_by_true_and_detected_class() {
 fn sizes_are_evaluated_each_on_its_own() {
     let small = [300.0, 300.0, 20.0, 20.0];
     let truth = truth(&[(5, 1, A, false), (5, 1, small, false), (6, 1, small, false)]);
-    let sizes = ap_by_size(
-        &truth,
-        &detections(&[(5, 1, A, 0.9), (6, 1, small, 0.8)]),
-        IouType::Bbox,
-        &Params::default(),
-    )
-    .unwrap();
+    let sizes =
+        ap_by_size(&truth, &detections(&[(5, 1, A, 0.9), (6, 1, small, 0.8)]), IouType::Bbox, &Params::default())
+            .unwrap();
     for size in sizes {
         let (objects, ap) = match size.from {
             16.0 => (2, 51.0 / 101.0),
@@ -242,9 +240,7 @@ fn a_comparison_has_the_difference_inside_its_interval_and_the_seed_fixes_it() {
     }
     let whole = stats[0];
     assert!(
-        (ap.a - 1.0).abs() < 1e-12
-            && (ap.b - whole).abs() < 1e-12
-            && (ap.difference - (whole - 1.0)).abs() < 1e-12
+        (ap.a - 1.0).abs() < 1e-12 && (ap.b - whole).abs() < 1e-12 && (ap.difference - (whole - 1.0)).abs() < 1e-12
     );
     let [low, high] = ap.interval.unwrap();
     assert!(low < ap.difference && ap.difference < high && high == 0.0, "{low} {high}");

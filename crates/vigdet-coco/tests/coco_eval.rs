@@ -105,10 +105,7 @@ fn a_table_of_classes_and_a_file_of_numbers_are_given_on_request() {
     let folder = ready();
     let text = folder.succeed(&[&FILES[..], &["--per-class", "--json", "out.json"]].concat());
     let table: Vec<&str> = text.strip_prefix(LINES).unwrap().trim().lines().collect();
-    assert!(
-        table[0].starts_with("class") && table[1].starts_with("dog") && table[2].starts_with("cat"),
-        "{text}"
-    );
+    assert!(table[0].starts_with("class") && table[1].starts_with("dog") && table[2].starts_with("cat"), "{text}");
     let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
     assert_eq!(numbers["stats"].as_array().unwrap().len(), 12);
     assert_eq!(numbers["stats"][5], -1.0);
@@ -137,13 +134,9 @@ fn an_area_range_with_a_name_of_ones_own_is_shown_and_missing_ones_are_named() {
     assert!(table[0].ends_with(&["AR", "tiny", "wide", "plain"]), "{text}");
     assert_eq!((table[1][9], table[2][9], table[1][10]), ("1.000", "-", "-"), "{text}");
     let warnings = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        warnings.contains("no area range is named small or medium or large: their lines are -1"),
-        "{warnings}"
-    );
+    assert!(warnings.contains("no area range is named small or medium or large: their lines are -1"), "{warnings}");
     let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
-    let tiny =
-        json!({"area": "tiny", "min": 0.0, "max": 1000.0, "ap": numbers["per_area"][1]["ap"], "ar": 1.0});
+    let tiny = json!({"area": "tiny", "min": 0.0, "max": 1000.0, "ap": numbers["per_area"][1]["ap"], "ar": 1.0});
     assert_eq!(numbers["per_area"][1], tiny);
     assert!((tiny["ap"].as_f64().unwrap() - 1.0).abs() < 1e-12);
     let message = folder.fail(&[&FILES[..], &["--area", "a:0:1", "--area", "a:1:2"]].concat());
@@ -179,10 +172,7 @@ fn without_arguments_the_newest_run_is_evaluated() {
 fn without_arguments_and_without_a_run_one_line_says_what_to_do() {
     let folder = Folder::new();
     let text = folder.fail(&[]);
-    assert!(
-        text.contains("no run with a bbox.json under runs/") && text.contains("--gt ANNOTATIONS"),
-        "{text}"
-    );
+    assert!(text.contains("no run with a bbox.json under runs/") && text.contains("--gt ANNOTATIONS"), "{text}");
     folder.write("dt.json", "[]");
     let text = folder.fail(&["--dt", "dt.json"]);
     assert!(text.contains("--gt FILE"), "{text}");
@@ -196,10 +186,7 @@ fn wrong_files_give_one_line() {
     let mut cases = vec![
         (json!([{"image_id": 5, "category_id": 3, "bbox": [1, 1, 2, 2], "score": 1}]).to_string(), "image 5"),
         ("[".to_owned(), "EOF"),
-        (
-            "[{\"image_id\": 1, \"category_id\": 3, \"bbox\": [1, 1, 2, 2], \"score\": NaN}]".to_owned(),
-            "[0].score",
-        ),
+        ("[{\"image_id\": 1, \"category_id\": 3, \"bbox\": [1, 1, 2, 2], \"score\": NaN}]".to_owned(), "[0].score"),
         ("[".repeat(100_000), "invalid type"),
     ];
     for (text, expected) in cases.drain(..) {
@@ -270,8 +257,7 @@ fn warnings_about_the_other_results_are_given_with_their_name() {
     let output = folder.run(&[&FILES[..], &["--compare", "empty.json", "--resamples", "5"]].concat());
     let warnings = String::from_utf8(output.stderr).unwrap();
     assert!(warnings.contains("warning: empty.json: there are no results"), "{warnings}");
-    let output =
-        folder.run(&[&FILES[..], &["--compare", "dt.json", "--resamples", "5", "--max-dets", "5"]].concat());
+    let output = folder.run(&[&FILES[..], &["--compare", "dt.json", "--resamples", "5", "--max-dets", "5"]].concat());
     let warnings = String::from_utf8(output.stderr).unwrap();
     assert_eq!(warnings.matches("1 results are left out").count(), 2, "{warnings}");
     assert_eq!(warnings.matches("the first line is for 100").count(), 1, "{warnings}");
@@ -294,9 +280,7 @@ fn without_classes_nothing_is_said_about_them() {
     // The dog that is taken for a cat is an object all the same.
     assert_eq!((count("classification"), count("localisation")), ("0".to_owned(), "1".to_owned()), "{text}");
     let numbers: Value = serde_json::from_slice(&std::fs::read(folder.path("out.json")).unwrap()).unwrap();
-    assert!(
-        (numbers["errors"]["ap50"].as_f64().unwrap() - numbers["stats"][1].as_f64().unwrap()).abs() < 1e-12
-    );
+    assert!((numbers["errors"]["ap50"].as_f64().unwrap() - numbers["stats"][1].as_f64().unwrap()).abs() < 1e-12);
     assert!(numbers["stats"][1].as_f64().unwrap() > 0.2);
     assert!(is_picture(&folder.path("plots/confusion.png")) && !folder.path("plots/class_ap.png").exists());
 }
@@ -305,9 +289,10 @@ fn without_classes_nothing_is_said_about_them() {
 fn an_object_without_a_mask_where_nothing_of_its_class_is_detected_is_no_error() {
     let folder = ready();
     let mut truth = truth();
-    truth["annotations"].as_array_mut().unwrap().push(
-        json!({"id": 3, "image_id": 1, "category_id": 8, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}),
-    );
+    truth["annotations"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"id": 3, "image_id": 1, "category_id": 8, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}));
     folder.write("gt.json", &truth.to_string());
     let flags = ["--type", "segm", "--errors", "--plots", "plots"];
     let text = folder.succeed(&[&FILES[..], &flags].concat());
@@ -335,17 +320,7 @@ fn plots_errors_and_comparison_are_made_on_request() {
     let mut better = results();
     better[0]["bbox"] = json!([10, 10, 40, 40]);
     folder.write("better.json", &better.to_string());
-    let extra = [
-        "--plots",
-        "plots",
-        "--errors",
-        "--compare",
-        "better.json",
-        "--resamples",
-        "50",
-        "--json",
-        "out.json",
-    ];
+    let extra = ["--plots", "plots", "--errors", "--compare", "better.json", "--resamples", "50", "--json", "out.json"];
     let text = folder.succeed(&[&FILES[..], &extra].concat());
     for name in ["precision_recall", "class_ap", "size_ap", "confusion", "errors"] {
         assert!(is_picture(&folder.path(&format!("plots/{name}.png"))), "{name}");

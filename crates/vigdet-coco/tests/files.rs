@@ -91,13 +91,7 @@ fn what_is_written_is_read_back_the_same() {
             score: 0.3,
             segmentation: None,
         },
-        Detection {
-            image_id: 3,
-            category_id: -7,
-            bbox: None,
-            score: 1.0,
-            segmentation: Some(Segmentation::Rle(mask)),
-        },
+        Detection { image_id: 3, category_id: -7, bbox: None, score: 1.0, segmentation: Some(Segmentation::Rle(mask)) },
         Detection {
             image_id: 4,
             category_id: 0,
@@ -122,30 +116,21 @@ fn what_is_written_is_read_back_the_same() {
 #[test]
 fn numbers_are_read_to_the_last_bit() {
     // Each is read one unit in the last place off by parsers that are only nearly right.
-    for text in [
-        "0.30000000000000004",
-        "5e-324",
-        "123456789.12345679",
-        "7.2057594037927933e16",
-        "1.7976931348623157e308",
-    ] {
+    for text in
+        ["0.30000000000000004", "5e-324", "123456789.12345679", "7.2057594037927933e16", "1.7976931348623157e308"]
+    {
         let folder = Folder::new();
-        let path = folder
-            .file(&format!(r#"[{{"image_id": 1, "category_id": 1, "bbox": [0,0,1,1], "score": {text}}}]"#));
-        assert_eq!(
-            read_results(path).unwrap()[0].score.to_bits(),
-            text.parse::<f64>().unwrap().to_bits(),
-            "{text}"
-        );
+        let path =
+            folder.file(&format!(r#"[{{"image_id": 1, "category_id": 1, "bbox": [0,0,1,1], "score": {text}}}]"#));
+        assert_eq!(read_results(path).unwrap()[0].score.to_bits(), text.parse::<f64>().unwrap().to_bits(), "{text}");
     }
 }
 
 #[test]
 fn a_dataset_that_is_wrong_is_refused_in_one_line_that_says_where() {
     let folder = Folder::new();
-    let annotation = |rest: &str| {
-        folder.dataset_error(&dataset(&format!(r#"{{"id": 1, "image_id": 3, "category_id": 7{rest}}}"#)))
-    };
+    let annotation =
+        |rest: &str| folder.dataset_error(&dataset(&format!(r#"{{"id": 1, "image_id": 3, "category_id": 7{rest}}}"#)));
     let cases = [
         (folder.dataset_error(""), "EOF while parsing"),
         (folder.dataset_error(r#"{"images": []}"#), "missing field `annotations`"),
@@ -153,24 +138,15 @@ fn a_dataset_that_is_wrong_is_refused_in_one_line_that_says_where() {
             folder.dataset_error(r#"{"images": [], "categories": [], "annotations": {}}"#),
             "annotations: invalid type: map",
         ),
-        (
-            annotation(r#", "bbox": [1, 2, 3, 4], "area": "big""#),
-            "annotations[0].area: invalid type: string \"big\"",
-        ),
+        (annotation(r#", "bbox": [1, 2, 3, 4], "area": "big""#), "annotations[0].area: invalid type: string \"big\""),
         (annotation(r#", "bbox": [1, 2, 3]"#), "annotations[0].bbox: invalid length 3"),
         (annotation(r#", "bbox": [1, 2, 3, 4, 5]"#), "annotations[0].bbox: invalid length 5"),
         (annotation(r#", "bbox": [1, 2, 3, NaN]"#), "annotations[0].bbox[3]: expected"),
         (annotation(r#", "bbox": [1, 2, 3, 1e999]"#), "annotations[0].bbox[3]: number out of range"),
         (annotation(""), "annotation 1 has neither a `bbox` nor a `segmentation`"),
         (annotation(r#", "segmentation": 5"#), "annotations[0].segmentation: invalid type: integer `5`"),
-        (
-            annotation(r#", "segmentation": {"size": [2, 2]}"#),
-            "annotations[0].segmentation: missing field `counts`",
-        ),
-        (
-            annotation(r#", "segmentation": {"size": [2, 2], "counts": [3]}"#),
-            "add up to 3, but 2 x 2 pixels are 4",
-        ),
+        (annotation(r#", "segmentation": {"size": [2, 2]}"#), "annotations[0].segmentation: missing field `counts`"),
+        (annotation(r#", "segmentation": {"size": [2, 2], "counts": [3]}"#), "add up to 3, but 2 x 2 pixels are 4"),
         (
             annotation(r#", "segmentation": {"size": [2, -2], "counts": [4]}"#),
             "segmentation.size[1]: -2 is not a number of pixels",
@@ -179,20 +155,13 @@ fn a_dataset_that_is_wrong_is_refused_in_one_line_that_says_where() {
             annotation(r#", "segmentation": {"size": [99999, 99999], "counts": "0"}"#),
             "99999 x 99999 pixels is too large",
         ),
+        (annotation(r#", "segmentation": {"size": [2, 2], "counts": [4294967295, 5]}"#), "add up to 4294967300"),
         (
-            annotation(r#", "segmentation": {"size": [2, 2], "counts": [4294967295, 5]}"#),
-            "add up to 4294967300",
-        ),
-        (
-            folder.dataset_error(&dataset(
-                r#"{"id": 1, "image_id": 4, "category_id": 7, "bbox": [1, 2, 3, 4]}"#,
-            )),
+            folder.dataset_error(&dataset(r#"{"id": 1, "image_id": 4, "category_id": 7, "bbox": [1, 2, 3, 4]}"#)),
             "annotation 1 is in image 4, which is not among the images",
         ),
         (
-            folder.dataset_error(&dataset(
-                r#"{"id": 1, "image_id": 3, "category_id": 8, "bbox": [1, 2, 3, 4]}"#,
-            )),
+            folder.dataset_error(&dataset(r#"{"id": 1, "image_id": 3, "category_id": 8, "bbox": [1, 2, 3, 4]}"#)),
             "annotation 1 has category 8, which is not among the categories",
         ),
         (
@@ -203,8 +172,7 @@ fn a_dataset_that_is_wrong_is_refused_in_one_line_that_says_where() {
             "two annotations have the id 1",
         ),
         (
-            folder
-                .dataset_error(r#"{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}"#),
+            folder.dataset_error(r#"{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}"#),
             "two images have the id 1",
         ),
         (
@@ -215,10 +183,7 @@ fn a_dataset_that_is_wrong_is_refused_in_one_line_that_says_where() {
             folder.dataset_error(r#"{"images": [], "annotations": [], "categories": [{"id": 1.5}]}"#),
             "categories[0].id: 1.5 is not a whole number",
         ),
-        (
-            folder.dataset_error(&dataset(&format!(r#"{{"x": {}"#, "[".repeat(100_000)))),
-            "expected `,` or `]`",
-        ),
+        (folder.dataset_error(&dataset(&format!(r#"{{"x": {}"#, "[".repeat(100_000)))), "expected `,` or `]`"),
         (
             annotation(&format!(r#", "segmentation": {}"#, "[".repeat(100_000))),
             "segmentation[0][0]: invalid type: sequence",
@@ -244,14 +209,8 @@ fn results_that_are_wrong_are_refused_in_one_line_that_says_where() {
         (second(r#""bbox": [0, 0, 1, 1], "score": 0.5"#), "[1]: missing field `category_id`"),
         (second(r#""category_id": 1, "bbox": [0, 0, 1, 1]"#), "[1]: missing field `score`"),
         (second(r#""category_id": 1, "bbox": [0, 0, 1, 1], "score": NaN"#), "[1].score: expected value"),
-        (
-            second(r#""category_id": 1, "bbox": [0, 0, 1, 1], "score": "1""#),
-            "[1].score: invalid type: string",
-        ),
-        (
-            second(r#""category_id": 1, "bbox": [0, 0, 1, null], "score": 1"#),
-            "[1].bbox[3]: invalid type: null",
-        ),
+        (second(r#""category_id": 1, "bbox": [0, 0, 1, 1], "score": "1""#), "[1].score: invalid type: string"),
+        (second(r#""category_id": 1, "bbox": [0, 0, 1, null], "score": 1"#), "[1].bbox[3]: invalid type: null"),
         (second(r#""category_id": 1, "score": 1"#), "result 1 has neither a `bbox` nor a `segmentation`"),
         (
             second(r#""category_id": 1, "score": 1, "segmentation": {"size": [2, 2], "counts": "2T"}"#),
@@ -262,9 +221,7 @@ fn results_that_are_wrong_are_refused_in_one_line_that_says_where() {
             "[1].segmentation: the compressed mask has a wrong character",
         ),
         (
-            second(
-                r#""category_id": 1, "score": 1, "segmentation": {"size": [2, 2], "counts": "oooooooooo0"}"#,
-            ),
+            second(r#""category_id": 1, "score": 1, "segmentation": {"size": [2, 2], "counts": "oooooooooo0"}"#),
             "[1].segmentation: run 0 of the mask is out of range",
         ),
     ];
@@ -277,20 +234,13 @@ fn results_that_are_wrong_are_refused_in_one_line_that_says_where() {
 fn a_long_string_in_a_wrong_place_is_not_repeated_whole() {
     let folder = Folder::new();
     let long = "é".repeat(100_000);
-    let message = folder.results_error(&format!(
-        r#"[{{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": "{long}"}}]"#
-    ));
-    assert!(
-        message.starts_with("[0].score: invalid type: string \"éé") && message.chars().count() < 400,
-        "{message}"
-    );
+    let message = folder
+        .results_error(&format!(r#"[{{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": "{long}"}}]"#));
+    assert!(message.starts_with("[0].score: invalid type: string \"éé") && message.chars().count() < 400, "{message}");
     assert!(message.contains("expected f64 at line 1 column"), "{message}");
-    let message = folder.results_error(&format!(
-        r#"[{{"image_id": 1, "category_id": 1, "score": 1, "segmentation": "{long}"}}]"#
-    ));
-    assert!(
-        message.contains("[0].segmentation: invalid type") && message.contains("expected a list of polygons")
-    );
+    let message = folder
+        .results_error(&format!(r#"[{{"image_id": 1, "category_id": 1, "score": 1, "segmentation": "{long}"}}]"#));
+    assert!(message.contains("[0].segmentation: invalid type") && message.contains("expected a list of polygons"));
     assert!(message.chars().count() < 400, "{message}");
     assert!(folder.dataset_error(&format!("\"{long}\"")).chars().count() < 400);
 }

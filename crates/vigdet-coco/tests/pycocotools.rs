@@ -62,8 +62,7 @@ fn small_hard_cases_have_the_numbers_and_lines_of_pycocotools() {
             ..Params::default()
         };
         if let Some(areas) = case.areas {
-            params.areas =
-                areas.into_iter().map(|(label, min, max)| AreaRange::new(label, min, max)).collect();
+            params.areas = areas.into_iter().map(|(label, min, max)| AreaRange::new(label, min, max)).collect();
         }
         params.iou_thresholds = case.ious.unwrap_or(params.iou_thresholds);
         let evaluation = evaluate(&truth, &results, iou_type(&case.r#type), &params).unwrap();
@@ -71,9 +70,8 @@ fn small_hard_cases_have_the_numbers_and_lines_of_pycocotools() {
         let summary = evaluation.summary();
         assert_near(&name, &summary.stats, &case.stats);
         assert_eq!(summary.to_string(), case.text, "{name}");
-        let of_classes = |number: fn(&ClassResult) -> f64| -> Vec<f64> {
-            evaluation.per_class().iter().map(number).collect()
-        };
+        let of_classes =
+            |number: fn(&ClassResult) -> f64| -> Vec<f64> { evaluation.per_class().iter().map(number).collect() };
         assert_near(&name, &of_classes(|class| class.ap), &case.class_ap);
         assert_near(&name, &of_classes(|class| class.ar), &case.class_ar);
         assert_near(&name, &evaluation.ap_per_iou(), &case.per_iou);
@@ -86,13 +84,8 @@ fn small_hard_cases_have_the_numbers_and_lines_of_pycocotools() {
 fn after_an_overlap_that_is_not_a_number_every_later_object_matches() {
     let annotation =
         |id, bbox, area| Annotation { id, image_id: 1, category_id: 1, bbox, area, ..Annotation::default() };
-    let detection = |bbox, score| Detection {
-        image_id: 1,
-        category_id: 1,
-        bbox: Some(bbox),
-        score,
-        ..Detection::default()
-    };
+    let detection =
+        |bbox, score| Detection { image_id: 1, category_id: 1, bbox: Some(bbox), score, ..Detection::default() };
     let (huge, plain) = ([0.0, 0.0, 1e200, 1e200], [10.0, 10.0, 20.0, 20.0]);
     let truth = Dataset {
         images: vec![Image { id: 1, ..Image::default() }],
@@ -109,10 +102,8 @@ fn after_an_overlap_that_is_not_a_number_every_later_object_matches() {
 
 /// COCO's own example results on a hundred images of val2014, where the files are there.
 fn coco_eval_folder() -> Option<PathBuf> {
-    let root = std::env::var_os("VIGDET_TEST_DATA").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/datasets"),
-        PathBuf::from,
-    );
+    let root = std::env::var_os("VIGDET_TEST_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/datasets"), PathBuf::from);
     Some(root.join("coco-eval")).filter(|folder| folder.is_dir())
 }
 
@@ -123,8 +114,7 @@ fn cocos_example_results_have_pycocotools_numbers() {
     // pycocotools 2.0.11, repr of COCOeval.stats.
     let expected = EXAMPLE_STATS;
     for (kind, results, stats) in expected {
-        let results =
-            read_results(folder.join(format!("instances_val2014_fake{results}100_results.json"))).unwrap();
+        let results = read_results(folder.join(format!("instances_val2014_fake{results}100_results.json"))).unwrap();
         let evaluation = evaluate(&truth, &results, iou_type(kind), &Params::default()).unwrap();
         assert_near(kind, &evaluation.summary().stats, &stats);
     }

@@ -11,8 +11,7 @@ const EDGE: f32 = 5.6;
 
 // Φ(x) − 1/2 = x · P(x²) / Q(x²) on [−EDGE, EDGE], within 9.3e-9: a least-squares fit, reweighted until the largest
 // error was level.
-const P: [f32; 6] =
-    [0.398_942_23, 0.034_376_007, 4.707_252_8e-3, 1.738_496_5e-4, 6.356_52e-6, 2.214_536_3e-8];
+const P: [f32; 6] = [0.398_942_23, 0.034_376_007, 4.707_252_8e-3, 1.738_496_5e-4, 6.356_52e-6, 2.214_536_3e-8];
 const Q: [f32; 6] = [1.0, 0.252_833_6, 0.028_940_03, 1.912_972_1e-3, 7.510_155e-5, 1.180_212_5e-6];
 
 /// Replaces every x by x·Φ(x), the exact form (not the one with tanh): within 3e-7·(1 + |x|) of it, as libtorch's own.

@@ -41,11 +41,7 @@ impl<'a> Neighbours<'a> {
     fn check(&self, out: usize) {
         let Neighbours { values, index, batch, nodes, candidates, channels, k } = *self;
         assert!(k > 0, "k must be at least 1");
-        assert_eq!(
-            values.len(),
-            batch * candidates * channels,
-            "values are not [batch, candidates, channels]"
-        );
+        assert_eq!(values.len(), batch * candidates * channels, "values are not [batch, candidates, channels]");
         assert_eq!(index.len(), batch * nodes * k, "index is not [batch, nodes, k]");
         assert_eq!(out, batch * nodes * channels, "the output is not [batch, nodes, channels]");
         let bad = index.par_iter().find_any(|&&j| j < 0 || j as usize >= candidates);
@@ -194,15 +190,13 @@ mod tests {
 
     #[test]
     fn finds_the_first_largest_row() {
-        for (batch, n, m, c, k) in [(1, 1, 1, 1, 1), (2, 300, 40, 83, 9), (1, 17, 5, 32, 5), (3, 4, 9, 7, 2)]
-        {
+        for (batch, n, m, c, k) in [(1, 1, 1, 1, 1), (2, 300, 40, 83, 9), (1, 17, 5, 32, 5), (3, 4, 9, 7, 2)] {
             let y: Vec<f32> = numbers(batch * m * c, 6, 1).iter().map(|&v| v as f32 - 3.0).collect();
             let index: Vec<i64> = numbers(batch * n * k, m as u32, 2).iter().map(|&v| i64::from(v)).collect();
             let x: Vec<f32> = numbers(batch * n * c, 50, 5).iter().map(|&v| v as f32).collect();
             for isa in Isa::available() {
                 let (mut rows, mut mixed) = (vec![-1; batch * n * c], vec![0.0; 2 * batch * n * c]);
-                let graph =
-                    Neighbours { values: &y, index: &index, batch, nodes: n, candidates: m, channels: c, k };
+                let graph = Neighbours { values: &y, index: &index, batch, nodes: n, candidates: m, channels: c, k };
                 arg_max_rows(isa, graph, &mut rows);
                 interleave_relative(isa, &x, graph, &mut mixed);
                 for o in 0..rows.len() {
@@ -227,15 +221,8 @@ mod tests {
         for order in [[0, 1, 2], [1, 0, 2], [2, 0, 1]] {
             for isa in Isa::available() {
                 let (mut rows, mut mixed) = ([-1; 2], [0.0; 4]);
-                let graph = Neighbours {
-                    values: &y,
-                    index: &order,
-                    batch: 1,
-                    nodes: 1,
-                    candidates: 3,
-                    channels: 2,
-                    k: 3,
-                };
+                let graph =
+                    Neighbours { values: &y, index: &order, batch: 1, nodes: 1, candidates: 3, channels: 2, k: 3 };
                 arg_max_rows(isa, graph, &mut rows);
                 interleave_relative(isa, &[0.5, 1.0], graph, &mut mixed);
                 assert!(mixed[1].is_nan() && rows[0] == 1, "{isa:?} {order:?}");

@@ -53,11 +53,7 @@ impl<'a> Points<'a> {
 pub fn nearest_points(isa: Isa, x: Points, y: Points, k: usize, dilation: usize, out: &mut [i64]) {
     assert!(k > 0 && dilation > 0, "k {k} and dilation {dilation} must be at least 1");
     let want = (k - 1) * dilation + 1;
-    assert!(
-        want <= y.rows,
-        "{k} neighbours at dilation {dilation} need {want} candidates, there are {}",
-        y.rows
-    );
+    assert!(want <= y.rows, "{k} neighbours at dilation {dilation} need {want} candidates, there are {}", y.rows);
     assert!(u32::try_from(y.rows).is_ok(), "too many candidates: {}", y.rows);
     assert_eq!((x.channels, x.rank), (y.channels, y.rank), "the two sides have different columns");
     if x.rows == 0 {
@@ -67,11 +63,7 @@ pub fn nearest_points(isa: Isa, x: Points, y: Points, k: usize, dilation: usize,
     let batch = out.len() / (x.rows * k);
     assert_eq!(out.len(), batch * x.rows * k, "out is not [batch, nodes, k]");
     for side in [&x, &y] {
-        assert_eq!(
-            side.features.len(),
-            batch * side.rows * side.channels,
-            "features are not [batch, rows, channels]"
-        );
+        assert_eq!(side.features.len(), batch * side.rows * side.channels, "features are not [batch, rows, channels]");
         assert_eq!(side.position.len(), side.rows * side.rank, "position is not [rows, rank]");
     }
 
@@ -105,9 +97,7 @@ pub fn nearest_points(isa: Isa, x: Points, y: Points, k: usize, dilation: usize,
         let jobs: Vec<(usize, usize, &mut [i64])> = out
             .chunks_mut(x.rows * k)
             .enumerate()
-            .flat_map(|(i, out)| {
-                out.chunks_mut(block * k).enumerate().map(move |(b, out)| (i, b * block, out))
-            })
+            .flat_map(|(i, out)| out.chunks_mut(block * k).enumerate().map(move |(b, out)| (i, b * block, out)))
             .collect();
         jobs.into_par_iter().for_each_init(
             || (vec![0f32; block * x.columns()], Selector::new(block, want)),
@@ -211,9 +201,7 @@ impl Work for Search<'_> {
                     if bits != 0 {
                         let scores = &scores[r * width..][..width];
                         // SAFETY: the caller's promise.
-                        unsafe {
-                            selector.offer(isa, g * rows + r, Hits { bits, scores, first: start as u32 })
-                        };
+                        unsafe { selector.offer(isa, g * rows + r, Hits { bits, scores, first: start as u32 }) };
                     }
                 }
             }
@@ -407,9 +395,7 @@ mod tests {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut out = vec![-1; n * k];
-            pool.install(|| {
-                nearest_points(Isa::best(), Points::raw(&x, n, c), Points::raw(&y, m, c), k, 2, &mut out)
-            });
+            pool.install(|| nearest_points(Isa::best(), Points::raw(&x, n, c), Points::raw(&y, m, c), k, 2, &mut out));
             out
         };
         let one = run(1);

@@ -61,14 +61,7 @@ impl Points<'_> {
     ///
     /// distance / 2 = |x|²/2 + |y|²/2 − x·y, where |x| does not matter and |y| is one, unless y is zero: then it is
     /// nearer by half its missing square. What is beyond the last row is zero with a bias of minus infinity.
-    pub(super) fn pack_panel(
-        &self,
-        item: usize,
-        first: usize,
-        width: usize,
-        out: &mut [f32],
-        bias: &mut [f32],
-    ) {
+    pub(super) fn pack_panel(&self, item: usize, first: usize, width: usize, out: &mut [f32], bias: &mut [f32]) {
         for (j, bias) in bias.iter_mut().enumerate() {
             if first + j < self.rows {
                 let short = self.read(item, first + j, width, j, out);

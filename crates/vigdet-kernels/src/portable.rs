@@ -24,8 +24,7 @@ unsafe fn tile(t: &Tile) -> bool {
         let mut any = false;
         for (r, sum) in sums.iter().enumerate() {
             let threshold = *t.threshold.add(r);
-            let hits =
-                sum.iter().enumerate().fold(0u64, |bits, (i, &s)| bits | (u64::from(s > threshold) << i));
+            let hits = sum.iter().enumerate().fold(0u64, |bits, (i, &s)| bits | (u64::from(s > threshold) << i));
             *t.hits.add(r) = hits;
             if hits != 0 {
                 any = true;

@@ -212,8 +212,7 @@ mod tests {
         let mut order: Vec<i64> = (0..500).collect();
         order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
         for want in [1, 7, 8, 9, 17, 32, 33, 64, 72, 73, 250, 500] {
-            for (width, isa) in
-                [1, 48].into_iter().flat_map(|w| Isa::available().into_iter().map(move |isa| (w, isa)))
+            for (width, isa) in [1, 48].into_iter().flat_map(|w| Isa::available().into_iter().map(move |isa| (w, isa)))
             {
                 let mut selector = Selector::new(2, want);
                 selector.reset(2);

@@ -10,8 +10,7 @@ pub(super) const AVX512: MicroKernel =
     MicroKernel { rows: 8, lanes: 16, tiles: &[tile_avx512::<1>, tile_avx512::<2>, tile_avx512::<3>] };
 
 /// 12 of the 16 registers hold sums, 2 the candidates.
-pub(super) const AVX2: MicroKernel =
-    MicroKernel { rows: 6, lanes: 8, tiles: &[tile_avx2::<1>, tile_avx2::<2>] };
+pub(super) const AVX2: MicroKernel = MicroKernel { rows: 6, lanes: 8, tiles: &[tile_avx2::<1>, tile_avx2::<2>] };
 
 /// A micro-kernel, row by row: each row's sums are variables of their own. As an array, the compiler writes them to the
 /// stack in every step.

@@ -28,8 +28,7 @@ impl Block {
             let p = path / "1" / name;
             ConvBn::new(&p / "0", &p / "1", conv, eps)
         };
-        let ffn =
-            ffn.then(|| (layer("fc1", ConvSpec::new(c, 4 * c, 1)), layer("fc2", ConvSpec::new(4 * c, c, 1))));
+        let ffn = ffn.then(|| (layer("fc1", ConvSpec::new(c, 4 * c, 1)), layer("fc2", ConvSpec::new(4 * c, c, 1))));
         Ok(Self { grapher: Grapher::new(&(path / "0"), spec)?, ffn, drop })
     }
 

@@ -106,17 +106,11 @@ impl Vig {
                 let p = &layers / layer / "conv";
                 layer += 1;
                 grid /= 2;
-                ConvBn::new(
-                    &p / "0",
-                    &p / "1",
-                    ConvSpec::new(plan.stages[s - 1].channels, c, 3).stride(2),
-                    eps,
-                )
+                ConvBn::new(&p / "0", &p / "1", ConvSpec::new(plan.stages[s - 1].channels, c, 3).stride(2), eps)
             });
             let mut stage = Stage { down, blocks: Vec::new() };
             for _ in 0..planned.blocks {
-                let relative =
-                    || RelativePosition::new(c as usize, grid, planned.reduce as usize, config.relative);
+                let relative = || RelativePosition::new(c as usize, grid, planned.reduce as usize, config.relative);
                 let spec = GrapherSpec {
                     channels: c,
                     conv: config.conv,
@@ -180,9 +174,7 @@ impl Vig {
         let version = self.pos_embed.internal_version();
         let mut resized = self.resized.borrow_mut();
         match &*resized {
-            Some((kept, then)) if *then == version && kept.size()[2..] == [height, width] => {
-                kept.shallow_clone()
-            }
+            Some((kept, then)) if *then == version && kept.size()[2..] == [height, width] => kept.shallow_clone(),
             _ => {
                 let kept = channels_last(&resize());
                 *resized = Some((kept.shallow_clone(), version));
@@ -304,10 +296,8 @@ mod tests {
     fn neighbours(config: &BackboneConfig, side: i64) -> Vec<i64> {
         let mut trace = GraphTrace::default();
         let (_, model) = build(config);
-        tch::no_grad(|| {
-            model.forward(&images(&[1, 3, side, side]), &mut Pass::inference().with_trace(&mut trace))
-        })
-        .unwrap();
+        tch::no_grad(|| model.forward(&images(&[1, 3, side, side]), &mut Pass::inference().with_trace(&mut trace)))
+            .unwrap();
         trace.blocks.iter().map(|b| b.edges.size()[2]).collect()
     }
 
@@ -331,8 +321,7 @@ mod tests {
                 let expected = (2.0 / value.get(0).numel() as f64).sqrt();
                 assert!((deviation / expected - 1.0).abs() < 0.1, "{name}: {deviation}, not {expected}");
             } else {
-                let expected =
-                    if name.ends_with(".weight") || name.ends_with("running_var") { 1.0 } else { 0.0 };
+                let expected = if name.ends_with(".weight") || name.ends_with("running_var") { 1.0 } else { 0.0 };
                 assert_eq!((mean, deviation), (expected, 0.0), "{name}");
             }
         }
@@ -372,17 +361,12 @@ mod tests {
             let out = model.forward(&images(&[2, 3, 64, 64]), &mut Pass::training(0, 0)).unwrap();
             assert_eq!(out[0].size(), [2, 8, 4, 4]);
             let mut names: Vec<String> = store.variables().into_keys().collect();
-            names.retain(|n| {
-                n.starts_with("backbone.0.") && n.ends_with(".weight") && !n.ends_with(".1.weight")
-            });
+            names.retain(|n| n.starts_with("backbone.0.") && n.ends_with(".weight") && !n.ends_with(".1.weight"));
             names.sort();
             names
         };
-        let (fc1, conv, fc2) = (
-            "backbone.0.0.fc1.0.weight",
-            "backbone.0.0.graph_conv.gconv.nn.0.weight",
-            "backbone.0.0.fc2.0.weight",
-        );
+        let (fc1, conv, fc2) =
+            ("backbone.0.0.fc1.0.weight", "backbone.0.0.graph_conv.gconv.nn.0.weight", "backbone.0.0.fc2.0.weight");
         let ffn = ["backbone.0.1.fc1.0.weight", "backbone.0.1.fc2.0.weight"];
         assert_eq!(names(|_| ()), [fc1, fc2, conv, ffn[0], ffn[1]]);
         assert_eq!(names(|c| c.grapher_fc = false), [conv, ffn[0], ffn[1]]);
@@ -393,8 +377,7 @@ mod tests {
     #[test]
     fn a_training_batch_that_would_break_a_norm_is_refused() {
         let (_, model) = build(&config("pvig_ti", |_| ()));
-        let error =
-            model.forward(&images(&[1, 3, 32, 32]), &mut Pass::training(0, 0)).unwrap_err().to_string();
+        let error = model.forward(&images(&[1, 3, 32, 32]), &mut Pass::training(0, 0)).unwrap_err().to_string();
         assert!(error.contains("1 image of 32×32"), "{error}");
         model.forward(&images(&[2, 3, 32, 32]), &mut Pass::training(0, 0)).unwrap();
         model.forward(&images(&[1, 3, 32, 32]), &mut Pass::inference()).unwrap();
@@ -409,8 +392,7 @@ mod tests {
         assert_eq!(store.variables()["stem.convs.1.running_mean"], before);
         for (name, value) in store.variables() {
             // Stage 2 ends with layer 2; layer 3 leads to stage 3.
-            let layer: Option<usize> =
-                name.strip_prefix("backbone.").and_then(|n| n.split('.').next()?.parse().ok());
+            let layer: Option<usize> = name.strip_prefix("backbone.").and_then(|n| n.split('.').next()?.parse().ok());
             let learns = layer.is_some_and(|layer| layer >= 3) && !name.contains("running");
             assert_eq!(value.requires_grad(), learns, "{name}");
         }

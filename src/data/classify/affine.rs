@@ -27,10 +27,7 @@ pub fn transform(image: &RgbImage, matrix: Matrix, filter: Filter, fill: [u8; 3]
         let yin = y as f64 + 0.5;
         for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().enumerate() {
             let xin = x as f64 + 0.5;
-            let at = (
-                matrix[0] * xin + matrix[1] * yin + matrix[2],
-                matrix[3] * xin + matrix[4] * yin + matrix[5],
-            );
+            let at = (matrix[0] * xin + matrix[1] * yin + matrix[2], matrix[3] * xin + matrix[4] * yin + matrix[5]);
             *pixel = match filter {
                 Filter::Bilinear => source.bilinear(at),
                 Filter::Bicubic => source.bicubic(at),

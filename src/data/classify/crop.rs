@@ -36,8 +36,7 @@ pub enum Filter {
 /// from `ratio`, evenly in logarithm. After ten windows that do not fit, the central one of the nearest ratio that does.
 pub fn random_window(size: (u32, u32), scale: [f64; 2], ratio: [f64; 2], rng: &mut impl Rng) -> Window {
     let (w, h) = (f64::from(size.0), f64::from(size.1));
-    let between =
-        |range: [f64; 2], rng: &mut dyn rand::RngCore| range[0] + (range[1] - range[0]) * rng.random::<f64>();
+    let between = |range: [f64; 2], rng: &mut dyn rand::RngCore| range[0] + (range[1] - range[0]) * rng.random::<f64>();
     for _ in 0..TRIES {
         let area = w * h * between(scale, rng);
         let ratio = between(ratio.map(f64::ln), rng).exp();
@@ -60,12 +59,7 @@ pub fn random_window(size: (u32, u32), scale: [f64; 2], ratio: [f64; 2], rng: &m
 }
 
 /// Cuts a window out and resizes it, as Pillow's `crop` and `resize` do one after the other: pixels outside the window have no say.
-pub fn crop_resize(
-    image: &RgbImage,
-    window: Window,
-    (width, height): (u32, u32),
-    filter: Filter,
-) -> Result<RgbImage> {
+pub fn crop_resize(image: &RgbImage, window: Window, (width, height): (u32, u32), filter: Filter) -> Result<RgbImage> {
     let Window { x, y, width: w, height: h } = window;
     if (w, h) == (width, height) {
         return Ok(imageops::crop_imm(image, x, y, w, h).to_image());

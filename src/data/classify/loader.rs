@@ -105,11 +105,7 @@ impl ClassLoader {
     ///
     /// # Errors
     /// A batch size of 0, an epoch without a single step, threads that cannot be started.
-    pub fn new(
-        dataset: ImageFolder,
-        config: &ClassifyDataConfig,
-        options: ClassLoaderOptions,
-    ) -> Result<Self> {
+    pub fn new(dataset: ImageFolder, config: &ClassifyDataConfig, options: ClassLoaderOptions) -> Result<Self> {
         ensure!(options.batch_size > 0 && options.micro_batch > 0, "a batch must have at least one image");
         let train = options.train;
         let order = ClassOrder {
@@ -207,11 +203,8 @@ struct Loaded {
 impl Shared {
     /// The batch of a job, or `None` if all of its images were skipped.
     fn batch(&self, epoch: usize, job: &Job) -> Result<Option<ClassBatch>> {
-        let loaded: Vec<Option<Loaded>> = job
-            .images
-            .par_iter()
-            .map(|&(place, image)| self.load(epoch, place, image))
-            .collect::<Result<_>>()?;
+        let loaded: Vec<Option<Loaded>> =
+            job.images.par_iter().map(|&(place, image)| self.load(epoch, place, image)).collect::<Result<_>>()?;
         let loaded: Vec<Loaded> = loaded.into_iter().flatten().collect();
         if loaded.is_empty() {
             return Ok(None);
@@ -266,8 +259,7 @@ impl Shared {
 
     /// Image `i` for this place of the epoch. `None`: it is unreadable and left out.
     fn load(&self, epoch: usize, place: usize, i: usize) -> Result<Option<Loaded>> {
-        let found =
-            if self.options.train { Some(self.read_near(i)?) } else { self.read(i)?.map(|image| (i, image)) };
+        let found = if self.options.train { Some(self.read_near(i)?) } else { self.read(i)?.map(|image| (i, image)) };
         let Some((i, image)) = found else { return Ok(None) };
         let image = if self.options.train {
             self.augment(&image, &mut generator(self.options.seed, epoch, place as u64))?

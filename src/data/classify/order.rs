@@ -135,15 +135,9 @@ mod tests {
 
     #[test]
     fn the_smallest_micro_batch_is_that_of_the_plan() {
-        for (batch_size, micro_batch, drop_last) in [
-            (129, 128, true),
-            (8, 4, false),
-            (5, 2, false),
-            (4, 4, false),
-            (3, 3, true),
-            (6, 1, true),
-            (40, 7, false),
-        ] {
+        for (batch_size, micro_batch, drop_last) in
+            [(129, 128, true), (8, 4, false), (5, 2, false), (4, 4, false), (3, 3, true), (6, 1, true), (40, 7, false)]
+        {
             let order = ClassOrder { repeats: 1, batch_size, micro_batch, drop_last, ..ORDER };
             for images in [12, 13, 17, 258] {
                 let smallest = order.plan(0, images).iter().map(Vec::len).min().unwrap_or(0);

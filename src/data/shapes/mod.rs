@@ -86,11 +86,7 @@ pub fn ensure_for(config: &DataConfig, say: impl FnOnce(&str)) -> Result<()> {
     let (Some(shapes), Some(root)) = (&config.builtin, &config.root) else { return Ok(()) };
     check(shapes)?;
     if stamp(root).is_none_or(|found| found != Stamp { version: VERSION, config: shapes.clone() }) {
-        say(&format!(
-            "drawing {} images of built-in data into {}",
-            shapes.train + shapes.val,
-            root.display()
-        ));
+        say(&format!("drawing {} images of built-in data into {}", shapes.train + shapes.val, root.display()));
     }
     ensure(root, shapes)
 }
@@ -130,8 +126,7 @@ fn check_replaceable(root: &Path) -> Result<()> {
 
 fn write(folder: &Path, stamp: &Stamp) -> Result<()> {
     let annotations = folder.join("annotations");
-    fs::create_dir_all(&annotations)
-        .with_context(|| format!("cannot make folder {}", annotations.display()))?;
+    fs::create_dir_all(&annotations).with_context(|| format!("cannot make folder {}", annotations.display()))?;
     let ShapesConfig { train, val, side, seed } = stamp.config;
     for (tag, name, count) in [(0, "train", train), (1, "val", val)] {
         let images = folder.join(format!("{name}2017"));
@@ -185,23 +180,12 @@ fn annotation(object: Object, id: i64, image: &Image) -> Option<Annotation> {
     if let Some(mask) = object.crowd {
         let (bbox, area) = (mask.bbox(), f64::from(mask.area()));
         let segmentation = Some(Segmentation::Rle(mask));
-        return Some(Annotation {
-            id,
-            image_id: image.id,
-            category_id,
-            bbox,
-            area,
-            iscrowd: true,
-            segmentation,
-        });
+        return Some(Annotation { id, image_id: image.id, category_id, bbox, area, iscrowd: true, segmentation });
     }
     // Hundredths of a pixel, as COCO's own files have them.
     let hundredths = |v: f64| (v * 100.0).round() / 100.0;
-    let mut polygons: Vec<Vec<region::Point>> = object
-        .polygons
-        .into_iter()
-        .map(|p| p.into_iter().map(|point| point.map(hundredths)).collect())
-        .collect();
+    let mut polygons: Vec<Vec<region::Point>> =
+        object.polygons.into_iter().map(|p| p.into_iter().map(|point| point.map(hundredths)).collect()).collect();
     polygons.retain(|p: &Vec<region::Point>| region::area(p).abs() >= region::SPECK);
     let [x1, y1, x2, y2] = region::bounds(polygons.iter().flatten())?;
     Some(Annotation {
@@ -226,11 +210,8 @@ mod tests {
         entries.sort();
         for path in entries {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let content = if path.is_dir() {
-                fingerprint(&path).to_le_bytes().to_vec()
-            } else {
-                fs::read(&path).unwrap()
-            };
+            let content =
+                if path.is_dir() { fingerprint(&path).to_le_bytes().to_vec() } else { fs::read(&path).unwrap() };
             for byte in name.bytes().chain(content) {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
             }

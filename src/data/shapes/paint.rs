@@ -173,14 +173,8 @@ impl Texture {
     /// A pattern of colours near `base`.
     pub fn between(base: Colour, spread: f32, size: f64, rng: &mut impl Rng) -> Self {
         let second = base.map(|v| (v + rng.random_range(-spread..spread)).clamp(0.0, 255.0));
-        let patterns = [
-            Pattern::Plain,
-            Pattern::Gradient,
-            Pattern::Stripes,
-            Pattern::Checks,
-            Pattern::Dots,
-            Pattern::Clouds,
-        ];
+        let patterns =
+            [Pattern::Plain, Pattern::Gradient, Pattern::Stripes, Pattern::Checks, Pattern::Dots, Pattern::Clouds];
         let angle = rng.random_range(0.0..2.0 * std::f64::consts::PI);
         Self {
             pattern: patterns[rng.random_range(0..patterns.len())],

@@ -176,10 +176,8 @@ impl Composer<'_> {
     fn clutter(&mut self) {
         let size = self.rng.random_range(6.0..LARGEST_CLUTTER * f64::from(self.width.min(self.height)));
         let outline = if self.rng.random_bool(0.5) { bar(self.rng) } else { lump(self.rng) };
-        let centre = [
-            self.rng.random_range(0.0..f64::from(self.width)),
-            self.rng.random_range(0.0..f64::from(self.height)),
-        ];
+        let centre =
+            [self.rng.random_range(0.0..f64::from(self.width)), self.rng.random_range(0.0..f64::from(self.height))];
         let placed = Pose::draw(size, self.rng).place(&outline, centre);
         self.push(vec![placed], None, false, size);
     }
@@ -208,9 +206,7 @@ impl Composer<'_> {
         for _ in 0..20 {
             let outline = bar(self.rng);
             let cover = size * self.rng.random_range(0.35..0.8);
-            let at = std::array::from_fn(|axis| {
-                centre[axis] + self.rng.random_range(extent[axis]..extent[axis + 2])
-            });
+            let at = std::array::from_fn(|axis| centre[axis] + self.rng.random_range(extent[axis]..extent[axis + 2]));
             let placed = Pose::draw(cover, self.rng).place(&outline, at);
             let before = self.layers[target].seen.area();
             let after = self.layers[target].seen.without(&placed).area();
@@ -225,16 +221,14 @@ impl Composer<'_> {
         let class = self.rng.random_range(0..Shape::ALL.len());
         let outline = Shape::ALL[class].outline();
         let side = f64::from(self.width.min(self.height));
-        let (across, down) =
-            (side * self.rng.random_range(0.2..0.35), side * self.rng.random_range(0.1..0.25));
+        let (across, down) = (side * self.rng.random_range(0.2..0.35), side * self.rng.random_range(0.1..0.25));
         let extent = [-across / 2.0, -down / 2.0, across / 2.0, down / 2.0];
         let centre = self.place(extent, false);
         let size = self.rng.random_range(SMALLEST..16.0);
         let outlines: Vec<Vec<Point>> = (0..self.rng.random_range(14..24))
             .map(|_| {
-                let at = std::array::from_fn(|axis| {
-                    centre[axis] + self.rng.random_range(extent[axis]..extent[axis + 2])
-                });
+                let at =
+                    std::array::from_fn(|axis| centre[axis] + self.rng.random_range(extent[axis]..extent[axis + 2]));
                 Pose::draw(size, self.rng).place(&outline, at)
             })
             .collect();

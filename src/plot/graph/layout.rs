@@ -46,8 +46,7 @@ impl Layout {
         let most = MOST_PANEL[count.clamp(1, 3) - 1];
         let scale = height.max(width).clamp(LEAST_PANEL, most) / height.max(width);
         let panel = ((width * scale).round().max(1.0) as i32, (height * scale).round().max(1.0) as i32);
-        let fit =
-            ((WIDEST - f64::from(GAP)) / f64::from(panel.0.max(LEAST_PITCH) + GAP)).floor().max(1.0) as usize;
+        let fit = ((WIDEST - f64::from(GAP)) / f64::from(panel.0.max(LEAST_PITCH) + GAP)).floor().max(1.0) as usize;
         // Rows as even as they can be.
         let rows = count.div_ceil(fit);
         let columns = count.div_ceil(rows);
@@ -82,15 +81,8 @@ mod tests {
     use super::*;
 
     fn links(input: (u32, u32), blocks: usize) -> Links {
-        let block = BlockLinks {
-            block: 1,
-            stage: 1,
-            stride: 4,
-            nodes: (1, 1),
-            candidates: (1, 1),
-            k: 1,
-            centers: Vec::new(),
-        };
+        let block =
+            BlockLinks { block: 1, stage: 1, stride: 4, nodes: (1, 1), candidates: (1, 1), k: 1, centers: Vec::new() };
         Links {
             model: String::new(),
             weights: String::new(),
@@ -104,9 +96,7 @@ mod tests {
 
     #[test]
     fn panels_lie_side_by_side_inside_the_picture_and_apart() {
-        for (input, blocks) in
-            [((224, 224), 2), ((800, 1280), 2), ((64, 2000), 3), ((480, 640), 12), ((1, 1), 1)]
-        {
+        for (input, blocks) in [((224, 224), 2), ((800, 1280), 2), ((64, 2000), 3), ((480, 640), 12), ((1, 1), 1)] {
             let layout = Layout::new(&links(input, blocks), 2, 500);
             let (w, h) = layout.panel;
             assert_eq!(layout.corners.len(), blocks);

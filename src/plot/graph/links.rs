@@ -106,11 +106,7 @@ impl BlockLinks {
             patch: graph.node_patch(node).xywh(),
             neighbours: graph.neighbours(node).to_vec(),
             distances: graph.neighbour_distances(node).to_vec(),
-            patches: graph
-                .neighbours(node)
-                .iter()
-                .map(|&c| graph.candidate_patch(c as usize).xywh())
-                .collect(),
+            patches: graph.neighbours(node).iter().map(|&c| graph.candidate_patch(c as usize).xywh()).collect(),
         };
         Self {
             block: graph.number,

@@ -78,12 +78,7 @@ impl GraphPicture {
     ///
     /// # Errors
     /// As [`Links::new`].
-    pub fn new(
-        view: &GraphView,
-        blocks: &[usize],
-        centers: &Centers,
-        options: PictureOptions,
-    ) -> Result<Self> {
+    pub fn new(view: &GraphView, blocks: &[usize], centers: &Centers, options: PictureOptions) -> Result<Self> {
         let links = Links::new(view, blocks, centers)?;
         let title = text_size(&title(&links), TITLE as f32, Weight::Bold)?.0 as i32;
         let least = (title + 2 * GAP).clamp(560, 1600);
@@ -243,9 +238,8 @@ impl GraphPicture {
         let at = |v: u32| (f64::from(v) * self.layout.scale).round() as i32;
         let down = (1..).map(|i| i * cell.1).take_while(|x| *x < width).map(|x| left + at(x));
         let across = (1..).map(|i| i * cell.0).take_while(|y| *y < height).map(|y| top + at(y));
-        let lines = down
-            .map(|x| vec![(x, top), (x, bottom - 1)])
-            .chain(across.map(|y| vec![(left, y), (right - 1, y)]));
+        let lines =
+            down.map(|x| vec![(x, top), (x, bottom - 1)]).chain(across.map(|y| vec![(left, y), (right - 1, y)]));
         for line in lines {
             root.draw(&PathElement::new(line, color))?;
         }
@@ -271,14 +265,12 @@ impl GraphPicture {
                     root.draw(&PathElement::new(vec![(x, down), (x + 22, down)], ink))?;
                 }
             }
-            Entry::Edge => root
-                .draw(&PathElement::new(vec![(x, middle), (x + 22, middle)], color_of(0).stroke_width(3)))?,
+            Entry::Edge => {
+                root.draw(&PathElement::new(vec![(x, middle), (x + 22, middle)], color_of(0).stroke_width(3)))?
+            }
             Entry::Padding => {
                 let Rgb([r, g, b]) = PADDING;
-                root.draw(&Rectangle::new(
-                    [(sign[0], sign[1]), (sign[2], sign[3])],
-                    RGBColor(r, g, b).filled(),
-                ))?
+                root.draw(&Rectangle::new([(sign[0], sign[1]), (sign[2], sign[3])], RGBColor(r, g, b).filled()))?
             }
         }
         root.draw(&Text::new(entry.text().to_string(), (x + SIGN, middle - 10), style::text(SMALL)))
@@ -323,10 +315,7 @@ fn pentagram<DB: DrawingBackend>(
             // The inner corners of a regular pentagram are at 1/φ² of its outer ones.
             let reach = if i % 2 == 0 { radius } else { radius * 0.382 + 0.5 };
             let angle = PI * (f64::from(i) / 5.0 - 0.5);
-            (
-                (f64::from(x) + reach * angle.cos()).round() as i32,
-                (f64::from(y) + reach * angle.sin()).round() as i32,
-            )
+            ((f64::from(x) + reach * angle.cos()).round() as i32, (f64::from(y) + reach * angle.sin()).round() as i32)
         };
         (0..10).map(point).collect()
     };
@@ -360,8 +349,7 @@ fn grid_of(block: &BlockLinks) -> String {
 
 /// What the legend of a picture explains, in order.
 fn entries(links: &Links, scale: f64, options: PictureOptions) -> Vec<Entry> {
-    let center =
-        |(c, (x, y)): (usize, &(f64, f64))| Entry::Center(c, format!("x {}, y {}", x.floor(), y.floor()));
+    let center = |(c, (x, y)): (usize, &(f64, f64))| Entry::Center(c, format!("x {}, y {}", x.floor(), y.floor()));
     let mut entries: Vec<Entry> = links.centers.iter().enumerate().map(center).collect();
     entries.push(Entry::Neighbour);
     if options.edges {
@@ -417,8 +405,6 @@ fn photo(view: &GraphView, (width, height): (i32, i32), scale: f64) -> Result<Rg
 /// An image as JPEG.
 pub(super) fn jpeg(image: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
-        .encode_image(image)
-        .context("cannot compress the image")?;
+    JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).encode_image(image).context("cannot compress the image")?;
     Ok(bytes)
 }

@@ -22,21 +22,15 @@ pub fn draw_links(stats: &[LinkStats], model: &str, folder: &Path) -> Result<Vec
     let failed = |path: &Path, error: String| anyhow!("cannot draw {}: {error}", path.display());
     let objects = stats.iter().any(|s| s.same_object.is_some());
     let size = if objects { SIZE } else { (SIZE.0, SIZE.1 / 2) };
-    draw(&BitMapBackend::new(&png, size).into_drawing_area(), stats, model)
-        .map_err(|e| failed(&png, e.to_string()))?;
-    draw(&SVGBackend::new(&svg, size).into_drawing_area(), stats, model)
-        .map_err(|e| failed(&svg, e.to_string()))?;
+    draw(&BitMapBackend::new(&png, size).into_drawing_area(), stats, model).map_err(|e| failed(&png, e.to_string()))?;
+    draw(&SVGBackend::new(&svg, size).into_drawing_area(), stats, model).map_err(|e| failed(&svg, e.to_string()))?;
     Ok(vec![png, svg])
 }
 
 /// Name and value by block of one curve.
 type Curve = (&'static str, Vec<(f64, f64)>);
 
-fn draw<DB: DrawingBackend>(
-    root: &DrawingArea<DB, Shift>,
-    stats: &[LinkStats],
-    model: &str,
-) -> DrawResult<(), DB> {
+fn draw<DB: DrawingBackend>(root: &DrawingArea<DB, Shift>, stats: &[LinkStats], model: &str) -> DrawResult<(), DB> {
     root.fill(&style::PAPER)?;
     let curve = |name, of: &dyn Fn(&LinkStats) -> Option<f64>| -> Curve {
         (name, stats.iter().filter_map(|s| Some((s.block as f64, of(s)?))).collect())
@@ -44,10 +38,7 @@ fn draw<DB: DrawingBackend>(
     let mut panels = vec![(
         format!("{model}: how far neighbours are"),
         "mean distance, pixels",
-        vec![
-            curve("neighbours", &|s| Some(s.mean_distance)),
-            curve("random candidates", &|s| Some(s.random_distance)),
-        ],
+        vec![curve("neighbours", &|s| Some(s.mean_distance)), curve("random candidates", &|s| Some(s.random_distance))],
     )];
     if stats.iter().any(|s| s.same_object.is_some()) {
         panels.push((

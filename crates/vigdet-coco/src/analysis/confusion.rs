@@ -48,8 +48,7 @@ pub fn confusion(
 /// Classes of object and detection, of each pair; of an object or a detection alone, the other is `None`.
 fn pairs(image: &ImageView, score: f64) -> Vec<(Option<usize>, Option<usize>)> {
     let on_crowd = |found: Option<usize>| found.is_some_and(|object| image.objects[object].crowd);
-    let seen: Vec<_> =
-        image.detections.iter().filter(|seen| seen.score >= score && !on_crowd(seen.found)).collect();
+    let seen: Vec<_> = image.detections.iter().filter(|seen| seen.score >= score && !on_crowd(seen.found)).collect();
     let overlaps = seen.iter().enumerate().flat_map(|(index, seen)| {
         seen.overlaps.iter().map(move |&(object, overlap)| (overlap, seen.score, index, object))
     });
@@ -63,8 +62,7 @@ fn pairs(image: &ImageView, score: f64) -> Vec<(Option<usize>, Option<usize>)> {
         }
     }
     let objects = image.objects.iter().zip(&of_object).filter(|(object, _)| !object.crowd);
-    let objects =
-        objects.map(|(object, index)| (Some(object.category), index.map(|index| seen[index].category)));
+    let objects = objects.map(|(object, index)| (Some(object.category), index.map(|index| seen[index].category)));
     let alone = seen.iter().zip(&of_seen).filter(|(_, object)| object.is_none());
     objects.chain(alone.map(|(seen, _)| (None, Some(seen.category)))).collect()
 }

@@ -61,12 +61,8 @@ impl<'a> Images<'a> {
         let all = crate::eval::AreaRange::new("all", f64::NEG_INFINITY, f64::INFINITY);
         let matching = Params { iou_thresholds: vec![iou], areas: vec![all], ..params.clone() }.checked()?;
         // The overlaps kept are those from the smallest threshold on.
-        let task = Task::new(
-            truth,
-            detections,
-            iou_type,
-            &Params { iou_thresholds: vec![least, iou], ..matching.clone() },
-        )?;
+        let task =
+            Task::new(truth, detections, iou_type, &Params { iou_thresholds: vec![least, iou], ..matching.clone() })?;
         let by_image = |bins: &[Vec<Member>]| {
             let mut images = vec![Vec::new(); task.scope.images.len()];
             for (category, bin) in bins.iter().enumerate() {
@@ -104,10 +100,7 @@ impl<'a> Images<'a> {
         let mut view = ImageView {
             detections: Vec::new(),
             objects: (self.objects[image].iter())
-                .map(|&(category, member)| Object {
-                    category,
-                    crowd: annotations[member.index as usize].iscrowd,
-                })
+                .map(|&(category, member)| Object { category, crowd: annotations[member.index as usize].iscrowd })
                 .collect(),
         };
         if self.detections[image].is_empty() {
@@ -115,8 +108,7 @@ impl<'a> Images<'a> {
         }
         // A mask evaluation draws the objects of an image and category only where something is detected in it, and
         // fails where it cannot. What cannot be drawn and is not asked for overlaps nothing.
-        let detected =
-            |category| self.detections[image].binary_search_by_key(&category, |&(other, _)| other).is_ok();
+        let detected = |category| self.detections[image].binary_search_by_key(&category, |&(other, _)| other).is_ok();
         let (indices, members): (Vec<usize>, Vec<Member>) = (self.objects[image].iter().enumerate())
             .filter(|&(_, (category, member))| detected(*category) || self.task.shapes.can_draw(member))
             .map(|(index, &(_, member))| (index, member))
@@ -125,8 +117,7 @@ impl<'a> Images<'a> {
         let mut group = Group::new(&self.matching);
         let mut rest = &self.detections[image][..];
         while let Some(&(category, _)) = rest.first() {
-            let (these, others) =
-                rest.split_at(rest.iter().take_while(|(other, _)| *other == category).count());
+            let (these, others) = rest.split_at(rest.iter().take_while(|(other, _)| *other == category).count());
             rest = others;
             let bin: Vec<Member> = these.iter().map(|&(_, member)| member).collect();
             let mut ranked: Vec<Ranked> = sort_by_score(&bin, self.task.detections);
@@ -147,9 +138,7 @@ impl<'a> Images<'a> {
                 let found = group.find(&own, 0, 0).filter(counts).map(|found| indices[found]);
                 let overlaps = (candidates.iter())
                     .map(|candidate| (object_of(candidate), candidate.iou))
-                    .filter(|&(object, overlap)| {
-                        !view.objects[object].crowd && !(overlap < self.task.shapes.least)
-                    })
+                    .filter(|&(object, overlap)| !view.objects[object].crowd && !(overlap < self.task.shapes.least))
                     .collect();
                 let score = self.task.detections[ranked.index as usize].score;
                 view.detections.push(Seen { index: ranked.index, category, score, found, overlaps });

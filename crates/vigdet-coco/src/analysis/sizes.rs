@@ -33,8 +33,7 @@ pub fn ap_by_size(
 ) -> Result<Vec<SizeResult>> {
     let ends = BORDERS[1..].iter().copied().chain([f64::INFINITY]);
     let sizes: Vec<(f64, f64)> = BORDERS.into_iter().zip(ends).collect();
-    let areas: Vec<AreaRange> =
-        sizes.iter().map(|&(from, to)| AreaRange::new("size", from * from, to * to)).collect();
+    let areas: Vec<AreaRange> = sizes.iter().map(|&(from, to)| AreaRange::new("size", from * from, to * to)).collect();
     let most = params.max_dets.iter().copied().max().unwrap_or(100);
     let params = Params { areas: areas.clone(), max_dets: vec![most], ..params.clone() };
     let evaluation = evaluate(truth, detections, iou_type, &params)?;

@@ -51,14 +51,8 @@ pub enum Kind {
 
 impl Kind {
     /// All six, in the paper's order.
-    pub const ALL: [Kind; 6] = [
-        Kind::Classification,
-        Kind::Localisation,
-        Kind::Both,
-        Kind::Duplicate,
-        Kind::Background,
-        Kind::Missed,
-    ];
+    pub const ALL: [Kind; 6] =
+        [Kind::Classification, Kind::Localisation, Kind::Both, Kind::Duplicate, Kind::Background, Kind::Missed];
 
     /// In words.
     pub fn name(self) -> &'static str {
@@ -129,12 +123,7 @@ struct JudgedImage {
 ///
 /// # Errors
 /// Those of [`crate::eval::evaluate`].
-pub fn errors(
-    truth: &Dataset,
-    detections: &[Detection],
-    iou_type: IouType,
-    params: &Params,
-) -> Result<Errors> {
+pub fn errors(truth: &Dataset, detections: &[Detection], iou_type: IouType, params: &Params) -> Result<Errors> {
     let images = Images::new(truth, detections, iou_type, params, FOUND, BACKGROUND)?;
     let judged = images.each(judge)?;
     let mut of_detections = vec![None; detections.len()];
@@ -151,8 +140,7 @@ pub fn errors(
     let ledger = Ledger::new(&judged, images.categories());
     let ap50 = ledger.ap(None);
     let cost = |oracle: Oracle| if ap50 < 0.0 { 0.0 } else { ledger.ap(Some(oracle)) - ap50 };
-    let kinds =
-        Kind::ALL.map(|kind| KindCost { kind, count: counts[kind as usize], cost: cost(Oracle::Mend(kind)) });
+    let kinds = Kind::ALL.map(|kind| KindCost { kind, count: counts[kind as usize], cost: cost(Oracle::Mend(kind)) });
     Ok(Errors {
         ap50,
         kinds: kinds.to_vec(),
@@ -172,8 +160,7 @@ fn judge(image: ImageView) -> JudgedImage {
     let mut detections = Vec::with_capacity(image.detections.len());
     for seen in &image.detections {
         let best = |right: bool| {
-            let of_class =
-                |&&(object, _): &&(usize, f64)| (image.objects[object].category == seen.category) == right;
+            let of_class = |&&(object, _): &&(usize, f64)| (image.objects[object].category == seen.category) == right;
             seen.overlaps.iter().filter(of_class).copied().max_by(|a, b| a.1.total_cmp(&b.1))
         };
         let verdict = match (seen.found, best(true), best(false)) {
@@ -194,8 +181,7 @@ fn judge(image: ImageView) -> JudgedImage {
         }
         detections.push(Judged { index: seen.index, category: seen.category, score: seen.score, verdict });
     }
-    let missed =
-        (0..image.objects.len()).filter(|&object| !covered[object] && !image.objects[object].crowd).collect();
+    let missed = (0..image.objects.len()).filter(|&object| !covered[object] && !image.objects[object].crowd).collect();
     let objects = image.objects.iter().map(|object| (!object.crowd).then_some(object.category)).collect();
     JudgedImage { detections, objects, missed }
 }
@@ -239,8 +225,7 @@ impl<'a> Ledger<'a> {
     }
 
     fn add(&self, image: &JudgedImage, index: u32, oracle: Option<Oracle>, classes: &mut [Class]) {
-        let uncounted =
-            |object: usize| oracle == Some(Oracle::Mend(Kind::Missed)) && image.missed.contains(&object);
+        let uncounted = |object: usize| oracle == Some(Oracle::Mend(Kind::Missed)) && image.missed.contains(&object);
         for (object, category) in image.objects.iter().enumerate() {
             if let Some(category) = category.filter(|_| !uncounted(object)) {
                 classes[category].objects += 1;

@@ -19,8 +19,7 @@ use vigdet_coco::{plot, read_dataset_with_warnings, read_results};
 /// Names the annotation file that a run was tested on.
 const GROUND_TRUTH: &str = "ground_truth.json";
 /// The pictures of `--plots`.
-const PICTURES: [&str; 5] =
-    ["precision_recall.png", "class_ap.png", "size_ap.png", "confusion.png", "errors.png"];
+const PICTURES: [&str; 5] = ["precision_recall.png", "class_ap.png", "size_ap.png", "confusion.png", "errors.png"];
 
 /// Evaluates detections as pycocotools does. Without arguments: those of the newest run under runs/.
 #[derive(Parser)]
@@ -127,8 +126,7 @@ fn main() -> ExitCode {
 /// What clap says is wrong, without the usage that follows.
 fn one_line(message: &str) -> String {
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines =
-        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     lines.collect::<Vec<_>>().join(" ")
 }
 
@@ -145,14 +143,10 @@ fn say(text: impl Display) -> Result<()> {
 fn evaluated(arguments: &Arguments) -> Result<()> {
     let (truth_path, results_path) = files(arguments)?;
     let outputs = outputs(arguments, &truth_path, &results_path)?;
-    let (truth, results) =
-        rayon::join(|| read_dataset_with_warnings(&truth_path), || read_results(&results_path));
+    let (truth, results) = rayon::join(|| read_dataset_with_warnings(&truth_path), || read_results(&results_path));
     let ((truth, warnings), results) = (truth?, results?);
-    let mut params = Params {
-        max_dets: arguments.max_dets.clone(),
-        use_categories: !arguments.class_agnostic,
-        ..Params::default()
-    };
+    let mut params =
+        Params { max_dets: arguments.max_dets.clone(), use_categories: !arguments.class_agnostic, ..Params::default() };
     if let Some(thresholds) = &arguments.iou {
         params.iou_thresholds = thresholds.clone();
     }
@@ -168,8 +162,7 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         Kind::Segm => IouType::Segm,
     };
     let on_truth = |results: &Path| format!("{} on {}", results.display(), truth_path.display());
-    let evaluation =
-        evaluate(&truth, &results, iou_type, &params).with_context(|| on_truth(&results_path))?;
+    let evaluation = evaluate(&truth, &results, iou_type, &params).with_context(|| on_truth(&results_path))?;
     // All that can go wrong with the first results does before anything is printed.
     let errors = (arguments.errors || arguments.plots.is_some())
         .then(|| tide::errors(&truth, &results, iou_type, &params))
@@ -199,8 +192,8 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
     let comparison = match (&arguments.compare, &others) {
         (Some(path), Some(others)) => {
             let resampling = Resampling { resamples: arguments.resamples as usize, seed: arguments.seed };
-            let comparison = compare(&truth, &results, others, iou_type, &params, resampling)
-                .with_context(|| on_truth(path))?;
+            let comparison =
+                compare(&truth, &results, others, iou_type, &params, resampling).with_context(|| on_truth(path))?;
             for warning in &comparison.warnings {
                 eprintln!("warning: {}: {warning}", path.display());
             }
@@ -210,8 +203,7 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         _ => None,
     };
     if let (Some(folder), Some((sizes, confusion))) = (&arguments.plots, &plotted) {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let drawn = tempfile::tempdir().context("cannot make a temporary folder")?;
         let [curves, classes, by_size, confusions, kinds] = PICTURES.map(|name| drawn.path().join(name));
         plot::precision_recall(&curves, &evaluation)?;
@@ -294,8 +286,7 @@ fn ground_truth_beside(results: &Path) -> Result<PathBuf> {
         annotations: PathBuf,
     }
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let GroundTruth { annotations } =
-        serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    let GroundTruth { annotations } = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
     let beside = folder.join(&annotations);
     Ok(if !annotations.exists() && beside.exists() { beside } else { annotations })
 }

@@ -57,15 +57,12 @@ pub(crate) fn rows(
     let mut walk = Walk::new(params.iou_thresholds.len());
     for a in 0..a_count {
         let counts = matches.truth_counts.iter().skip(a).step_by(a_count);
-        let positives: u64 = counts
-            .zip(&matches.truth_images)
-            .map(|(&count, &image)| u64::from(count) * u64::from(weight(image)))
-            .sum();
+        let positives: u64 =
+            counts.zip(&matches.truth_images).map(|(&count, &image)| u64::from(count) * u64::from(weight(image))).sum();
         if positives == 0 {
             continue;
         }
-        let needed: Vec<usize> =
-            params.recall_thresholds.iter().map(|&r| true_positives_for(r, positives)).collect();
+        let needed: Vec<usize> = params.recall_thresholds.iter().map(|&r| true_positives_for(r, positives)).collect();
         for (m, &max_dets) in params.max_dets.iter().enumerate().filter(|&(m, _)| selected(a, m)) {
             walk.clear();
             for (entry, outcomes) in matches.entries.iter().zip(matches.outcomes.chunks_exact(a_count)) {

@@ -56,8 +56,7 @@ pub(crate) fn bins(
     if u32::try_from(detections.len().max(truth.annotations.len())).is_err() {
         return Err(Error::Data("more than 4294967295 results or annotations".to_owned()));
     }
-    let known_images =
-        params.image_ids.is_some().then(|| Ids::new(truth.images.iter().map(|image| image.id)));
+    let known_images = params.image_ids.is_some().then(|| Ids::new(truth.images.iter().map(|image| image.id)));
     let known_categories = Ids::new(truth.categories.iter().map(|category| category.id));
     let mut unknown = None;
     let mut by_category = vec![Vec::new(); scope.categories.len()];
@@ -71,12 +70,8 @@ pub(crate) fn bins(
             )));
         }
         match (image, scope.categories.index_of(category_id)) {
-            (Some(image), Some(category)) => {
-                by_category[category].push(Member { image: image as u32, index })
-            }
-            _ if known_categories.index_of(category_id).is_none() => {
-                unknown.get_or_insert((0, category_id)).0 += 1
-            }
+            (Some(image), Some(category)) => by_category[category].push(Member { image: image as u32, index }),
+            _ if known_categories.index_of(category_id).is_none() => unknown.get_or_insert((0, category_id)).0 += 1,
             _ => {}
         }
     }
@@ -85,8 +80,7 @@ pub(crate) fn bins(
     }
     let mut truths = vec![Vec::new(); scope.categories.len()];
     for (annotation, index) in truth.annotations.iter().zip(0..) {
-        let found =
-            (scope.images.index_of(annotation.image_id), scope.categories.index_of(annotation.category_id));
+        let found = (scope.images.index_of(annotation.image_id), scope.categories.index_of(annotation.category_id));
         if let (Some(image), Some(category)) = found {
             truths[category].push(Member { image: image as u32, index });
         }

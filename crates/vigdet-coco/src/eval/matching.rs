@@ -115,18 +115,13 @@ fn chunk(
             (None, None) => break,
         };
         let (these, rest) = ranked.split_at(ranked.iter().take_while(|r| r.image == image).count());
-        let (those, others) =
-            truths.split_at(truths.iter().take_while(|member| member.image == image).count());
+        let (those, others) = truths.split_at(truths.iter().take_while(|member| member.image == image).count());
         (ranked, truths) = (rest, others);
         let these = &these[..these.len().min(params.most_dets())];
         shapes.compute(these, those, &mut overlaps)?;
         group.begin(those.iter().map(|member| &annotations[member.index as usize]));
         for (rank, detection) in these.iter().enumerate() {
-            matches.entries.push(Entry {
-                score: detections[detection.index as usize].score,
-                image,
-                rank: rank as u32,
-            });
+            matches.entries.push(Entry { score: detections[detection.index as usize].score, image, rank: rank as u32 });
             group.match_detection(&overlaps, rank, &mut matches.outcomes);
         }
         if !those.is_empty() {

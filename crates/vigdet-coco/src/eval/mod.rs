@@ -132,12 +132,7 @@ impl Evaluation {
 ///
 /// # Errors
 /// A detection is in an image that `truth` does not have, a mask is missing or impossible, a parameter is.
-pub fn evaluate(
-    truth: &Dataset,
-    detections: &[Detection],
-    iou_type: IouType,
-    params: &Params,
-) -> Result<Evaluation> {
+pub fn evaluate(truth: &Dataset, detections: &[Detection], iou_type: IouType, params: &Params) -> Result<Evaluation> {
     let task = Task::new(truth, detections, iou_type, params)?;
     let mut curves = Curves::empty(&task.params, task.bins.truths.len());
     task.each_category_with(curves.by_category(), |mut of_category, matches| {
@@ -186,8 +181,7 @@ impl OfCategory<'_> {
     fn write(&mut self, (a, m, t): (usize, usize, usize), row: &accumulate::Row<'_>) {
         self.recall[[t, a, m]] = row.recall;
         let values = row.precisions().zip(row.scores());
-        let targets =
-            self.precision.slice_mut(s![t, .., a, m]).into_iter().zip(self.scores.slice_mut(s![t, .., a, m]));
+        let targets = self.precision.slice_mut(s![t, .., a, m]).into_iter().zip(self.scores.slice_mut(s![t, .., a, m]));
         for ((precision, score), (precision_here, score_here)) in values.zip(targets) {
             (*precision_here, *score_here) = (precision, score);
         }
@@ -242,26 +236,15 @@ impl<'a> Task<'a> {
     }
 
     /// As `each_category`, with something of each category's own.
-    fn each_category_with<O: Send, T: Send>(
-        &self,
-        own: Vec<O>,
-        of: impl Fn(O, Matches) -> T + Sync,
-    ) -> Result<Vec<T>> {
+    fn each_category_with<O: Send, T: Send>(&self, own: Vec<O>, of: impl Fn(O, Matches) -> T + Sync) -> Result<Vec<T>> {
         (self.bins.detections.par_iter())
             .zip(&self.bins.truths)
             .zip(own)
             .with_max_len(1)
             .map(|((detection_bin, truth_bin), own)| {
                 let annotations = &self.truth.annotations;
-                matching::category(
-                    &self.shapes,
-                    self.detections,
-                    annotations,
-                    detection_bin,
-                    truth_bin,
-                    &self.params,
-                )
-                .map(|matches| of(own, matches))
+                matching::category(&self.shapes, self.detections, annotations, detection_bin, truth_bin, &self.params)
+                    .map(|matches| of(own, matches))
             })
             .collect()
     }
@@ -275,8 +258,7 @@ impl<'a> Task<'a> {
         let warnings = self.warnings();
         let Task { truth, iou_type, params, scope, bins, .. } = self;
         let counts = |member: &group::Member| !truth.annotations[member.index as usize].iscrowd;
-        let objects =
-            bins.truths.iter().map(|bin| bin.iter().filter(|member| counts(member)).count()).collect();
+        let objects = bins.truths.iter().map(|bin| bin.iter().filter(|member| counts(member)).count()).collect();
         let Curves { precision, scores, recall } = curves;
         let categories = if params.use_categories { categories(truth, &scope) } else { Vec::new() };
         Evaluation { precision, scores, recall, iou_type, params, categories, objects, warnings }

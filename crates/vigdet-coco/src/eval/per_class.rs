@@ -51,19 +51,16 @@ pub(super) fn of(evaluation: &Evaluation) -> Vec<ClassResult> {
     let m = params.max_dets.len() - 1;
     let area = |label: &str| params.area(label);
     let result = |(k, category): (usize, &crate::types::Category)| {
-        let of_area =
-            |a: usize| mean_of_present(evaluation.precision.slice(s![.., .., k, a, m]).iter().copied());
+        let of_area = |a: usize| mean_of_present(evaluation.precision.slice(s![.., .., k, a, m]).iter().copied());
         let ap_per_area: Vec<f64> = (0..params.areas.len()).map(of_area).collect();
         let ap = |label: &str| area(label).map_or(-1.0, |a| ap_per_area[a]);
         let ap_per_iou: Vec<f64> = (0..params.iou_thresholds.len())
             .map(|t| {
-                area("all").map_or(-1.0, |a| {
-                    mean_of_present(evaluation.precision.slice(s![t, .., k, a, m]).iter().copied())
-                })
+                area("all")
+                    .map_or(-1.0, |a| mean_of_present(evaluation.precision.slice(s![t, .., k, a, m]).iter().copied()))
             })
             .collect();
-        let at =
-            |iou: f64| params.iou_thresholds.iter().position(|&t| t == iou).map_or(-1.0, |t| ap_per_iou[t]);
+        let at = |iou: f64| params.iou_thresholds.iter().position(|&t| t == iou).map_or(-1.0, |t| ap_per_iou[t]);
         ClassResult {
             category_id: category.id,
             name: category.name.clone(),
@@ -74,8 +71,7 @@ pub(super) fn of(evaluation: &Evaluation) -> Vec<ClassResult> {
             ap_small: ap("small"),
             ap_medium: ap("medium"),
             ap_large: ap("large"),
-            ar: area("all")
-                .map_or(-1.0, |a| mean_of_present(evaluation.recall.slice(s![.., k, a, m]).iter().copied())),
+            ar: area("all").map_or(-1.0, |a| mean_of_present(evaluation.recall.slice(s![.., k, a, m]).iter().copied())),
             ap_per_iou,
             ap_per_area: ap_per_area.clone(),
         }
@@ -93,19 +89,15 @@ pub(super) fn table(evaluation: &Evaluation) -> String {
         let _ = write!(table, " {title:>6}");
     }
     let areas = evaluation.params.areas.iter().enumerate();
-    let extra: Vec<(usize, &str)> = areas
-        .map(|(a, area)| (a, area.label.as_str()))
-        .filter(|(_, label)| !AREA_LABELS.contains(label))
-        .collect();
+    let extra: Vec<(usize, &str)> =
+        areas.map(|(a, area)| (a, area.label.as_str())).filter(|(_, label)| !AREA_LABELS.contains(label)).collect();
     for (_, label) in &extra {
         let _ = write!(table, " {label:>6}");
     }
     for class in &classes {
         let _ = write!(table, "\n{:<width$} {:>8}", class.label(), class.objects);
         let cell = |value: f64| if value < 0.0 { "-".to_owned() } else { format!("{value:.3}") };
-        for value in
-            [class.ap, class.ap50, class.ap75, class.ap_small, class.ap_medium, class.ap_large, class.ar]
-        {
+        for value in [class.ap, class.ap50, class.ap75, class.ap_small, class.ap_medium, class.ap_large, class.ar] {
             let _ = write!(table, " {:>6}", cell(value));
         }
         for &(a, label) in &extra {

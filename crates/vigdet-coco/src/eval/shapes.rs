@@ -86,8 +86,7 @@ impl<'a> Shapes<'a> {
             }
         }
         if iou_type == IouType::Segm {
-            let count =
-                |with: fn(&Detection) -> bool| detections.iter().filter(|detection| with(detection)).count();
+            let count = |with: fn(&Detection) -> bool| detections.iter().filter(|detection| with(detection)).count();
             let both = count(|detection| detection.segmentation.is_some() && detection.bbox.is_some());
             if areas_of_boxes && both > 0 {
                 warnings.push(Warning::AreaOfBox { detections: both });
@@ -217,9 +216,7 @@ impl<'a> Shapes<'a> {
         let annotation = &self.truth[member.index as usize];
         let id = annotation.id;
         let Some(segmentation) = &annotation.segmentation else {
-            return Err(Error::Data(format!(
-                "annotation {id} has no segmentation, which a mask evaluation needs"
-            )));
+            return Err(Error::Data(format!("annotation {id} has no segmentation, which a mask evaluation needs")));
         };
         let rle = self
             .draw(segmentation, member.image)
@@ -239,11 +236,7 @@ impl<'a> Shapes<'a> {
         drawn.map_err(|error| Error::Data(format!("result {}, segmentation: {error}", ranked.index)))
     }
 
-    fn draw<'b>(
-        &self,
-        segmentation: &'b Segmentation,
-        image: u32,
-    ) -> std::result::Result<Cow<'b, Rle>, String> {
+    fn draw<'b>(&self, segmentation: &'b Segmentation, image: u32) -> std::result::Result<Cow<'b, Rle>, String> {
         match segmentation {
             Segmentation::Rle(rle) => Ok(Cow::Borrowed(rle)),
             Segmentation::Polygons(polygons) => self.size(image).and_then(|(height, width)| {
@@ -255,10 +248,10 @@ impl<'a> Shapes<'a> {
     /// Height and width of an image that something is to be drawn on.
     fn size(&self, image: u32) -> std::result::Result<(u32, u32), String> {
         match self.sizes[image as usize] {
-            (0, _) | (_, 0) => Err(
-                "to draw it the width and the height of its image are needed, which the ground truth lacks"
-                    .to_owned(),
-            ),
+            (0, _) | (_, 0) => {
+                Err("to draw it the width and the height of its image are needed, which the ground truth lacks"
+                    .to_owned())
+            }
             size => Ok(size),
         }
     }

@@ -53,14 +53,8 @@ impl Evaluation {
     pub fn extra_lines(&self) -> Vec<String> {
         let params = &self.params;
         let extra = params.areas.iter().filter(|area| !AREA_LABELS.contains(&area.label.as_str()));
-        let line = |average_precision, area| Line {
-            average_precision,
-            iou: None,
-            area,
-            max_dets: params.most_dets(),
-        };
-        let lines = extra
-            .flat_map(|area| [true, false].map(|average_precision| line(average_precision, &area.label)));
+        let line = |average_precision, area| Line { average_precision, iou: None, area, max_dets: params.most_dets() };
+        let lines = extra.flat_map(|area| [true, false].map(|average_precision| line(average_precision, &area.label)));
         lines.map(|line| line.text(params, line.value(self))).collect()
     }
 }

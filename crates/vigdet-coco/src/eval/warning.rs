@@ -54,10 +54,7 @@ impl Warning {
             | Warning::BoxesAsMasks { .. }
             | Warning::SizesDiffer { .. }
             | Warning::NoResults => true,
-            Warning::IgnoreOverwritten { .. }
-            | Warning::IdZero
-            | Warning::NoHundred
-            | Warning::NoAreas { .. } => false,
+            Warning::IgnoreOverwritten { .. } | Warning::IdZero | Warning::NoHundred | Warning::NoAreas { .. } => false,
         }
     }
 }
@@ -83,10 +80,9 @@ impl fmt::Display for Warning {
             Warning::BoxesAsMasks { detections } => {
                 write!(f, "{detections} results have no mask: they are evaluated as rectangles")
             }
-            Warning::SizesDiffer { pairs } => write!(
-                f,
-                "{pairs} pairs of result and annotation have masks of different sizes: they do not match"
-            ),
+            Warning::SizesDiffer { pairs } => {
+                write!(f, "{pairs} pairs of result and annotation have masks of different sizes: they do not match")
+            }
             Warning::NoResults => write!(f, "there are no results"),
             Warning::NoHundred => {
                 write!(f, "the first line is for 100 detections, which is not among the numbers of detections: -1")

@@ -291,10 +291,7 @@ pub(super) fn dataset(bytes: &[u8]) -> Option<RawDataset> {
     Some(RawDataset { images: images?, annotations: annotations?, categories: categories? })
 }
 
-fn all<'a, T>(
-    scanner: &mut Scanner<'a>,
-    mut read: impl FnMut(&mut Scanner<'a>) -> Option<T>,
-) -> Option<Vec<T>> {
+fn all<'a, T>(scanner: &mut Scanner<'a>, mut read: impl FnMut(&mut Scanner<'a>) -> Option<T>) -> Option<Vec<T>> {
     let mut values = Vec::new();
     scanner.list(|scanner| {
         values.push(read(scanner)?);
@@ -312,12 +309,7 @@ fn image(scanner: &mut Scanner<'_>) -> Option<RawImage> {
         b"height" => put_optional(&mut height, optional_pixels(scanner)?),
         _ => scanner.skip(),
     })?;
-    Some(RawImage {
-        id: id?,
-        file_name: file_name.flatten(),
-        width: width.flatten(),
-        height: height.flatten(),
-    })
+    Some(RawImage { id: id?, file_name: file_name.flatten(), width: width.flatten(), height: height.flatten() })
 }
 
 fn optional_pixels(scanner: &mut Scanner<'_>) -> Option<Option<Pixels>> {
@@ -427,15 +419,9 @@ mod tests {
         // Nothing that looks like the beginning of an object as far as 64 overlaps beyond the first block, but within
         // the file.
         assert_eq!(read(&long(3000)), None);
-        for (head, list) in [
-            ("[", true),
-            (" [\n{", true),
-            ("[ ]", true),
-            (" ", true),
-            ("{", false),
-            ("[[", false),
-            ("x", false),
-        ] {
+        for (head, list) in
+            [("[", true), (" [\n{", true), ("[ ]", true), (" ", true), ("{", false), ("[[", false), ("x", false)]
+        {
             assert_eq!(begins_a_list(head.as_bytes()), list, "{head}");
         }
     }
@@ -454,8 +440,7 @@ mod tests {
 
     #[test]
     fn lists_that_do_not_end_are_not_plain() {
-        for text in ["", "[", "[]]", "[] x", "{}", "[{}]", &TRICKY.trim_end()[..TRICKY.trim_end().len() - 1]]
-        {
+        for text in ["", "[", "[]]", "[] x", "{}", "[{}]", &TRICKY.trim_end()[..TRICKY.trim_end().len() - 1]] {
             for block in [3, 50, 1000] {
                 assert_eq!(in_blocks(&file(text), block, 16).unwrap(), None, "{text}");
             }

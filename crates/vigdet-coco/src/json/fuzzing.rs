@@ -11,8 +11,8 @@ use std::io::{Seek, Write};
 /// Reads any bytes as results, as an annotation file and as a mask, and panics where two ways of reading disagree.
 pub fn check(bytes: &[u8]) {
     let slow = serde_json::from_slice::<Vec<RawDetection>>(bytes).ok();
-    let slow = slow
-        .and_then(|raw| raw.into_iter().enumerate().map(|(i, raw)| reader::detection(i, raw).ok()).collect());
+    let slow =
+        slow.and_then(|raw| raw.into_iter().enumerate().map(|(i, raw)| reader::detection(i, raw).ok()).collect());
     if let Some(fast) = fast::detections_of_bytes(bytes) {
         assert_eq!(Some(fast), slow);
     }
@@ -39,10 +39,7 @@ fn in_blocks(bytes: &[u8]) -> Option<Vec<Detection>> {
     let block = 1 + u64::from(*bytes.last()?) % 64;
     FILE.with_borrow_mut(|file| {
         let file = file.get_or_insert_with(|| tempfile::tempfile().expect("a temporary file"));
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(bytes))
-            .expect("a full disk?");
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(bytes)).expect("a full disk?");
         fast::in_blocks(file, block, 8).expect("the file can be read")
     })
 }

@@ -129,9 +129,7 @@ pub(super) struct Pixels(pub u32);
 impl<'de> Deserialize<'de> for Pixels {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pixels, D::Error> {
         let Integer(value) = Integer::deserialize(deserializer)?;
-        u32::try_from(value)
-            .map(Pixels)
-            .map_err(|_| D::Error::custom(format!("{value} is not a number of pixels")))
+        u32::try_from(value).map(Pixels).map_err(|_| D::Error::custom(format!("{value} is not a number of pixels")))
     }
 }
 

@@ -130,9 +130,7 @@ fn annotation(raw: RawAnnotation) -> Result<Annotation> {
     let bbox = match (raw.bbox.and_then(|Bbox(bbox)| bbox), &raw.segmentation) {
         (Some(bbox), _) => bbox,
         (None, Some(Segmentation::Rle(rle))) => rle.bbox(),
-        (None, Some(Segmentation::Polygons(polygons)))
-            if polygons.iter().any(|polygon| polygon.len() >= 2) =>
-        {
+        (None, Some(Segmentation::Polygons(polygons))) if polygons.iter().any(|polygon| polygon.len() >= 2) => {
             extent(polygons)
         }
         (None, _) => {

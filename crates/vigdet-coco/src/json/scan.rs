@@ -16,8 +16,8 @@ const MAX_DEPTH: usize = 100;
 /// rounded once, which is the right rounding.
 const EXACT: u64 = 1 << 53;
 const POWERS: [f64; 23] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18,
-    1e19, 1e20, 1e21, 1e22,
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20,
+    1e21, 1e22,
 ];
 
 impl<'a> Scanner<'a> {
@@ -250,10 +250,7 @@ impl<'a> Scanner<'a> {
             exponent += if sign == Some(b'-') { -(value as i64) } else { value as i64 };
         }
         // 19 digits fit 64 bits.
-        if whole_digits + fraction_digits <= 19
-            && mantissa <= EXACT
-            && exponent.unsigned_abs() < POWERS.len() as u64
-        {
+        if whole_digits + fraction_digits <= 19 && mantissa <= EXACT && exponent.unsigned_abs() < POWERS.len() as u64 {
             let power = POWERS[exponent.unsigned_abs() as usize];
             let value = if exponent < 0 { mantissa as f64 / power } else { mantissa as f64 * power };
             return Some(if negative { -value } else { value });

@@ -55,11 +55,7 @@ pub fn precision_recall(path: &Path, evaluation: &Evaluation) -> Result<()> {
             let label = if *ap < 0.0 { format!("IoU {iou:.2}") } else { format!("IoU {iou:.2}: AP {ap:.3}") };
             let y = 60 + LINE * (t / nth) as i32;
             beside.draw(&PathElement::new(vec![(0, y), (20, y)], colour.stroke_width(3)))?;
-            beside.draw(&Text::new(
-                label,
-                (28, y),
-                style::text(15.0).pos(Pos::new(HPos::Left, VPos::Center)),
-            ))?;
+            beside.draw(&Text::new(label, (28, y), style::text(15.0).pos(Pos::new(HPos::Left, VPos::Center))))?;
         }
         Ok(())
     })
@@ -100,13 +96,9 @@ pub fn class_ap(path: &Path, evaluation: &Evaluation) -> Result<()> {
 pub fn errors(path: &Path, errors: &Errors) -> Result<()> {
     let row = |name: &str, value: f64, note: String| Row { name: name.to_owned(), value, behind: 0.0, note };
     let mut rows: Vec<Row> = (errors.kinds.iter())
-        .map(|cost| {
-            row(cost.kind.name(), cost.cost, format!("{:+.4}  ({})", cost.cost, counted(cost.count, "error")))
-        })
+        .map(|cost| row(cost.kind.name(), cost.cost, format!("{:+.4}  ({})", cost.cost, counted(cost.count, "error"))))
         .collect();
-    for (name, cost) in
-        [("false positives", errors.false_positives), ("false negatives", errors.false_negatives)]
-    {
+    for (name, cost) in [("false positives", errors.false_positives), ("false negatives", errors.false_negatives)] {
         rows.push(row(name, cost, format!("{cost:+.4}")));
     }
     let most = rows.iter().map(|row| row.value).fold(0.01, f64::max);
@@ -138,8 +130,7 @@ fn bars(path: &Path, title: &str, rows: &[Row], most: f64) -> Result<()> {
         root.draw(&Text::new(title.to_owned(), (24, 18), caption))?;
         let x = |value: f64| LEFT + (value.max(0.0) / most * f64::from(WIDTH)).round() as i32;
         for (row, y) in rows.iter().zip((TOP..).step_by(ROW as usize)) {
-            let bar =
-                |to: f64, style: ShapeStyle| Rectangle::new([(LEFT, y + 3), (x(to), y + ROW - 4)], style);
+            let bar = |to: f64, style: ShapeStyle| Rectangle::new([(LEFT, y + 3), (x(to), y + ROW - 4)], style);
             root.draw(&bar(row.behind, style::colour(5).mix(0.4).filled()))?;
             root.draw(&bar(row.value, style::colour(0).filled()))?;
             let middle = y + ROW / 2;
@@ -190,12 +181,8 @@ pub fn ap_by_size(path: &Path, sizes: &[SizeResult]) -> Result<()> {
             .bold_line_style(style::GRID)
             .light_line_style(TRANSPARENT)
             .draw()?;
-        chart.draw_series(LineSeries::new(
-            present.iter().map(|size| (middle(size), size.ap)),
-            style::line(0),
-        ))?;
-        let dots =
-            present.iter().map(|size| Circle::new((middle(size), size.ap), 5, style::colour(0).filled()));
+        chart.draw_series(LineSeries::new(present.iter().map(|size| (middle(size), size.ap)), style::line(0)))?;
+        let dots = present.iter().map(|size| Circle::new((middle(size), size.ap), 5, style::colour(0).filled()));
         chart.draw_series(dots)?;
         // In a row above the plot, where no curve comes.
         for size in present {

@@ -35,26 +35,21 @@ pub fn confusion(path: &Path, confusion: &Confusion) -> Result<()> {
     picture(path, (size.0.max(560), size.1), |root| {
         let title = (style::FONT, 22.0).into_font().style(FontStyle::Bold).color(&style::INK);
         root.draw(&Text::new(caption, (24, 16), title))?;
-        let note =
-            format!("rows: truth, columns: detected (score ≥ {}, IoU ≥ {})", confusion.score, confusion.iou);
+        let note = format!("rows: truth, columns: detected (score ≥ {}, IoU ≥ {})", confusion.score, confusion.iou);
         root.draw(&Text::new(note, (24, 44), style::text(14.0)))?;
         let names = style::text(13.0);
         for (row, &truth) in shown.iter().enumerate() {
             let y = top + cell * row as i32;
             let right = names.clone().pos(Pos::new(HPos::Right, VPos::Center));
             root.draw(&Text::new(name(truth), (left - 8, y + cell / 2), right))?;
-            let upright =
-                names.clone().transform(FontTransform::Rotate270).pos(Pos::new(HPos::Left, VPos::Center));
+            let upright = names.clone().transform(FontTransform::Rotate270).pos(Pos::new(HPos::Left, VPos::Center));
             root.draw(&Text::new(name(truth), (left + cell * row as i32 + cell / 2, top - 8), upright))?;
             let sum: u64 = confusion.counts.row(truth).sum();
             for (column, &detected) in shown.iter().enumerate() {
                 let x = left + cell * column as i32;
                 let number = confusion.counts[(truth, detected)];
                 let fraction = number as f64 / sum.max(1) as f64;
-                root.draw(&Rectangle::new(
-                    [(x, y), (x + cell - 1, y + cell - 1)],
-                    style::heat(fraction).filled(),
-                ))?;
+                root.draw(&Rectangle::new([(x, y), (x + cell - 1, y + cell - 1)], style::heat(fraction).filled()))?;
                 if number > 0 {
                     let ink = if fraction > 0.55 { &style::PAPER } else { &style::INK };
                     let size = f64::from(cell) / (number.to_string().len() as f64 * 0.62 + 0.6);

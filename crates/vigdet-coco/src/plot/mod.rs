@@ -25,8 +25,7 @@ fn picture<'a>(
         draw(&root)?;
         root.present()
     };
-    drawn()
-        .map_err(|error| Error::File { path: path.to_path_buf(), message: format!("cannot draw: {error}") })
+    drawn().map_err(|error| Error::File { path: path.to_path_buf(), message: format!("cannot draw: {error}") })
 }
 
 /// A name of at most `limit` characters.

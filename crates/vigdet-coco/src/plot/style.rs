@@ -115,10 +115,7 @@ pub struct Axes<'a> {
 
 impl Axes<'_> {
     /// Draws title, axes and grid, and gives the chart for the series.
-    pub fn draw<'b, DB: DrawingBackend + 'b>(
-        &self,
-        area: &DrawingArea<DB, Shift>,
-    ) -> DrawResult<Chart<'b, DB>, DB> {
+    pub fn draw<'b, DB: DrawingBackend + 'b>(&self, area: &DrawingArea<DB, Shift>) -> DrawResult<Chart<'b, DB>, DB> {
         register_font();
         let mut chart = ChartBuilder::on(area)
             .caption(self.title, (FONT, 22).into_font().style(FontStyle::Bold).color(&INK))

@@ -147,8 +147,7 @@ impl Rle {
         let mut union: Vec<u32> = Vec::new();
         for (index, polygon) in polygons.iter().enumerate() {
             polygon::fill(&mut runs, polygon, index, height, width)?;
-            union =
-                if index == 0 { runs.clone() } else { overlap::merge(&union, &runs, overlap::Join::Union) };
+            union = if index == 0 { runs.clone() } else { overlap::merge(&union, &runs, overlap::Join::Union) };
         }
         Ok(Rle::from_sound_runs(height, width, &union))
     }

@@ -299,20 +299,14 @@ mod tests {
     #[test]
     fn size_and_place_are_those_of_the_pixels() {
         for mask in masks() {
-            let pixels: Vec<usize> = mask
-                .to_columns()
-                .iter()
-                .enumerate()
-                .filter(|(_, &value)| value > 0)
-                .map(|(i, _)| i)
-                .collect();
+            let pixels: Vec<usize> =
+                mask.to_columns().iter().enumerate().filter(|(_, &value)| value > 0).map(|(i, _)| i).collect();
             assert_eq!(mask.area() as usize, pixels.len());
             if pixels.is_empty() {
                 continue;
             }
             let span = |of: fn(&usize) -> usize| {
-                let (low, high) =
-                    (pixels.iter().map(of).min().unwrap(), pixels.iter().map(of).max().unwrap());
+                let (low, high) = (pixels.iter().map(of).min().unwrap(), pixels.iter().map(of).max().unwrap());
                 (low as f64, (high - low + 1) as f64)
             };
             let ((x, w), (y, h)) = (span(|i| i / 6), span(|i| i % 6));
