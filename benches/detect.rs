@@ -1,4 +1,5 @@
-//! Suppression, RoIAlign and mask targets at the sizes of Mask R-CNN on COCO. The figures of torchvision beside them are of tests/reference/time_ops.py.
+//! Suppression, RoIAlign and mask targets at the sizes of Mask R-CNN on COCO. The figures of torchvision beside them
+//! are of tests/reference/time_ops.py.
 
 use criterion::{criterion_group, criterion_main, Criterion};
 use rand::{Rng, SeedableRng};

@@ -1,8 +1,9 @@
 //! How fast images become batches.
 //!
-//! `cargo bench --bench loader` measures decoding, resizing and augmenting one image of 640 × 480 pixels. scripts/bench_loader.py measures
-//! whole epochs beside torchvision's: it runs this program with `--epoch DATASET SHORT,LONG KIND BATCH WORKERS`;
-//! scripts/bench_classify_loader.py likewise with `--classify DATASET SIZE BATCH WORKERS KIND`.
+//! `cargo bench --bench loader` measures decoding, resizing and augmenting one image of 640 × 480 pixels.
+//! scripts/bench_loader.py measures whole epochs beside torchvision's: it runs this program with `--epoch DATASET
+//! SHORT,LONG KIND BATCH WORKERS`; scripts/bench_classify_loader.py likewise with `--classify DATASET SIZE BATCH
+//! WORKERS KIND`.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -46,7 +47,8 @@ fn main() -> Result<()> {
     }
 }
 
-/// One training epoch, timed from the first batch that is asked for to the last that is given. Prints images and seconds.
+/// One training epoch, timed from the first batch that is asked for to the last that is given. Prints images and
+/// seconds.
 fn epoch(data: &Path, config: &DataConfig, batch_size: usize) -> Result<()> {
     let split = SplitConfig {
         images: "train2017".into(),
@@ -64,8 +66,8 @@ fn epoch(data: &Path, config: &DataConfig, batch_size: usize) -> Result<()> {
     Ok(())
 }
 
-/// One epoch of a classifier's training, timed likewise: the ImageNet recipe with Mixup and CutMix (`mix`), without (`plain`), or without but with all
-/// of RandAugment's operations carried out (`all`).
+/// One epoch of a classifier's training, timed likewise: the ImageNet recipe with Mixup and CutMix (`mix`), without
+/// (`plain`), or without but with all of RandAugment's operations carried out (`all`).
 fn classify(data: &Path, size: u32, batch_size: usize, workers: usize, kind: &str) -> Result<()> {
     let mut config = ClassifyDataConfig { size, workers, repeats: 1, drop_last: false, ..Default::default() };
     match kind {

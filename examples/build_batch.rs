@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tch::{nn, Device};
 use vigdet::backbone::Pass;
-use vigdet::config::Config;
+use vigdet::config::{Config, Experiment};
 use vigdet::data::{CocoDataset, Loader, LoaderOptions};
 use vigdet::detect;
 

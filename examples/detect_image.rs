@@ -23,6 +23,6 @@ pub fn detect(weights: &Path, image: &Path) -> anyhow::Result<Vec<String>> {
     let found = predictor.detect(&[image])?.remove(0);
     let objects = found.labels.iter().zip(&found.scores).zip(&found.boxes);
     Ok(objects
-        .map(|((label, score), corners)| format!("{} {score:.2} {corners:.0?}", predictor.name(*label)))
+        .map(|((label, score), corners)| format!("{} {score:.2} {corners:.0?}", predictor.classes().name(*label)))
         .collect())
 }

@@ -1,5 +1,6 @@
-//! Do the patches of an image become alike from layer to layer? Feature diversity of ViG, and of plain residual graph convolutions (ResGCN) as deep:
-//! the same network without the fully connected layers around its graph convolutions and without feed-forward networks (Han et al., 2022, Figure 3).
+//! Do the patches of an image become alike from layer to layer? Feature diversity of ViG, and of plain residual graph
+//! convolutions (ResGCN) as deep: the same network without the fully connected layers around its graph convolutions
+//! and without feed-forward networks (Han et al., 2022, Figure 3).
 //!
 //!     cargo run --example feature_diversity -- [--model vig_ti] [--vig FILE] [--resgcn FILE] [--out DIR] [IMAGE...]
 //!
@@ -8,7 +9,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
-use clap::Parser;
 use image::RgbImage;
 use plotters::prelude::*;
 use rand::SeedableRng;
@@ -21,11 +21,11 @@ use vigdet::data::resize::{resize_into, Normalise, Slot};
 use vigdet::data::shapes::Scene;
 use vigdet::explore::diversity::diversity;
 use vigdet::graph::GraphTrace;
-use vigdet::weights::{load_classifier, read_metadata};
+use vigdet::weights::{backbone_config, load_classifier, Checkpoint};
 use vigdet_coco::plot::style::{self, Axes};
 
 /// Feature diversity over the layers of ViG and of ResGCN
-#[derive(Parser)]
+#[derive(clap::Args)]
 struct Args {
     /// vig_ti, vig_s, vig_b, pvig_ti, pvig_s, pvig_m or pvig_b
     #[arg(long, default_value = "vig_ti")]
@@ -44,7 +44,7 @@ struct Args {
 }
 
 fn main() -> std::process::ExitCode {
-    vigdet::cli::main(|args: Args| run(&args).map(|()| std::process::ExitCode::SUCCESS))
+    vigdet::cli::main("feature_diversity", |args: Args| run(&args).map(|()| std::process::ExitCode::SUCCESS))
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -68,9 +68,12 @@ fn run(args: &Args) -> Result<()> {
 
 /// Mean feature diversity of what goes into the first block and comes out of each.
 fn of_layers(model: &str, vig: bool, weights: Option<&Path>, images: &[RgbImage]) -> Result<Vec<f64>> {
-    let config = config(model, vig, weights)?;
+    let weights = weights.map(Checkpoint::open).transpose()?;
+    // ResGCN lacks the layers around its graph convolutions.
+    let changes = [format!("model.backbone.grapher_fc={vig}"), format!("model.backbone.ffn={vig}")];
+    let config = backbone_config(model, weights.as_ref(), None, &changes)?;
     tch::manual_seed(0);
-    let loaded = load_classifier(&config.model.backbone, weights, Device::Cpu)?;
+    let loaded = load_classifier(&config.model.backbone, weights.as_ref(), Device::Cpu)?;
     let batch = batch(images, &config)?;
     let mut trace = GraphTrace::detailed();
     // Random batch norms know no statistics yet: they take the batch's, as in the first step of training.
@@ -79,17 +82,6 @@ fn of_layers(model: &str, vig: bool, weights: Option<&Path>, images: &[RgbImage]
     ensure!(!trace.features.is_empty(), "{model} has no graph");
     let mean = |features: &Tensor| Ok(diversity(features)?.iter().sum::<f64>() / images.len() as f64);
     trace.features.iter().map(mean).collect()
-}
-
-/// The config in the weights' file, else what the published weights are used with; of ResGCN without the layers that it lacks.
-fn config(model: &str, vig: bool, weights: Option<&Path>) -> Result<Config> {
-    let changes = [format!("model.backbone.grapher_fc={vig}"), format!("model.backbone.ffn={vig}")];
-    let metadata = weights.map(read_metadata).transpose()?.unwrap_or_default();
-    let Some(text) = metadata.get("config") else { return Config::of_published(model, &changes) };
-    let config = Config::of_weights(text, &changes).context("the config in the weights' metadata")?;
-    let own = &config.model.backbone.name;
-    ensure!(own == model, "the weights are of {own}, not of {model}: --model {own} takes them");
-    Ok(config)
 }
 
 /// Images at the model's native size, normalised, `[B, 3, side, side]`.

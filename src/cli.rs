@@ -3,29 +3,29 @@
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
-use clap::{Args, Parser};
+use clap::{Args, Command};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use tch::Device;
+use vigdet_coco::output::Outputs;
 
 use crate::backbone;
 use crate::config::{ClassifyConfig, Config, DetectorKind};
+use crate::console::warn;
 use crate::data::panic_message;
 
-/// Which detector, and how its config is put together: a file or preset, then the flags, then `--set`.
+/// How a config is put together: a file or preset, then the flags, then `--set`.
 #[derive(Args, Clone, Debug, Default)]
-pub struct ModelArgs {
-    /// retinanet or mask_rcnn
-    pub detector: String,
+pub struct ConfigArgs {
     /// Config file, or the name of a built-in one
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Shorter side of the images, and the most of the longer side, in pixels
-    #[arg(long, value_name = "SHORT,LONG")]
-    pub size: Option<String>,
     /// cpu, cuda or cuda:N (default: cuda where there is one)
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
@@ -34,101 +34,162 @@ pub struct ModelArgs {
     pub set: Vec<String>,
 }
 
-impl ModelArgs {
-    /// The detector that was named.
-    pub fn kind(&self) -> Result<DetectorKind> {
-        DetectorKind::parse(&self.detector)
+impl ConfigArgs {
+    /// Where the network runs.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn device(&self) -> Result<Device> {
+        parse_device(self.device.as_deref())
     }
+}
 
-    /// Changes to a config, in `--set`'s form: `flags` first, then `--size`, then `--set`, which wins.
-    pub fn changes(&self, flags: impl IntoIterator<Item = String>) -> Result<Vec<String>> {
-        let mut changes: Vec<String> = flags.into_iter().collect();
+/// How a detector's config is put together.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DetectorArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigArgs,
+    /// Shorter side of the images, and the most of the longer side, in pixels
+    #[arg(long, value_name = "SHORT,LONG")]
+    pub size: Option<String>,
+}
+
+impl DetectorArgs {
+    /// Changes to a config, in `--set`'s form: `flags` first, then `data`, then `--size`, then `--set`, which wins.
+    ///
+    /// # Errors
+    /// If the size is none, or the path is not UTF-8.
+    pub fn changes(&self, flags: Vec<String>, data: Option<&Path>) -> Result<Vec<String>> {
+        let mut changes = flags;
+        if let Some(data) = data {
+            changes.push(change("data.root", path_value(data)?));
+            changes.push(change("data.builtin", Value::Null));
+        }
         if let Some(size) = &self.size {
             let [short, long] = parse_size(size)?;
             changes.push(format!("data.size=[{short},{long}]"));
             // One size for all: a config's own for tests would be of other images.
             changes.push("data.test_size=null".into());
         }
-        changes.extend(self.set.iter().cloned());
+        changes.extend(self.config.set.iter().cloned());
         Ok(changes)
-    }
-
-    /// `--config`, checked to be one of the detector that was named.
-    pub fn load_config(&self, path: &Path, changes: &[String]) -> Result<Config> {
-        let config = Config::load(path, changes)?;
-        self.check(&config, &path.display().to_string())?;
-        Ok(config)
-    }
-
-    /// Refuses a config of another detector than the one that was named.
-    pub fn check(&self, config: &Config, source: &str) -> Result<()> {
-        let kind = self.kind()?;
-        ensure!(
-            config.model.detector == kind,
-            "{source} is a config of {}, not of {}",
-            config.model.detector.name(),
-            kind.name()
-        );
-        Ok(())
-    }
-
-    /// Where the network runs.
-    pub fn device(&self) -> Result<Device> {
-        parse_device(self.device.as_deref())
     }
 }
 
-/// Which classifier, and how its config is put together: a file or preset, then the flags, then `--set`.
+/// Refuses a config of another detector than the one that was named.
+///
+/// # Errors
+/// Names both.
+pub fn check_detector(config: &Config, named: DetectorKind, source: &str) -> Result<()> {
+    let own = config.model.detector;
+    ensure!(own == named, "{source} is a config of {}, not of {}", own.name(), named.name());
+    Ok(())
+}
+
+/// How a classifier's config is put together.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ClassifierArgs {
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50
-    pub model: String,
-    /// Config file, or the name of a built-in one [default: the model's ImageNet recipe]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigArgs,
     /// Folder with train/CLASS/*.jpg and val/CLASS/*.jpg (other names: --set data.train.folder=…)
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Side of the square images that the network sees, in pixels
     #[arg(long, value_name = "PIXELS")]
     pub size: Option<u32>,
-    /// cpu, cuda or cuda:N (default: cuda where there is one)
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
-    /// Change one config value; the key may be shortened to its last part
-    #[arg(long, value_name = "KEY.PATH=VALUE")]
-    pub set: Vec<String>,
 }
 
 impl ClassifierArgs {
     /// Changes to a config, in `--set`'s form: `flags` first, then `--data` and `--size`, then `--set`, which wins.
-    pub fn changes(&self, flags: impl IntoIterator<Item = String>) -> Result<Vec<String>> {
-        ensure!(
-            backbone::NAMES.contains(&self.model.as_str()),
-            "there is no model `{}`; there are {}",
-            self.model,
-            backbone::NAMES.join(", ")
-        );
-        let mut changes: Vec<String> = flags.into_iter().collect();
+    ///
+    /// # Errors
+    /// If the path is not UTF-8.
+    pub fn changes(&self, flags: Vec<String>) -> Result<Vec<String>> {
+        let mut changes = flags;
         if let Some(data) = &self.data {
             changes.push(change("data.root", path_value(data)?));
         }
         changes.extend(self.size.map(|size| change("data.size", size)));
-        changes.extend(self.set.iter().cloned());
+        changes.extend(self.config.set.iter().cloned());
         Ok(changes)
     }
+}
 
-    /// Refuses a config of another model than the one that was named.
-    pub fn check(&self, config: &ClassifyConfig, source: &str) -> Result<()> {
-        let name = &config.model.backbone.name;
-        ensure!(*name == self.model, "{source} is a config of {name}, not of {}", self.model);
-        Ok(())
-    }
+/// Refuses a name that no model has.
+///
+/// # Errors
+/// Names those that there are.
+pub fn check_model(model: &str) -> Result<()> {
+    ensure!(backbone::NAMES.contains(&model), "there is no model `{model}`; there are {}", backbone::NAMES.join(", "));
+    Ok(())
+}
 
-    /// Where the network runs.
-    pub fn device(&self) -> Result<Device> {
-        parse_device(self.device.as_deref())
+/// Refuses a config of another model than the one that was named.
+///
+/// # Errors
+/// Names both.
+pub fn check_classifier(config: &ClassifyConfig, model: &str, source: &str) -> Result<()> {
+    let own = &config.model.backbone.name;
+    ensure!(own == model, "{source} is a config of {own}, not of {model}");
+    Ok(())
+}
+
+/// The folder for what a test of weights finds: `test` in the run that they are from, or beside them.
+pub fn test_folder(weights: &Path) -> PathBuf {
+    let folder = weights.parent().unwrap_or(Path::new(""));
+    match (folder.file_name().and_then(|name| name.to_str()), folder.parent()) {
+        (Some("checkpoints"), Some(run)) => run.join("test"),
+        _ => folder.join("test"),
     }
+}
+
+/// The files that a program reads and writes, where it may write all of the latter.
+///
+/// # Errors
+/// Those of [`Outputs::check`].
+pub fn outputs<P: AsRef<Path>>(
+    read: impl IntoIterator<Item = P>,
+    written: impl IntoIterator<Item = P>,
+) -> Result<Outputs> {
+    let mut outputs = Outputs::default();
+    read.into_iter().for_each(|path| outputs.reads(path));
+    let mut all: Vec<P> = Vec::new();
+    for path in written {
+        outputs.check(path.as_ref())?;
+        let twice = all.iter().any(|other| other.as_ref() == path.as_ref());
+        ensure!(!twice, "{} is to be written twice: choose another name for one", path.as_ref().display());
+        all.push(path);
+    }
+    Ok(outputs)
+}
+
+/// Whether a folder is the one that a run's tests go to: all in it is vigdet's.
+pub fn is_of_run(test: &Path) -> bool {
+    test.ends_with("test") && test.parent().is_some_and(|run| run.join("checkpoints").is_dir())
+}
+
+/// Makes a folder, and those that it lies in.
+///
+/// # Errors
+/// Names the folder.
+pub fn make_folder(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))
+}
+
+/// Evaluates images below a bar that `evaluate` moves with their number so far. Gives the seconds that it took, too.
+///
+/// # Errors
+/// Those of `evaluate`.
+pub fn with_bar<T>(images: usize, evaluate: impl FnOnce(&dyn Fn(usize)) -> Result<T>) -> Result<(T, f64)> {
+    let bar = ProgressBar::new(images as u64);
+    let style = ProgressStyle::with_template("[{wide_bar}] {pos}/{len} images  {eta} left")?;
+    bar.set_style(style.progress_chars("=> "));
+    let start = Instant::now();
+    let evaluated = evaluate(&|done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok((evaluated, start.elapsed().as_secs_f64()))
 }
 
 /// A flag that Ctrl-C sets, for a run to end with a checkpoint; the second Ctrl-C ends the program at once.
@@ -140,7 +201,7 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
             // Asked twice: files are written atomically, so what is there is whole.
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step, with a checkpoint (once more: at once)");
+        warn("\nstopping after this step, with a checkpoint (once more: at once)");
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(stop)
@@ -159,55 +220,53 @@ pub fn path_value(path: &Path) -> Result<Value> {
 
 /// `SHORT,LONG` in pixels.
 pub fn parse_size(text: &str) -> Result<[u32; 2]> {
-    let sides: Option<Vec<u32>> = text.split(',').map(|side| side.trim().parse().ok()).collect();
-    match sides.as_deref() {
-        Some(&[short, long]) if 0 < short && short <= long => Ok([short, long]),
-        _ => bail!(
-            "--size takes the shorter side and the most of the longer side in pixels, as in 800,1333, not `{text}`"
-        ),
-    }
+    pair(text).filter(|&[short, long]| 0 < short && short <= long).with_context(|| {
+        format!("--size takes the shorter side and the most of the longer side in pixels, as in 800,1333, not `{text}`")
+    })
 }
 
 /// `H,W` in pixels.
 pub fn parse_height_width(text: &str) -> Result<(i64, i64)> {
-    let sides: Option<Vec<i64>> = text.split(',').map(|side| side.trim().parse().ok()).collect();
-    match sides.as_deref() {
-        Some(&[height, width]) if (1..=1 << 16).contains(&height) && (1..=1 << 16).contains(&width) => {
-            Ok((height, width))
-        }
-        _ => bail!("--size takes height and width in pixels, as in 224,224, not `{text}`"),
-    }
+    let sides = pair(text).filter(|sides| sides.iter().all(|side| (1..=1 << 16).contains(side)));
+    let [height, width] =
+        sides.with_context(|| format!("--size takes height and width in pixels, as in 224,224, not `{text}`"))?;
+    Ok((height, width))
+}
+
+/// Two numbers with a comma between them.
+fn pair<T: FromStr>(text: &str) -> Option<[T; 2]> {
+    let (first, second) = text.split_once(',')?;
+    Some([first.trim().parse().ok()?, second.trim().parse().ok()?])
 }
 
 /// `cpu`, `cuda` or `cuda:N`; none: cuda where there is one.
 pub fn parse_device(name: Option<&str>) -> Result<Device> {
     let count = tch::Cuda::device_count().max(0) as usize;
-    let device = match name {
-        None if count > 0 => Device::Cuda(0),
-        None | Some("cpu") => Device::Cpu,
-        Some("cuda") => Device::Cuda(0),
-        Some(other) => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
-            Some(index) => Device::Cuda(index),
-            None => bail!("--device takes cpu, cuda or cuda:N, not `{other}`"),
-        },
+    let index = match name {
+        None if count == 0 => return Ok(Device::Cpu),
+        Some("cpu") => return Ok(Device::Cpu),
+        None | Some("cuda") => 0,
+        Some(other) => {
+            let index = other.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+            index.with_context(|| format!("--device takes cpu, cuda or cuda:N, not `{other}`"))?
+        }
     };
-    if let Device::Cuda(index) = device {
-        ensure!(
-            index < count,
-            "there is no device cuda:{index}: {}",
-            match count {
-                0 => "libtorch sees no GPU here (CUDA=1 make libtorch installs the CUDA build); --device cpu works"
-                    .into(),
-                n => format!("libtorch sees {n}"),
-            }
-        );
-    }
-    Ok(device)
+    const NONE: &str = "no GPU here (CUDA=1 make libtorch installs the CUDA build); --device cpu works";
+    let seen = if count == 0 { NONE.into() } else { count.to_string() };
+    ensure!(index < count, "there is no device cuda:{index}: libtorch sees {seen}");
+    Ok(Device::Cuda(index))
 }
 
-/// Runs a program: parses its arguments, runs it, and turns whatever goes wrong into one line and a non-zero exit.
-pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCode {
-    let args = match A::try_parse() {
+/// Runs a program of this name: parses its arguments, runs it, and turns whatever goes wrong into one line and a
+/// non-zero exit.
+pub fn main<A: Args>(name: &'static str, run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCode {
+    let command = A::augment_args(Command::new(name).version(env!("CARGO_PKG_VERSION")));
+    finish(command.try_get_matches().and_then(|matches| A::from_arg_matches(&matches)), run)
+}
+
+/// Runs what was parsed, if it was.
+pub fn finish<A>(parsed: clap::error::Result<A>, run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCode {
+    let args = match parsed {
         Ok(args) => args,
         Err(error) if !error.use_stderr() => {
             // --help and --version. A closed pipe is no reason to complain.
@@ -215,18 +274,15 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<ExitCode>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("{}", one_line_usage(&error.render().to_string()));
+            warn(&one_line_usage(&error.render().to_string()));
             return ExitCode::from(2);
         }
     };
     crate::allocator::keep_freed();
-    match caught(|| run(args)) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {}", one_line(&format!("{error:#}")));
-            ExitCode::FAILURE
-        }
-    }
+    caught(|| run(args)).unwrap_or_else(|error| {
+        warn(&format!("error: {}", one_line(&format!("{error:#}"))));
+        ExitCode::FAILURE
+    })
 }
 
 /// Runs `work`; a panic (a bug, or libtorch out of memory) becomes an error. RUST_BACKTRACE=full shows its trace too.
@@ -241,12 +297,8 @@ fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
         }
         let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
         if heard.is_empty() {
-            *heard = match info.location() {
-                Some(place) => {
-                    format!("{} ({}:{})", panic_message(info.payload()), place.file(), place.line())
-                }
-                None => panic_message(info.payload()),
-            };
+            let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
+            *heard = panic_message(info.payload()) + &place.unwrap_or_default();
         }
     }));
     let result = panic::catch_unwind(panic::AssertUnwindSafe(work));
@@ -272,12 +324,16 @@ fn one_line_usage(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::Parser;
 
-    #[derive(Parser, Debug)]
+    use super::*;
+    use crate::config::Experiment;
+
+    #[derive(clap::Parser, Debug)]
     struct Program {
+        detector: String,
         #[command(flatten)]
-        model: ModelArgs,
+        model: DetectorArgs,
     }
 
     #[test]
@@ -309,7 +365,8 @@ mod tests {
     #[test]
     fn set_wins_over_flags() {
         let args = Program::try_parse_from(["x", "retinanet", "--set", "lr=3", "--size", "5,6"]).unwrap().model;
-        let changes = args.changes([change("train.lr", 2.0), change("data.root", "a \"b\"")]).unwrap();
+        let flags = vec![change("train.lr", 2.0)];
+        let changes = args.changes(flags, Some(Path::new("a \"b\""))).unwrap();
         let config = Config::from_json_with("{}", &changes).unwrap();
         assert_eq!((config.train.lr, config.data.size), (3.0, [5, 6]));
         let with_own = r#"{"data": {"test_size": [7, 8]}}"#;

@@ -1,27 +1,47 @@
 //! The types behind `configs/*.json`: one file is one experiment, complete and readable.
 //!
-//! A missing key takes the default of its detector ([`Config::preset`] for the detector's name gives them all); an unknown key is an
-//! error that names the nearest one. `--set key.path=value` changes one value ([`Config::from_json_with`]).
+//! A missing key takes the default of its detector ([`Experiment::preset`] for the detector's name gives them all); an
+//! unknown key is an error that names the nearest one. `--set key.path=value` changes one value
+//! ([`Experiment::from_json_with`]).
 
 use anyhow::{bail, ensure, Result};
 use serde::{Deserialize, Serialize};
 
+/// A section of a config: each value with what it does and its default.
+macro_rules! section {
+    ($(#[$meta:meta])* pub struct $name:ident {
+        $($(#[$about:meta])* pub $field:ident: $type:ty = $default:expr,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$about])* pub $field: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+
 mod backbone;
-mod check;
-mod classify;
-mod classify_read;
+mod bounds;
 mod data;
-mod read;
+mod experiment;
+mod pretraining;
 mod train;
 mod two_stage;
 
 pub use backbone::{BackboneConfig, GraphConvKind, RelativeKind, Search};
-pub use classify::{
-    ClassifierConfig, ClassifyConfig, ClassifyDataConfig, ClassifyTrainConfig, EraseConfig, FolderConfig,
-    Interpolation, LrEvery, RandAugmentConfig,
-};
 pub use data::{CropConfig, DataConfig, OnError, ResizeKind, ShapesConfig, SplitConfig};
-pub use train::{CheckpointConfig, OptimizerKind, ScheduleKind, TrainConfig};
+pub use experiment::{Experiment, Task};
+pub use pretraining::{
+    ClassifierConfig, ClassifyConfig, ClassifyDataConfig, EraseConfig, FolderConfig, Interpolation, RandAugmentConfig,
+};
+pub use train::{CheckpointConfig, LrEvery, OptimizerKind, ScheduleKind, TrainConfig};
 pub use two_stage::{
     BoxLossConfig, MaskHeadConfig, MaskTargets, PasteKind, ProposalConfig, RoiConfig, RpnConfig, SampleConfig,
     SampleNormalizer,
@@ -68,8 +88,8 @@ pub struct ModelConfig {
     pub mask: bool,
     /// Mask R-CNN: the mask head.
     pub mask_head: MaskHeadConfig,
-    /// Outputs of the classifier where they stand for category ids, gaps included, as in torchvision's models of COCO (91: ids 0 to 90);
-    /// null: one for each class of the data, whatever its id.
+    /// Outputs of the classifier where they stand for category ids, gaps included, as in torchvision's models of COCO
+    /// (91: ids 0 to 90); null: one for each class of the data, whatever its id.
     pub outputs: Option<i64>,
     /// Selection of detections.
     pub test: TestConfig,
@@ -112,19 +132,13 @@ impl DetectorKind {
     }
 }
 
-/// The feature pyramid.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FpnConfig {
-    /// Width of every level.
-    pub channels: i64,
-    /// RetinaNet: what P6 is computed from, the backbone's last map or P5.
-    pub p6: P6Source,
-}
-
-impl Default for FpnConfig {
-    fn default() -> Self {
-        Self { channels: 256, p6: P6Source::C5 }
+section! {
+    /// The feature pyramid.
+    pub struct FpnConfig {
+        /// Width of every level.
+        pub channels: i64 = 256,
+        /// RetinaNet: what P6 is computed from, the backbone's last map or P5.
+        pub p6: P6Source = P6Source::C5,
     }
 }
 
@@ -139,25 +153,19 @@ pub enum P6Source {
     P5,
 }
 
-/// The dense head of RetinaNet.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HeadConfig {
-    /// 3×3 convolutions before the last one, in each of the two branches.
-    pub convs: i64,
-    /// Their width.
-    pub channels: i64,
-    /// Normalisation after each: none, or GroupNorm with 32 groups (torchvision's `v2` models).
-    pub norm: HeadNorm,
-    /// What their weights are drawn from.
-    pub init: HeadInit,
-    /// Probability of an object that the classifier's bias starts from.
-    pub prior: f64,
-}
-
-impl Default for HeadConfig {
-    fn default() -> Self {
-        Self { convs: 4, channels: 256, norm: HeadNorm::None, init: HeadInit::Normal, prior: 0.01 }
+section! {
+    /// The dense head of RetinaNet.
+    pub struct HeadConfig {
+        /// 3×3 convolutions before the last one, in each of the two branches.
+        pub convs: i64 = 4,
+        /// Their width.
+        pub channels: i64 = 256,
+        /// Normalisation after each: none, or GroupNorm with 32 groups (torchvision's `v2` models).
+        pub norm: HeadNorm = HeadNorm::None,
+        /// What their weights are drawn from.
+        pub init: HeadInit = HeadInit::Normal,
+        /// Probability of an object that the classifier's bias starts from.
+        pub prior: f64 = 0.01,
     }
 }
 
@@ -179,33 +187,35 @@ pub enum HeadInit {
     /// Normal with standard deviation 0.01, as in the RetinaNet paper.
     #[default]
     Normal,
-    /// Normal with variance 2 / fan-in (He et al., 2015). Before a norm, which undoes the scale of the weights, the paper's small ones
-    /// only make each step of the optimizer a big turn: from scratch, these learn faster.
+    /// Normal with variance 2 / fan-in (He et al., 2015). Before a norm, which undoes the scale of the weights, the
+    /// paper's small ones only make each step of the optimizer a big turn: from scratch, these learn faster.
     FanIn,
 }
 
-/// The anchor boxes: `octaves × ratios` at each place of each level.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AnchorConfig {
-    /// Pixels between places, one per level, fine to coarse. RetinaNet's pyramid starts at the stage of the first (4: C2, for small objects)
-    /// and has P6 and P7 if there are two more than stages; Mask R-CNN's levels are always five, from 4.
-    pub strides: Vec<i64>,
-    /// √area of the smallest anchor of a level, in strides.
-    pub base: f64,
-    /// Sizes per octave: base·2^(i/octaves).
-    pub octaves: i64,
-    /// Height over width.
-    pub ratios: Vec<f64>,
-    /// Round corners to whole pixels (torchvision).
-    pub round: bool,
-    /// Take strides as image size / map size, rounded down (torchvision), rather than `strides`.
-    pub strides_from_image: bool,
+section! {
+    /// The anchor boxes: `octaves × ratios` at each place of each level.
+    pub struct AnchorConfig {
+        /// Pixels between places, one per level, fine to coarse. RetinaNet's pyramid starts at the stage of the first
+        /// (4: C2, for small objects) and has P6 and P7 if there are two more than stages; Mask R-CNN's levels are
+        /// always five, from 4.
+        pub strides: Vec<i64> = vec![8, 16, 32, 64, 128],
+        /// √area of the smallest anchor of a level, in strides.
+        pub base: f64 = 4.0,
+        /// Sizes per octave: base·2^(i/octaves).
+        pub octaves: i64 = 3,
+        /// Height over width.
+        pub ratios: Vec<f64> = vec![0.5, 1.0, 2.0],
+        /// Round corners to whole pixels (torchvision).
+        pub round: bool = false,
+        /// Take strides as image size / map size, rounded down (torchvision), rather than `strides`.
+        pub strides_from_image: bool = false,
+    }
 }
 
 impl AnchorConfig {
-    /// Checks the strides against the pyramid of `levels` levels on stages with these strides, each further level half as fine as the one before.
-    /// Anchors that take their strides from the image have none of their own to check but their number.
+    /// Checks the strides against the pyramid of `levels` levels on stages with these strides, each further level half
+    /// as fine as the one before. Anchors that take their strides from the image have none of their own to check but
+    /// their number.
     pub fn check_levels(&self, stages: &[i64], levels: usize, backbone: &str) -> Result<()> {
         let last = stages.last().copied().unwrap_or(1);
         let coarser = (1..).map(|level| last << level);
@@ -219,68 +229,36 @@ impl AnchorConfig {
     }
 }
 
-impl Default for AnchorConfig {
-    fn default() -> Self {
-        Self {
-            strides: vec![8, 16, 32, 64, 128],
-            base: 4.0,
-            octaves: 3,
-            ratios: vec![0.5, 1.0, 2.0],
-            round: false,
-            strides_from_image: false,
-        }
+section! {
+    /// Assignment of anchors to objects by intersection over union.
+    pub struct MatchConfig {
+        /// At least this: positive.
+        pub positive: f64 = 0.5,
+        /// Below this: background. In between: ignored.
+        pub negative: f64 = 0.4,
+        /// Every object keeps its best anchors whatever their overlap.
+        pub low_quality: bool = true,
+        /// An anchor that lies in a crowd region by at least this share of its own area is ignored.
+        pub crowd: f64 = 0.5,
     }
 }
 
-/// Assignment of anchors to objects by intersection over union.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct MatchConfig {
-    /// At least this: positive.
-    pub positive: f64,
-    /// Below this: background. In between: ignored.
-    pub negative: f64,
-    /// Every object keeps its best anchors whatever their overlap.
-    pub low_quality: bool,
-    /// An anchor that lies in a crowd region by at least this share of its own area is ignored.
-    pub crowd: f64,
-}
-
-impl Default for MatchConfig {
-    fn default() -> Self {
-        Self { positive: 0.5, negative: 0.4, low_quality: true, crowd: 0.5 }
-    }
-}
-
-/// Losses.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LossConfig {
-    /// Focal loss: weight of positives (1 − alpha for negatives).
-    pub alpha: f64,
-    /// Focal loss: exponent.
-    pub gamma: f64,
-    /// The box loss.
-    #[serde(rename = "box")]
-    pub box_loss: BoxLoss,
-    /// Smooth L1: where it turns from square to linear; 0: nowhere, it is L1.
-    pub beta: f64,
-    /// Factor of the box loss.
-    pub box_weight: f64,
-    /// What the sums are divided by.
-    pub normalizer: LossNormalizer,
-}
-
-impl Default for LossConfig {
-    fn default() -> Self {
-        Self {
-            alpha: 0.25,
-            gamma: 2.0,
-            box_loss: BoxLoss::L1,
-            beta: 1.0 / 9.0,
-            box_weight: 1.0,
-            normalizer: LossNormalizer::Batch,
-        }
+section! {
+    /// Losses.
+    pub struct LossConfig {
+        /// Focal loss: weight of positives (1 − alpha for negatives).
+        pub alpha: f64 = 0.25,
+        /// Focal loss: exponent.
+        pub gamma: f64 = 2.0,
+        /// The box loss.
+        #[serde(rename = "box")]
+        pub box_loss: BoxLoss = BoxLoss::L1,
+        /// Smooth L1: where it turns from square to linear; 0: nowhere, it is L1.
+        pub beta: f64 = 1.0 / 9.0,
+        /// Factor of the box loss.
+        pub box_weight: f64 = 1.0,
+        /// What the sums are divided by.
+        pub normalizer: LossNormalizer = LossNormalizer::Batch,
     }
 }
 
@@ -301,29 +279,24 @@ pub enum BoxLoss {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossNormalizer {
-    /// Positives of all images that pass through the network at once: `train.micro_batch` of them, as mmdetection's those of one GPU.
+    /// Positives of all images that pass through the network at once: `train.micro_batch` of them, as mmdetection's
+    /// those of one GPU.
     #[default]
     Batch,
     /// Positives of each image, then the mean over images (torchvision).
     Image,
 }
 
-/// Selection of detections.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TestConfig {
-    /// Scores must be above this.
-    pub score: f64,
-    /// RetinaNet: candidates kept per level.
-    pub top_k: i64,
-    /// Non-maximum suppression, per class: IoU above this is a duplicate.
-    pub nms: f64,
-    /// Detections kept per image.
-    pub max_detections: i64,
-}
-
-impl Default for TestConfig {
-    fn default() -> Self {
-        Self { score: 0.05, top_k: 1000, nms: 0.5, max_detections: 100 }
+section! {
+    /// Selection of detections.
+    pub struct TestConfig {
+        /// Scores must be above this.
+        pub score: f64 = 0.05,
+        /// RetinaNet: candidates kept per level.
+        pub top_k: i64 = 1000,
+        /// Non-maximum suppression, per class: IoU above this is a duplicate.
+        pub nms: f64 = 0.5,
+        /// Detections kept per image.
+        pub max_detections: i64 = 100,
     }
 }

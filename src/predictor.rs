@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{bail, ensure, Result};
 use image::RgbImage;
 use serde::Serialize;
 use tch::{nn, Device};
 use vigdet_coco::rle::Rle;
 
+use crate::classes::{Classes, COCO_OUTPUTS};
 use crate::config::{Config, DetectorKind};
 use crate::data::{self, ImageInfo};
-use crate::detect::classes::{classes_of_outputs, coco_classes, COCO_OUTPUTS};
-use crate::detect::{self, Detections, Detector};
-use crate::weights::{self, LoadOptions};
+use crate::detect::{self, classes_of_outputs, Detections, Detector};
+use crate::weights::{Checkpoint, LoadOptions};
 
 /// What to open besides the weights. The default takes everything from the weights' own metadata, on the CPU.
 #[derive(Clone, Debug)]
@@ -21,10 +21,10 @@ pub struct PredictorOptions {
     pub detector: Option<DetectorKind>,
     /// A config to use in place of the one in the weights' metadata: a file, or a preset's name.
     pub config: Option<PathBuf>,
-    /// Changes to the config, `key.path=value` (see [`Config::from_json_with`]).
+    /// Changes to the config, `key.path=value` (see [`crate::config::Experiment::from_json_with`]).
     pub changes: Vec<String>,
-    /// (category id, name) of each label, in place of those in the weights' metadata.
-    pub classes: Option<Vec<(i64, String)>>,
+    /// The classes of the labels, in place of those in the weights' metadata.
+    pub classes: Option<Classes>,
     /// Where the network runs.
     pub device: Device,
 }
@@ -68,7 +68,7 @@ pub struct Found {
 pub struct Predictor {
     detector: Box<dyn Detector>,
     config: Config,
-    classes: Vec<(i64, String)>,
+    classes: Classes,
     device: Device,
     // The detector's variables live as long as their store.
     _store: nn::VarStore,
@@ -78,44 +78,40 @@ impl Predictor {
     /// Reads weights: config and classes from the file's metadata, unless the options have others.
     ///
     /// # Errors
-    /// If the file is not there or no weights, if its metadata lack what the options do not give, or if a variable of the detector
-    /// is missing in it or has another shape.
+    /// As [`Checkpoint::open`] and [`Predictor::new`].
     pub fn open(weights: &Path, options: &PredictorOptions) -> Result<Self> {
-        let metadata = weights::read_metadata(weights)?;
-        let config = match (&options.config, metadata.get("config")) {
-            (Some(path), _) => Config::load(path, &options.changes)?,
-            (None, Some(text)) => Config::from_json_with(text, &options.changes)
-                .with_context(|| format!("the config in {}", weights.display()))?,
-            (None, None) => bail!(
-                "{} does not say which config it was trained with: name it with --config ({})",
-                weights.display(),
-                Config::preset_names().collect::<Vec<_>>().join(", ")
-            ),
-        };
+        Self::new(&Checkpoint::open(weights)?, options)
+    }
+
+    /// [`Predictor::open`] of weights that were read.
+    ///
+    /// # Errors
+    /// If the file's metadata lack what the options do not give, or if a variable of the detector is missing in it or
+    /// has another shape.
+    pub fn new(weights: &Checkpoint, options: &PredictorOptions) -> Result<Self> {
+        let config = weights.config_in_use(options.config.as_deref(), &options.changes)?;
         if let Some(expected) = options.detector {
             ensure!(
                 config.model.detector == expected,
                 "{} is for {}, not {}",
-                options.config.as_deref().unwrap_or(weights).display(),
+                options.config.as_deref().unwrap_or(weights.path()).display(),
                 config.model.detector.name(),
                 expected.name()
             );
         }
-        let classes: Vec<(i64, String)> = match (&options.classes, metadata.get("classes")) {
-            (Some(classes), _) => classes.clone(),
-            (None, Some(text)) => serde_json::from_str(text)
-                .with_context(|| format!("the classes in {} are not [[id, name], …]", weights.display()))?,
+        let classes = match (&options.classes, weights.classes()) {
+            (Some(classes), _) | (None, Some(classes)) => classes.clone(),
             // torchvision's own files of COCO.
-            (None, None) if config.model.outputs == Some(COCO_OUTPUTS) => coco_classes(),
+            (None, None) if config.model.outputs == Some(COCO_OUTPUTS) => Classes::coco(),
             (None, None) => bail!(
                 "{} does not name its classes: give a COCO annotation file that does with --classes",
-                weights.display()
+                weights.path().display()
             ),
         };
-        let classes = classes_of_outputs(&config.model, classes)?;
+        let classes = classes_of_outputs(&config.model, &classes)?;
         let mut store = nn::VarStore::new(options.device);
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
-        weights::load_into(&store, weights, &LoadOptions { complete: true, ..Default::default() })?;
+        weights.load_into(&store, &LoadOptions { complete: true, ..LoadOptions::default() })?;
         store.freeze();
         Ok(Self { detector, config, classes, device: options.device, _store: store })
     }
@@ -130,15 +126,9 @@ impl Predictor {
         self.detector.as_ref()
     }
 
-    /// (category id, name) of each label.
-    pub fn classes(&self) -> &[(i64, String)] {
+    /// The classes of the labels.
+    pub fn classes(&self) -> &Classes {
         &self.classes
-    }
-
-    /// The name of a label, or its number where it has none.
-    pub fn name(&self, label: i64) -> String {
-        let class = usize::try_from(label).ok().and_then(|label| self.classes.get(label));
-        class.map(|(_, name)| name.clone()).filter(|name| !name.is_empty()).unwrap_or_else(|| format!("class {label}"))
     }
 
     /// Detections of one image as `detect --json` writes them.
@@ -150,8 +140,8 @@ impl Predictor {
                     category_id: usize::try_from(label)
                         .ok()
                         .and_then(|l| self.classes.get(l))
-                        .map_or(label, |class| class.0),
-                    label: self.name(label),
+                        .map_or(label, |class| class.id),
+                    label: self.classes.name(label),
                     score: *score,
                     bbox: [b[0], b[1], b[2] - b[0], b[3] - b[1]],
                     segmentation: found.mask(i, height, width),
@@ -165,8 +155,8 @@ impl Predictor {
         }
     }
 
-    /// What is seen on images of any sizes, boxes in their own pixels, best first. All go through the network at once, padded to
-    /// the largest.
+    /// What is seen on images of any sizes, boxes in their own pixels, best first. All go through the network at once,
+    /// padded to the largest.
     pub fn detect(&self, images: &[RgbImage]) -> Result<Vec<Detections>> {
         let infos: Vec<ImageInfo> = images
             .iter()

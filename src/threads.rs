@@ -8,7 +8,8 @@ use tch::{Device, Kind, Tensor};
 /// Numbers in a tensor that libtorch certainly adds up with all its threads.
 const LARGE: i64 = 1 << 20;
 
-/// Sets the threads of libtorch and of rayon's global pool, which runs vigdet's kernels. `None`: what `OMP_NUM_THREADS` says, else one per core.
+/// Sets the threads of libtorch and of rayon's global pool, which runs vigdet's kernels. `None`: what
+/// `OMP_NUM_THREADS` says, else one per core.
 ///
 /// Call it once, before the first kernel: a pool that exists keeps its threads.
 pub fn set_threads(threads: Option<usize>) {
@@ -25,9 +26,10 @@ pub fn set_threads(threads: Option<usize>) {
 
 /// Makes libtorch's idle threads sleep soon, so that they leave the cores to the kernels that run in between.
 ///
-/// GNU OpenMP's threads spin for milliseconds after each of libtorch's operations (which cost a tenth of a forward pass here), but only
-/// briefly where the process has more of them than there are cores. It counts the threads of every thread that ever ran an operation, so one
-/// more that ran a single one and waits is enough. `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY` in the environment win.
+/// GNU OpenMP's threads spin for milliseconds after each of libtorch's operations (which cost a tenth of a forward
+/// pass here), but only briefly where the process has more of them than there are cores. It counts the threads of
+/// every thread that ever ran an operation, so one more that ran a single one and waits is enough. `GOMP_SPINCOUNT` or
+/// `OMP_WAIT_POLICY` in the environment win.
 fn shorten_spinning() {
     static ONCE: Once = Once::new();
     let decided = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"].iter().any(|name| std::env::var_os(name).is_some());

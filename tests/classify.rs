@@ -10,11 +10,11 @@ use tch::Kind;
 use vigdet::config::{ClassifyDataConfig, EraseConfig, FolderConfig, Interpolation, OnError, RandAugmentConfig};
 use vigdet::data::classify::crop::{center, crop_resize, random_window, Filter, Window};
 use vigdet::data::classify::mix::{add_target, Mix};
-use vigdet::data::classify::order::{micro_batches, repeated};
 use vigdet::data::classify::rand_augment::{draw, Kind as OpKind, Op, KINDS};
 use vigdet::data::classify::{erase, ClassBatch, ClassLoader, ClassLoaderOptions};
+use vigdet::data::order::{dealt, repeated};
 use vigdet::data::ImageFolder;
-use vigdet::train::classify_evaluate::{cross_entropy, Accuracy, Count};
+use vigdet::train::accuracy::{cross_entropy, Accuracy, Count};
 
 /// Torchvision's fixtures.
 struct Fixtures(Vec<u8>);
@@ -172,7 +172,8 @@ fn crops_are_torchvisions_within_rounding() {
     assert_eq!(seen, 11);
 }
 
-/// Whether draws have the distribution whose 201 quantiles are `expected` (Kolmogorov and Smirnov's distance at 0.1%, for two samples of this size).
+/// Whether draws have the distribution whose 201 quantiles are `expected` (Kolmogorov and Smirnov's distance at 0.1%,
+/// for two samples of this size).
 fn same_distribution(mut drawn: Vec<f64>, expected: &[f64], what: &str) {
     drawn.sort_by(f64::total_cmp);
     let n = drawn.len();
@@ -232,8 +233,8 @@ fn erased_rectangles_are_distributed_as_torchvisions_and_filled_with_noise() {
         &fixtures.doubles("erase.ratio"),
         "ratio",
     );
-    // Any place where the rectangle fits, as likely as any other: of m + 1 places the middles of (m + 1) equal parts of 0 to 1 have mean 1/2
-    // and variance (1 − 1 / (m + 1)²) / 12.
+    // Any place where the rectangle fits, as likely as any other: of m + 1 places the middles of (m + 1) equal parts
+    // of 0 to 1 have mean 1/2 and variance (1 − 1 / (m + 1)²) / 12.
     type Edge = fn(&Window) -> (u32, u32);
     for edge in [(|w| (w.x, 64 - w.width)) as Edge, |w| (w.y, 64 - w.height)] {
         let found: Vec<(u32, u32)> = drawn.iter().map(edge).collect();
@@ -244,7 +245,8 @@ fn erased_rectangles_are_distributed_as_torchvisions_and_filled_with_noise() {
             places.iter().map(|&(at, count)| f(at, count)).sum::<f64>() / places.len() as f64
         };
         let apart = |at: f64, count: f64| (at + 0.5) / count - 0.5;
-        // Four standard deviations of the means of 20,000 numbers even over 0 to 1, and of their squared distance from the middle.
+        // Four standard deviations of the means of 20,000 numbers even over 0 to 1, and of their squared distance from
+        // the middle.
         assert!(mean(&apart).abs() < 4.0 * (1f64 / 12.0 / 20000.0).sqrt());
         let excess = mean(&|at, count| apart(at, count).powi(2) - (1.0 - count.powi(-2)) / 12.0);
         assert!(excess.abs() < 4.0 * (1f64 / 180.0 / 20000.0).sqrt(), "{excess}");
@@ -324,14 +326,14 @@ fn repeated_augmentation_selects_what_deits_eight_processes_do() {
     let fixtures = Fixtures::read();
     let order = fixtures.integers("sampler.order");
     // 600 images: ⌊600 / 256⌋·256 of them in an epoch, 8 × 16 a step.
-    let dealt = micro_batches(&repeated(&order, 3, 512), 128, 16);
+    let dealt = dealt(&repeated(&order, 3, 512), 128, 16);
     assert_eq!(dealt.len(), 4 * 8);
     assert_eq!(dealt.concat(), fixtures.integers("sampler.ranks"));
 }
 
 #[test]
 fn mixup_mixes_values_and_labels_by_the_same_share() {
-    let mix = Mix { share: 0.7, window: None };
+    let mix = Mix { fraction: 0.7, window: None };
     let (mut image, other) = (vec![100u8, 0, 255], vec![200u8, 255, 5]);
     mix.apply(&mut image, &other, 1);
     // 130, 76.5 to even, 180.
@@ -347,11 +349,11 @@ fn mixup_mixes_values_and_labels_by_the_same_share() {
 fn cutmix_weighs_labels_by_the_area_that_is_left() {
     // √(1 − 0.75) = a half: 16 of 32 pixels, ± 8 around the centre.
     let mix = Mix::cut(0.75, 32, 16, 16);
-    assert_eq!(mix, Mix { share: 0.75, window: Some(Window { x: 8, y: 8, width: 16, height: 16 }) });
+    assert_eq!(mix, Mix { fraction: 0.75, window: Some(Window { x: 8, y: 8, width: 16, height: 16 }) });
     // At a corner a quarter of the window is inside.
     let mix = Mix::cut(0.75, 32, 0, 31);
     assert_eq!(mix.window, Some(Window { x: 0, y: 23, width: 8, height: 9 }));
-    assert!((mix.share - (1.0 - 72.0 / 1024.0)).abs() < 1e-12);
+    assert!((mix.fraction - (1.0 - 72.0 / 1024.0)).abs() < 1e-12);
     let (mut image, other) = (vec![1u8; 3 * 32 * 32], vec![9u8; 3 * 32 * 32]);
     mix.apply(&mut image, &other, 32);
     assert_eq!(image.iter().filter(|v| **v == 9).count(), 3 * 72);
@@ -360,7 +362,7 @@ fn cutmix_weighs_labels_by_the_area_that_is_left() {
         (9, 9, 1, 1)
     );
     // Nothing is taken.
-    assert_eq!(Mix::cut(1.0, 32, 5, 5).share, 1.0);
+    assert_eq!(Mix::cut(1.0, 32, 5, 5).fraction, 1.0);
 }
 
 #[test]
@@ -373,7 +375,7 @@ fn mixes_are_drawn_as_often_and_as_strong_as_the_config_says() {
     };
     let both = drawn(|_| ());
     assert!(both.iter().all(Option::is_some));
-    let mixup: Vec<f64> = both.iter().flatten().filter(|m| m.window.is_none()).map(|m| m.share).collect();
+    let mixup: Vec<f64> = both.iter().flatten().filter(|m| m.window.is_none()).map(|m| m.fraction).collect();
     assert!((mixup.len() as f64 / 20000.0 - 0.5).abs() < 0.02);
     // Beta(0.8, 0.8): mean 1/2, variance 1 / (4·(2·0.8 + 1)).
     let mean = mixup.iter().sum::<f64>() / mixup.len() as f64;
@@ -434,7 +436,7 @@ fn batches_depend_on_seed_and_epoch_alone() {
     let three = loader(root.path(), &ClassifyDataConfig { workers: 3, ..config() }, TRAIN);
     let epoch = all(&one, 1, 0);
     assert_eq!(epoch.len(), one.batches_per_epoch());
-    assert_eq!((epoch.len(), one.steps_per_epoch()), (6, 3));
+    assert_eq!(epoch.len(), 6);
     assert!(same(&epoch, &all(&three, 1, 0)), "the number of threads changes nothing");
     assert!(same(&epoch[4..], &all(&three, 1, 4)), "nor does where an epoch is entered");
     assert!(!same(&epoch, &all(&one, 2, 0)));

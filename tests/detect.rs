@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 
 use image::{Rgb, RgbImage};
 use serde_json::Value;
-use vigdet::config::Config;
+use vigdet::classes::Classes;
+use vigdet::config::{Config, Experiment};
 use vigdet::{detect, weights};
 
 #[allow(dead_code)]
@@ -38,7 +39,7 @@ impl Bench {
     fn new() -> Self {
         let bench = Self { folder: tempfile::tempdir().unwrap() };
         let config = Config::from_json_with(TINY, &[]).unwrap();
-        let classes = vec![(7, "star".to_string()), (40, "ring".to_string())];
+        let classes = Classes::from_iter([(7, "star"), (40, "ring")]);
         tch::manual_seed(3);
         let store = tch::nn::VarStore::new(tch::Device::Cpu);
         detect::build(&store.root(), &config.model, 2).unwrap();
@@ -68,7 +69,8 @@ impl Bench {
         self.path(name)
     }
 
-    /// Runs `detect retinanet --weights tiny.safetensors` with more arguments, which are paths where such a file exists.
+    /// Runs `detect retinanet --weights tiny.safetensors` with more arguments, which are paths where such a file
+    /// exists.
     fn detect(&self, args: &[&str]) -> Output {
         let weights = self.path("tiny.safetensors");
         self.run(&[&["retinanet", "--weights", weights.to_str().unwrap(), "--device", "cpu"], args].concat())
@@ -243,8 +245,10 @@ fn the_examples_do_what_they_say() {
         "annotations/instances_train2017.json",
         r#"{"images": [{"id": 1, "file_name": "a.png", "width": 80, "height": 60},
                        {"id": 2, "file_name": "b.png", "width": 60, "height": 80}],
-            "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 30], "area": 1200, "iscrowd": 0},
-                            {"id": 2, "image_id": 2, "category_id": 9, "bbox": [5, 20, 30, 30], "area": 900, "iscrowd": 0}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 30],
+          "area": 1200, "iscrowd": 0},
+                            {"id": 2, "image_id": 2, "category_id": 9, "bbox": [5, 20, 30, 30],
+          "area": 900, "iscrowd": 0}],
             "categories": [{"id": 7, "name": "star"}, {"id": 9, "name": "ring"}]}"#,
     );
     let config = Config::from_json_with(TINY, &[]).unwrap();

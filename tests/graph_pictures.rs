@@ -10,13 +10,14 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use tch::{nn, Device, Tensor};
 use vigdet::backbone::Classifier;
-use vigdet::config::{ClassifyConfig, Config, ShapesConfig};
+use vigdet::classes::Classes;
+use vigdet::config::{ClassifyConfig, Config, Experiment, ShapesConfig};
 use vigdet::data::decode;
 use vigdet::data::shapes::{self, Scene};
 use vigdet::detect;
 use vigdet::explore::{Center, GraphViewer, ViewerOptions};
 use vigdet::plot::graph::{Centers, GraphPicture, PictureOptions};
-use vigdet::weights::{metadata_of, metadata_of_classifier, save};
+use vigdet::weights::{metadata_of, save};
 
 #[allow(dead_code)]
 #[path = "../examples/plot_graph.rs"]
@@ -167,7 +168,7 @@ fn a_detectors_checkpoint_shows_the_graph_of_its_backbone_as_it_sees_the_image()
     let config = Config::preset("retinanet_pvig_ti_shapes", &changes).unwrap();
     let store = nn::VarStore::new(Device::Cpu);
     let _detector = detect::build(&store.root(), &config.model, 1).unwrap();
-    save(&store, &weights, &metadata_of(&config, &[(1, "star".into())]).unwrap()).unwrap();
+    save(&store, &weights, &metadata_of(&config, &Classes::from_iter([(1, "star")])).unwrap()).unwrap();
     let input = ["--input", text(&image), "--out", text(&features), "--edges"];
     works(EXTRACT_FEATURES, &[&["pvig_ti", "--weights", text(&weights)][..], &input].concat());
     let plot = |model: &str, more: &[&str]| {
@@ -198,7 +199,7 @@ fn a_classifier_that_train_cls_saved_is_drawn_with_its_own_mean_and_deviation() 
     let store = nn::VarStore::new(Device::Cpu);
     let _classifier = Classifier::new(&store.root(), &config.model.backbone, 2).unwrap();
     let classes = ["cat", "dog"].map(String::from);
-    save(&store, &weights, &metadata_of_classifier(&config, &classes).unwrap()).unwrap();
+    save(&store, &weights, &metadata_of(&config, &Classes::numbered(&classes)).unwrap()).unwrap();
     std::fs::write(&named, config.to_json().unwrap()).unwrap();
 
     let input = ["--input", text(&image), "--out", text(&features), "--edges"];

@@ -1,5 +1,5 @@
-//! Masks on their way: through changes of their image, to training targets, and pasted. References are torchvision's numbers
-//! (tests/fixtures/two_stage/make_masks.py writes them) and libtorch's operations.
+//! Masks on their way: through changes of their image, to training targets, and pasted. References are torchvision's
+//! numbers (tests/fixtures/two_stage/make_masks.py writes them) and libtorch's operations.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,11 +13,12 @@ use vigdet::data::{Geometry, ImageInfo, Mask, Sample, Target};
 use vigdet::detect::boxes::Box4;
 use vigdet::detect::roi_align::RoiAlign;
 use vigdet::detect::InstanceMask;
-use vigdet::weights;
+use vigdet::weights::Checkpoint;
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Segmentation;
 
-/// An image on which a letter F is white, in a box of 12 × 12 pixels, and the letter as an object; no two of the eight positions of an F are alike.
+/// An image on which a letter F is white, in a box of 12 × 12 pixels, and the letter as an object; no two of the eight
+/// positions of an F are alike.
 fn letter(runs: bool) -> Sample {
     let outline = [8, 4, 20, 4, 20, 7, 11, 7, 11, 9, 17, 9, 17, 12, 11, 12, 11, 16, 8, 16].map(f64::from).to_vec();
     let (width, height) = (40, 24);
@@ -119,7 +120,7 @@ struct Fixture {
 impl Fixture {
     fn read() -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/two_stage/masks.safetensors");
-        let metadata = weights::read_metadata(&path).unwrap();
+        let metadata = Checkpoint::open(&path).unwrap().metadata();
         let json = |name: &str| -> Value { serde_json::from_str(&metadata[name]).unwrap() };
         let [height, width]: [u32; 2] = serde_json::from_value(json("size")).unwrap();
         let segmentation = |s: &Value| match s["counts"].as_str() {

@@ -1,16 +1,16 @@
-//! Feature pyramids and heads against torchvision's numbers (tests/fixtures/detect/make_pyramid.py writes them), and whole state dicts under
-//! torchvision's names of today and of its published files.
+//! Feature pyramids and heads against torchvision's numbers (tests/fixtures/detect/make_pyramid.py writes them), and
+//! whole state dicts under torchvision's names of today and of its published files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use tch::{nn, Device, Tensor};
-use vigdet::config::{AnchorConfig, Config, HeadConfig, ModelConfig, P6Source};
+use vigdet::config::{AnchorConfig, Config, Experiment, HeadConfig, ModelConfig, P6Source};
 use vigdet::detect::dense_head::DenseHead;
 use vigdet::detect::fpn::{Coarse, Fpn};
 use vigdet::detect::roi_heads::RoiHeads;
 use vigdet::detect::rpn::Rpn;
-use vigdet::weights::{self, LoadOptions};
+use vigdet::weights::{self, Checkpoint, LoadOptions};
 
 const CHANNELS: i64 = 8;
 const CLASSES: i64 = 3;
@@ -27,7 +27,7 @@ impl Fixture {
     fn read(kind: &'static str) -> Self {
         let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/detect/pyramid.safetensors");
         let tensors = Tensor::read_safetensors(&path).unwrap().into_iter().collect();
-        let metadata = weights::read_metadata(&path).unwrap();
+        let metadata = Checkpoint::open(&path).unwrap().metadata();
         let mut older: HashMap<String, HashMap<String, String>> = serde_json::from_str(&metadata["older"]).unwrap();
         Self { kind, tensors, older: older.remove(kind).unwrap() }
     }
@@ -50,7 +50,7 @@ impl Fixture {
             names.map(|(name, now)| (name.clone(), self.tensor(&format!("weights.{now}")).shallow_clone())).collect();
         weights::write_tensors(&model, &path, &Default::default()).unwrap();
         let options = LoadOptions { complete: true, ..Default::default() };
-        let report = weights::load_into(store, &path, &options).unwrap();
+        let report = Checkpoint::open(&path).unwrap().load_into(store, &options).unwrap();
         assert!(report.unused.is_empty() && report.loaded.len() == model.len(), "{report}");
     }
 
@@ -148,7 +148,8 @@ fn mask_rcnns_pyramid_and_region_proposal_head() {
     assert_close(&said.deltas, fixture.tensor("deltas"), "deltas");
 }
 
-/// Whole state dicts, not single names: nothing is missing, nothing is left over, and every tensor is where today's name would put it.
+/// Whole state dicts, not single names: nothing is missing, nothing is left over, and every tensor is where today's
+/// name would put it.
 #[test]
 fn the_names_of_torchvisions_published_files_give_the_same_weights() {
     for (kind, store) in [("retinanet_p5", retinanet().0), ("mask_rcnn", MaskRcnn::new().store)] {

@@ -1,188 +1,15 @@
-//! The programs as users start them: training, stopping, resuming, testing, and everything that can go wrong on the way.
+//! The programs as users start them: training, stopping, resuming, testing, and everything that can go wrong on the
+//! way.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
 
-use image::{Rgb, RgbImage};
+use image::RgbImage;
 use serde_json::{json, Value};
 
-/// A program with its arguments. Two threads: what is compared to the bit must not depend on luck.
-fn program(name: &str, args: &[&str]) -> Command {
-    let path = match name {
-        "train_det" => env!("CARGO_BIN_EXE_train_det"),
-        "test_det" => env!("CARGO_BIN_EXE_test_det"),
-        "shapes" => env!("CARGO_BIN_EXE_shapes"),
-        other => panic!("no program {other}"),
-    };
-    let mut command = Command::new(path);
-    command.args(args).env("OMP_WAIT_POLICY", "passive").stdin(Stdio::null());
-    command
-}
-
-fn run(name: &str, args: &[&str]) -> Output {
-    program(name, args).output().unwrap()
-}
-
-/// Standard output of a program that must succeed.
-fn succeed(name: &str, args: &[&str]) -> String {
-    let output = run(name, args);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{name} {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// The message of a program that must fail: one line, and no panic.
-fn fail(name: &str, args: &[&str]) -> String {
-    let output = run(name, args);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success(), "{name} {args:?} succeeded");
-    assert!(output.status.code().is_some(), "{name} {args:?} was killed");
-    assert_eq!(text.trim_end().lines().count(), 1, "{name} {args:?}: {text}");
-    assert!(text.starts_with("error: ") && !text.contains("something went wrong inside"), "{name} {args:?}: {text}");
-    text
-}
-
-/// A small data set in COCO's layout: bright rectangles (category 7) and dark ones (category 3) on noise, wide and tall images.
-struct Data {
-    folder: tempfile::TempDir,
-}
-
-impl Data {
-    fn new() -> Self {
-        let data = Self { folder: tempfile::tempdir().unwrap() };
-        std::fs::create_dir(data.root().join("annotations")).unwrap();
-        data.draw("train", 10);
-        data.draw("val", 4);
-        data
-    }
-
-    fn root(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn arg(&self) -> &str {
-        self.root().to_str().unwrap()
-    }
-
-    fn annotations(&self, split: &str) -> PathBuf {
-        self.root().join(format!("annotations/instances_{split}2017.json"))
-    }
-
-    fn draw(&self, split: &str, count: u32) {
-        std::fs::create_dir(self.root().join(format!("{split}2017"))).unwrap();
-        let (mut images, mut annotations) = (Vec::new(), Vec::new());
-        for i in 0..count {
-            let (width, height) = if i % 3 == 0 { (64, 96) } else { (96, 64) };
-            let name = format!("{i:03}.png");
-            let mut state = i * 7919 + split.len() as u32;
-            let mut noise = move || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                state >> 16
-            };
-            let mut image = RgbImage::from_fn(width, height, |_, _| Rgb([(); 3].map(|()| 100 + (noise() % 50) as u8)));
-            for object in 0..2 {
-                let (w, h) = (20 + noise() % 20, 20 + noise() % 20);
-                let (x, y) = (noise() % (width - w), noise() % (height - h));
-                let bright = (i + object) % 2 == 0;
-                for (px, py) in (x..x + w).flat_map(|px| (y..y + h).map(move |py| (px, py))) {
-                    image.put_pixel(px, py, Rgb(if bright { [230, 220, 90] } else { [10, 30, 60] }));
-                }
-                annotations.push(json!({
-                    "id": annotations.len() + 1, "image_id": 100 + i, "category_id": if bright { 7 } else { 3 },
-                    "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
-                }));
-            }
-            image.save(self.root().join(format!("{split}2017")).join(&name)).unwrap();
-            images.push(json!({ "id": 100 + i, "file_name": name, "width": width, "height": height }));
-        }
-        let categories = json!([{ "id": 3, "name": "dark" }, { "id": 7, "name": "bright" }]);
-        let file = json!({ "images": images, "annotations": annotations, "categories": categories });
-        std::fs::write(self.annotations(split), file.to_string()).unwrap();
-    }
-}
-
-/// A model that trains in moments, on every feature that has a state: average, clipping, stochastic depth, flips, micro batches.
-const TINY: &str = r#"{
-  "model": {
-    "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1], "drop_path": 0.3 },
-    "fpn": { "channels": 16 }, "head": { "convs": 1, "channels": 16, "prior": 0.1 }, "anchors": { "base": 2.0 },
-    "test": { "score": 0.001 } },
-  "data": { "size": [64, 96], "flip": 0.5, "scale": [0.8, 1.2], "color": 0.2, "workers": 2 },
-  "train": { "batch_size": 4, "micro_batch": 2, "epochs": 4, "lr": 0.002, "warmup_iters": 3, "schedule": "cosine",
-             "clip_norm": 1.0, "ema": 0.9, "seed": 5, "threads": 2 },
-  "checkpoint": { "every_iters": 2, "keep": 2 } }"#;
-
-struct Scene {
-    data: Data,
-    folder: tempfile::TempDir,
-}
-
-impl Scene {
-    fn new() -> Self {
-        let scene = Self { data: Data::new(), folder: tempfile::tempdir().unwrap() };
-        std::fs::write(scene.path("tiny.json"), TINY).unwrap();
-        scene
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Arguments of a training into `out`.
-    fn train(&self, out: &str, more: &[&str]) -> Vec<String> {
-        let config = self.path("tiny.json").display().to_string();
-        let out = self.path(out).display().to_string();
-        let args = ["retinanet", "--config", &config, "--data", self.data.arg(), "--out", &out, "--device", "cpu"];
-        args.iter().chain(more).map(|s| s.to_string()).collect()
-    }
-}
-
-/// `--set` before each change.
-fn set<'a>(changes: &[&'a str]) -> Vec<&'a str> {
-    changes.iter().flat_map(|change| ["--set", change]).collect()
-}
-
-fn strs(args: &[String]) -> Vec<&str> {
-    args.iter().map(String::as_str).collect()
-}
-
-fn read_json(path: PathBuf) -> Value {
-    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
-}
-
-/// The log's lines, without what depends on the clock.
-fn log(run: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(run.join("log.jsonl")).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines
-        .map(|mut line| {
-            let fields = line.as_object_mut().unwrap();
-            assert!(fields.remove("seconds").is_some_and(|s| s.as_f64() > Some(0.0)));
-            assert_eq!(fields.remove("data_wait").is_some(), fields.contains_key("loss"));
-            line
-        })
-        .collect()
-}
-
-/// Waits until a running training has logged so many steps.
-fn wait_for_steps(child: &mut Child, run: &Path, steps: usize) {
-    let start = Instant::now();
-    loop {
-        let text = std::fs::read_to_string(run.join("log.jsonl")).unwrap_or_default();
-        if text.lines().filter(|line| line.contains("\"loss\"")).count() >= steps {
-            return;
-        }
-        assert!(child.try_wait().unwrap().is_none(), "the training ended by itself");
-        assert!(start.elapsed() < Duration::from_secs(120), "the training does not get on");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn start(args: &[String]) -> Child {
-    program("train_det", &strs(args)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
+mod common;
+use common::*;
 
 #[test]
 fn a_run_explains_itself_and_its_best_weights_test_the_same() {
@@ -218,6 +45,9 @@ fn a_run_explains_itself_and_its_best_weights_test_the_same() {
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
+    // Each file that was replaced is still there under another name.
+    let (before, names): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| name.contains(".previous."));
+    assert!(before.contains(&"last.previous.state".to_string()), "{before:?}");
     // Numbered: the last of every second step and of every epoch.
     let expected = [
         "best.safetensors",
@@ -328,7 +158,9 @@ fn a_run_that_is_killed_before_its_first_epoch_goes_on_from_the_weights_it_was_g
     assert!(printed.contains("resuming after step 0 "), "{printed}");
     assert_eq!(log(&run_dir), log(&scene.path("whole")));
 
-    std::fs::remove_file(run_dir.join("checkpoints/last.state")).unwrap();
+    for state in ["last.state", "last.previous.state"] {
+        std::fs::remove_file(run_dir.join("checkpoints").join(state)).unwrap();
+    }
     let message = fail("train_det", &resume);
     assert!(message.contains("last.state is not there"), "{message}");
 }
@@ -389,7 +221,8 @@ fn learned_and_running(run: &Path) -> [BTreeMap<String, Vec<f32>>; 2] {
 #[test]
 fn replicas_learn_what_micro_batches_one_after_another_do_to_the_bit() {
     let scene = Scene::new();
-    // One thread for each micro batch, as sums of several threads round otherwise. Ten images make five micro batches of two an epoch.
+    // One thread for each micro batch, as sums of several threads round otherwise. Ten images make five micro batches
+    // of two an epoch.
     let train = |out: &str, changes: &[&str]| {
         let changes = set(&[&["train.eval_every=0", "train.ema=null"], changes].concat());
         let said = succeed("train_det", &strs(&scene.train(out, &changes)));
@@ -448,7 +281,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_its_part_and_images() {
     assert!(message.contains(".png") && message.contains("last.safetensors"), "{message}");
     let finite = log(&scene.path("run"));
     assert!(!finite.is_empty() && finite.iter().all(|line| line["loss"].as_f64().is_some_and(f64::is_finite)));
-    assert!(vigdet::weights::read_metadata(&scene.path("run/checkpoints/last.safetensors")).is_ok());
+    assert!(vigdet::weights::Checkpoint::open(&scene.path("run/checkpoints/last.safetensors")).is_ok());
 }
 
 #[test]
@@ -586,7 +419,9 @@ fn bad_arguments_configs_and_weights_give_one_clear_line() {
     assert!(message.contains("/nowhere"), "{message}");
 
     // A broken state must not start from nowhere in silence.
-    std::fs::write(scene.path("good/checkpoints/last.state"), &good[..100]).unwrap();
+    for state in ["last.state", "last.previous.state"] {
+        std::fs::write(scene.path("good/checkpoints").join(state), &good[..100]).unwrap();
+    }
     let message = fail("train_det", &["retinanet", "--out", &path("good"), "--resume", "--device", "cpu"]);
     assert!(message.contains("last.state"), "{message}");
 }

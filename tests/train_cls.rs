@@ -1,4 +1,5 @@
-//! Training a classifier as users start it: stopping, resuming, testing, handing its weights to a detector, and everything that can go wrong.
+//! Training a classifier as users start it: stopping, resuming, testing, handing its weights to a detector, and
+//! everything that can go wrong.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -45,10 +46,11 @@ fn fail(name: &str, args: &[&str]) -> String {
 
 /// A model that trains in moments, on every part of the recipe that has a state or draws numbers.
 const TINY: &str = r#"{
-  "model": { "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1], "image_size": 64, "drop_path": 0.3 } },
+  "model": { "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1], "image_size": 64,
+                            "drop_path": 0.3 } },
   "data": { "size": 32, "repeats": 3, "repeat_round": 4, "workers": 2 },
-  "train": { "batch_size": 8, "micro_batch": 4, "epochs": 4, "lr": 0.004, "warmup_epochs": 1, "lr_every": "step", "ema": 0.9,
-             "clip_norm": 5.0, "seed": 5, "threads": 2 },
+  "train": { "batch_size": 8, "micro_batch": 4, "epochs": 4, "lr": 0.004, "warmup_epochs": 1, "lr_every": "step",
+             "ema": 0.9, "clip_norm": 5.0, "seed": 5, "threads": 2 },
   "checkpoint": { "every_iters": 2, "keep": 2 } }"#;
 
 /// Bright, dark and striped images in the folders of three classes.
@@ -253,9 +255,25 @@ fn a_run_learns_explains_itself_and_its_best_weights_test_the_same() {
 }
 
 #[test]
+fn a_run_that_is_limited_in_time_ends_its_cosine_there_and_replicas_train_too() {
+    let scene = Scene::new();
+    let limit = ["train.max_minutes=1e-9", "train.eval_every=0", "checkpoint.every_iters=null", "train.replicas=2"];
+    let limit: Vec<&str> = limit.iter().flat_map(|change| ["--set", change]).collect();
+    let epochs = ["--epochs", "100"];
+    let said = succeed("train_cls", &strs(&scene.train("timed", &[&limit[..], &epochs].concat())));
+    assert!(said.contains("50 steps in the 0.000000001 minutes") && said.contains("and 2 replicas"), "{said}");
+    let rates: Vec<f64> = log(&scene.path("timed")).iter().map(|line| line["lr"].as_f64().unwrap()).collect();
+    assert_eq!(rates.len(), 50);
+    // The length is known after the last of them; a run that goes on keeps to it.
+    succeed("train_cls", &strs(&scene.train("timed", &[&limit[..], &epochs, &["--resume"]].concat())));
+    assert_eq!(log(&scene.path("timed")).len(), 50);
+}
+
+#[test]
 fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
     let scene = Scene::new();
-    // Fixed norms, no mixing, no noise: then nothing depends on who shares a micro batch. ViG's classifier keeps a norm of its own, ResNet's has none.
+    // Fixed norms, no mixing, no noise: then nothing depends on who shares a micro batch. ViG's classifier keeps a
+    // norm of its own, ResNet's has none.
     let step = |micro: &str| {
         let micro_batch = format!("train.micro_batch={micro}");
         let args = scene.train(
@@ -305,9 +323,13 @@ fn coco(scene: &Scene) -> String {
     let images: Vec<Value> =
         (0..2).map(|i| json!({ "id": i, "file_name": format!("{i}.png"), "width": 64, "height": 64 })).collect();
     let annotations: Vec<Value> = (0..2)
-        .map(|i| json!({ "id": i + 1, "image_id": i, "category_id": i + 1, "bbox": [8, 8, 30, 40], "area": 1200, "iscrowd": 0 }))
+        .map(|i| {
+            let (id, bbox) = (i + 1, [8, 8, 30, 40]);
+            json!({ "id": id, "image_id": i, "category_id": id, "bbox": bbox, "area": 1200, "iscrowd": 0 })
+        })
         .collect();
-    let file = json!({ "images": images, "annotations": annotations, "categories": [{ "id": 1, "name": "a" }, { "id": 2, "name": "b" }] });
+    let categories = json!([{ "id": 1, "name": "a" }, { "id": 2, "name": "b" }]);
+    let file = json!({ "images": images, "annotations": annotations, "categories": categories });
     std::fs::create_dir_all(root.join("annotations")).unwrap();
     for split in ["train", "val"] {
         std::fs::write(root.join(format!("annotations/instances_{split}2017.json")), file.to_string()).unwrap();
@@ -324,10 +346,12 @@ fn a_detector_starts_from_the_classifiers_backbone() {
     let (weights, data) = (weights.display().to_string(), coco(&scene));
     let config = scene.path("det.json").display().to_string();
     let text = r#"{ "model": {
-        "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1], "image_size": 64, "drop_path": 0.0 },
+        "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1],
+                      "image_size": 64, "drop_path": 0.0 },
         "fpn": { "channels": 16 }, "head": { "convs": 1, "channels": 16 } },
       "data": { "size": [64, 64], "flip": 0, "workers": 1, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5] },
-      "train": { "batch_size": 2, "micro_batch": 2, "max_iters": 1, "optimizer": "sgd", "momentum": 0, "lr": 0.01, "weight_decay": 0,
+      "train": { "batch_size": 2, "micro_batch": 2, "max_iters": 1, "optimizer": "sgd", "momentum": 0, "lr": 0.01,
+                 "weight_decay": 0,
                  "warmup_iters": 0, "eval_every": 0 } }"#;
     std::fs::write(&config, text).unwrap();
     let train = |out: &str, more: &[&str]| {
@@ -364,6 +388,17 @@ fn a_detector_starts_from_the_classifiers_backbone() {
     let largest = fast.iter().fold(0f32, |most, v| most.max(v.abs()));
     assert!(largest > 1e-5, "{largest}");
     assert!(fast.iter().zip(&slow).all(|(f, s)| (s - 0.1 * f).abs() < 2e-3 * largest + 1e-7));
+
+    // What the images were normalised with comes from the file, and the same command line goes on with it.
+    let plain = text.replace(r#", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]"#, "");
+    assert_ne!(plain, text);
+    std::fs::write(&config, &plain).unwrap();
+    let (printed, _) = train("taken", &[]);
+    assert!(printed.contains("images are normalised as the classifier's were"), "{printed}");
+    assert_eq!(read_json(scene.path("taken/config.json"))["data"]["mean"], json!([0.5, 0.5, 0.5]));
+    let (printed, _) = train("taken", &["--resume", "--max-iters", "2"]);
+    assert!(printed.contains("resuming after step 1 "), "{printed}");
+    std::fs::write(&config, text).unwrap();
 
     // What the images were normalised with is said where it differs.
     let (printed, _) = train("other", &["--set", "data.mean=[0.4,0.4,0.4]"]);

@@ -1,4 +1,5 @@
-//! RoIAlign, proposals, box and mask heads against torchvision's numbers (tests/fixtures/two_stage/make.py writes them).
+//! RoIAlign, proposals, box and mask heads against torchvision's numbers (tests/fixtures/two_stage/make.py writes
+//! them).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use tch::{nn, Device, Kind, Tensor};
 use vigdet::config::{
-    AnchorConfig, BoxLoss, Config, MaskTargets, ModelConfig, PasteKind, ProposalConfig, SampleConfig,
+    AnchorConfig, BoxLoss, Config, Experiment, MaskTargets, ModelConfig, PasteKind, ProposalConfig, SampleConfig,
 };
 use vigdet::data::{Mask, Target};
 use vigdet::detect::boxes::{iou, Box4};
@@ -16,7 +17,7 @@ use vigdet::detect::nms::batched_nms;
 use vigdet::detect::roi_align::{Roi, RoiAlign};
 use vigdet::detect::roi_heads::RoiHeads;
 use vigdet::detect::rpn::{ProposalSelector, Rpn, RpnOutput};
-use vigdet::weights::{self, LoadOptions};
+use vigdet::weights::{self, Checkpoint, LoadOptions};
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Segmentation;
 
@@ -37,7 +38,7 @@ impl Fixture {
 
     fn read() -> Self {
         let tensors = Tensor::read_safetensors(Self::path()).unwrap().into_iter().collect();
-        let metadata = weights::read_metadata(&Self::path()).unwrap();
+        let metadata = Checkpoint::open(&Self::path()).unwrap().metadata();
         Self { tensors, objects: serde_json::from_str(&metadata["objects"]).unwrap() }
     }
 
@@ -130,7 +131,7 @@ impl Stages {
             .collect();
         weights::write_tensors(&model, &path, &Default::default()).unwrap();
         let options = LoadOptions { complete: true, ..Default::default() };
-        let report = weights::load_into(&stages.store, &path, &options).unwrap();
+        let report = Checkpoint::open(&path).unwrap().load_into(&stages.store, &options).unwrap();
         assert!(report.unused.is_empty(), "{report}");
         stages
     }

@@ -46,10 +46,8 @@ impl Residual {
         } else {
             vec![layer(1, plain(input, width, 3).stride(stride)), layer(2, plain(width, width, 3))]
         };
-        let downsample = (stride != 1 || input != output).then(|| {
-            let p = &path / "downsample";
-            ConvBn::new(&p / "0", &p / "1", plain(input, output, 1).stride(stride), eps)
-        });
+        let downsample = (stride != 1 || input != output)
+            .then(|| ConvBn::at(&path / "downsample", plain(input, output, 1).stride(stride), eps));
         Self { layers, downsample }
     }
 
@@ -58,11 +56,8 @@ impl Residual {
         for layer in &self.layers[1..] {
             out = layer.forward(&out.relu(), train);
         }
-        match &self.downsample {
-            Some(downsample) => out + downsample.forward(x, train),
-            None => out + x,
-        }
-        .relu()
+        let shortcut = self.downsample.as_ref().map(|downsample| downsample.forward(x, train));
+        (out + shortcut.as_ref().unwrap_or(x)).relu()
     }
 }
 
@@ -102,19 +97,13 @@ impl ResNet {
             frozen_stages: config.frozen_stages as usize,
             freeze_norms: config.freeze_norms,
         };
-        model.freeze();
-        Ok(model)
-    }
-
-    /// Takes the weights of the frozen stages out of training.
-    fn freeze(&self) {
-        if self.frozen_stages == 0 {
-            return;
+        if model.frozen_stages > 0 {
+            model.stem.freeze();
         }
-        self.stem.freeze();
-        for block in self.stages[..self.frozen_stages].iter().flatten() {
+        for block in model.stages[..model.frozen_stages].iter().flatten() {
             block.layers.iter().chain(&block.downsample).for_each(ConvBn::freeze);
         }
+        Ok(model)
     }
 }
 
@@ -154,9 +143,7 @@ impl Backbone for ResNet {
                 if let Some(downsample) = &block.downsample {
                     downsample.flops(size, visit);
                 }
-                for layer in &block.layers {
-                    size = layer.flops(size, visit);
-                }
+                size = block.layers.iter().fold(size, |size, layer| layer.flops(size, visit));
             }
             sizes.push(size);
         }

@@ -1,44 +1,9 @@
-//! Draws a set of the built-in data.
+//! `shapes`, as a binary of its own.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::Parser;
-use vigdet::cli;
-use vigdet::config::ShapesConfig;
-use vigdet::data::shapes;
-
-/// Draws images of shapes with boxes and masks, in COCO's layout: a detection data set that needs no download.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// Seed: the same one gives the same bytes.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Images to train on.
-    #[arg(long, default_value_t = 1000)]
-    images: usize,
-    /// Images to validate on [default: a fifth of --images].
-    #[arg(long)]
-    val: Option<usize>,
-    /// Longest side that an image may have, in pixels.
-    #[arg(long, default_value_t = 256)]
-    side: u32,
-    /// Folder to draw into; a set of shapes with other settings there is replaced.
-    #[arg(long, default_value = "datasets/shapes")]
-    out: PathBuf,
-}
+use vigdet::{cli, commands};
 
 fn main() -> ExitCode {
-    cli::main(|args: Arguments| run(args).map(|()| ExitCode::SUCCESS))
-}
-
-fn run(args: Arguments) -> Result<()> {
-    let Arguments { seed, images, val, side, out } = args;
-    let val = val.unwrap_or(images.div_ceil(5));
-    shapes::ensure(&out, &ShapesConfig { train: images, val, side, seed })?;
-    println!("{}: {images} images to train on, {val} to validate on", out.display());
-    println!("train on it: cargo run --bin train_det -- retinanet --data {}", out.display());
-    Ok(())
+    cli::main("shapes", commands::shapes::run)
 }

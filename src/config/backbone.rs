@@ -3,71 +3,46 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// The feature extractor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BackboneConfig {
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50.
-    pub name: String,
-    /// ViG: channels of each stage (isotropic: of the one there is); null: those of the named model.
-    pub channels: Option<Vec<i64>>,
-    /// ViG: blocks of each stage; null: those of the named model.
-    pub blocks: Option<Vec<i64>>,
-    /// Side of the images, in pixels, that position embeddings are made for; other images get resized ones.
-    pub image_size: i64,
-    /// Graph convolution: `mr` (max-relative), `edge`, `gin` or `sage`.
-    pub conv: GraphConvKind,
-    /// Neighbours of each node, in the first block.
-    pub k: i64,
-    /// Neighbours in the last block, with a straight line between; null: `k` (pyramid) or twice `k` (isotropic).
-    pub k_last: Option<i64>,
-    /// Groups of the convolutions after aggregation (the paper's heads).
-    pub heads: i64,
-    /// Dilated neighbours: of the k·d nearest every d-th, d rising by one every four blocks.
-    pub dilation: bool,
-    /// Training: probability that a block takes k random ones of its k·d nearest instead (the published code's epsilon
-    /// is 0.2, off by default).
-    pub stochastic_dilation: f64,
-    /// The fully connected layers (1×1 convolutions) around each graph convolution.
-    pub grapher_fc: bool,
-    /// The feed-forward network after each graph convolution.
-    pub ffn: bool,
-    /// Stochastic depth of the last block; it rises linearly from 0 at the first.
-    pub drop_path: f64,
-    /// How neighbours are searched and aggregated.
-    pub graph: Search,
-    /// Relative positions: `published` resizes the published tables, `grid` builds them on the real grid.
-    pub relative: RelativeKind,
-    /// Number of stages (the stem counts as the first) whose weights do not train.
-    pub frozen_stages: i64,
-    /// Keep batch norms at their running statistics during training.
-    pub freeze_norms: bool,
-    /// Epsilon of the batch norms.
-    pub norm_eps: f64,
-}
-
-impl Default for BackboneConfig {
-    fn default() -> Self {
-        Self {
-            name: "pvig_s".into(),
-            channels: None,
-            blocks: None,
-            image_size: 224,
-            conv: GraphConvKind::Mr,
-            k: 9,
-            k_last: None,
-            heads: 4,
-            dilation: true,
-            stochastic_dilation: 0.0,
-            grapher_fc: true,
-            ffn: true,
-            drop_path: 0.1,
-            graph: Search::Fused,
-            relative: RelativeKind::Published,
-            frozen_stages: 0,
-            freeze_norms: false,
-            norm_eps: 1e-5,
-        }
+section! {
+    /// The feature extractor.
+    pub struct BackboneConfig {
+        /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50.
+        pub name: String = "pvig_s".into(),
+        /// ViG: channels of each stage (isotropic: of the one there is); null: those of the named model.
+        pub channels: Option<Vec<i64>> = None,
+        /// ViG: blocks of each stage; null: those of the named model.
+        pub blocks: Option<Vec<i64>> = None,
+        /// Side of the images, in pixels, that position embeddings are made for; other images get resized ones.
+        pub image_size: i64 = 224,
+        /// Graph convolution: `mr` (max-relative), `edge`, `gin` or `sage`.
+        pub conv: GraphConvKind = GraphConvKind::Mr,
+        /// Neighbours of each node, in the first block.
+        pub k: i64 = 9,
+        /// Neighbours in the last block, with a straight line between; null: `k` (pyramid) or twice `k` (isotropic).
+        pub k_last: Option<i64> = None,
+        /// Groups of the convolutions after aggregation (the paper's heads).
+        pub heads: i64 = 4,
+        /// Dilated neighbours: of the k·d nearest every d-th, d rising by one every four blocks.
+        pub dilation: bool = true,
+        /// Training: probability that a block takes k random ones of its k·d nearest instead (the published code's
+        /// epsilon is 0.2, off by default).
+        pub stochastic_dilation: f64 = 0.0,
+        /// The fully connected layers (1×1 convolutions) around each graph convolution.
+        pub grapher_fc: bool = true,
+        /// The feed-forward network after each graph convolution.
+        pub ffn: bool = true,
+        /// Stochastic depth of the last block; it rises linearly from 0 at the first.
+        pub drop_path: f64 = 0.1,
+        /// How neighbours are searched and aggregated.
+        pub graph: Search = Search::Fused,
+        /// Relative positions: `published` resizes the published tables, `grid` builds them on the real grid.
+        pub relative: RelativeKind = RelativeKind::Published,
+        /// Number of stages (the stem counts as the first) whose weights do not train.
+        pub frozen_stages: i64 = 0,
+        /// Keep batch norms at their running statistics during training.
+        pub freeze_norms: bool = false,
+        /// Epsilon of the batch norms.
+        pub norm_eps: f64 = 1e-5,
     }
 }
 
@@ -121,7 +96,7 @@ pub enum Search {
 #[serde(rename_all = "lowercase")]
 pub enum RelativeKind {
     /// The native matrix, resized bicubically by the flattened index: what the published code does. For another width
-    /// the entries no longer point at the right places.
+    /// the entries no longer point at the right locations.
     #[default]
     Published,
     /// The table of the real grid: a node stands at the centre of its cell, a candidate at the centre of the cells

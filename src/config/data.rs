@@ -4,52 +4,53 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Where images come from, and what happens to them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataConfig {
-    /// Folder that the paths below are relative to. Null: it must come from `--data`.
-    pub root: Option<PathBuf>,
-    /// Built-in data to draw into `root` when it is not there yet. Null: none.
-    pub builtin: Option<ShapesConfig>,
-    /// Training split.
-    pub train: SplitConfig,
-    /// Validation split.
-    pub val: SplitConfig,
-    /// Shorter side, and the most that the longer side may have, in pixels.
-    pub size: [u32; 2],
-    /// The same for validation, testing and detection; null: `size`. Larger than in training, it finds more small objects at no cost in training.
-    pub test_size: Option<[u32; 2]>,
-    /// Sides are padded to a multiple of this, in pixels.
-    pub pad: u32,
-    /// How images are resized.
-    pub resize: ResizeKind,
-    /// Probability of a left-right flip in training.
-    pub flip: f64,
-    /// Probability of an upside-down flip in training.
-    pub flip_vertical: f64,
-    /// Training: the size is multiplied by a random factor of this range, drawn evenly in logarithm; [1, 1] is off.
-    pub scale: [f64; 2],
-    /// Training: brightness, contrast and saturation change by up to this share; 0 is off.
-    pub color: f64,
-    /// Training: cutting out parts of images.
-    pub crop: CropConfig,
-    /// Training: probability of a quarter turn. With both flips at 0.5 all eight positions come equally often.
-    pub rotate: f64,
-    /// Training: probability that an image is put together from parts of four.
-    pub mosaic: f64,
-    /// Channel means (red, green, blue) of images in 0–1.
-    pub mean: [f32; 3],
-    /// Channel standard deviations.
-    pub std: [f32; 3],
-    /// Honour the EXIF orientation (torchvision and pycocotools users expect: no).
-    pub exif: bool,
-    /// Threads that decode and transform ahead of the training step; 0: one per core.
-    pub workers: usize,
-    /// What an unreadable image does.
-    pub on_error: OnError,
-    /// Batches of images of like aspect ratio.
-    pub group_by_aspect: bool,
+section! {
+    /// Where images come from, and what happens to them.
+    pub struct DataConfig {
+        /// Folder that the paths below are relative to. Null: it must come from `--data`.
+        pub root: Option<PathBuf> = None,
+        /// Built-in data to draw into `root` when it is not there yet. Null: none.
+        pub builtin: Option<ShapesConfig> = None,
+        /// Training split.
+        pub train: SplitConfig = SplitConfig::coco("train"),
+        /// Validation split.
+        pub val: SplitConfig = SplitConfig::coco("val"),
+        /// Shorter side, and the most that the longer side may have, in pixels.
+        pub size: [u32; 2] = [800, 1333],
+        /// The same for validation, testing and detection; null: `size`. Larger than in training, it finds more small
+        /// objects at no cost in training.
+        pub test_size: Option<[u32; 2]> = None,
+        /// Sides are padded to a multiple of this, in pixels.
+        pub pad: u32 = 32,
+        /// How images are resized.
+        pub resize: ResizeKind = ResizeKind::Antialias,
+        /// Probability of a left-right flip in training.
+        pub flip: f64 = 0.5,
+        /// Probability of an upside-down flip in training.
+        pub flip_vertical: f64 = 0.0,
+        /// Training: the size is multiplied by a random factor of this range, drawn evenly in logarithm; [1, 1] is off.
+        pub scale: [f64; 2] = [1.0, 1.0],
+        /// Training: brightness, contrast and saturation change by up to this fraction; 0 is off.
+        pub color: f64 = 0.0,
+        /// Training: cutting out parts of images.
+        pub crop: CropConfig = CropConfig::default(),
+        /// Training: probability of a quarter turn. With both flips at 0.5 all eight positions come equally often.
+        pub rotate: f64 = 0.0,
+        /// Training: probability that an image is put together from parts of four.
+        pub mosaic: f64 = 0.0,
+        /// Channel means (red, green, blue) of images in 0–1.
+        pub mean: [f32; 3] = [0.485, 0.456, 0.406],
+        /// Channel standard deviations.
+        pub std: [f32; 3] = [0.229, 0.224, 0.225],
+        /// Honour the EXIF orientation (torchvision and pycocotools users expect: no).
+        pub exif: bool = false,
+        /// Threads that decode and transform ahead of the training step; 0: one per core.
+        pub workers: usize = 0,
+        /// What an unreadable image does.
+        pub on_error: OnError = OnError::Skip,
+        /// Batches of images of like aspect ratio.
+        pub group_by_aspect: bool = true,
+    }
 }
 
 impl DataConfig {
@@ -59,49 +60,15 @@ impl DataConfig {
     }
 }
 
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            root: None,
-            builtin: None,
-            train: SplitConfig::coco("train"),
-            val: SplitConfig::coco("val"),
-            size: [800, 1333],
-            test_size: None,
-            pad: 32,
-            resize: ResizeKind::Antialias,
-            flip: 0.5,
-            flip_vertical: 0.0,
-            scale: [1.0, 1.0],
-            color: 0.0,
-            crop: CropConfig::default(),
-            rotate: 0.0,
-            mosaic: 0.0,
-            mean: [0.485, 0.456, 0.406],
-            std: [0.229, 0.224, 0.225],
-            exif: false,
-            workers: 0,
-            on_error: OnError::Skip,
-            group_by_aspect: true,
-        }
-    }
-}
-
-/// Cutting out a part of an image in training; at least one object stays.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CropConfig {
-    /// How often; 0 is off.
-    pub probability: f64,
-    /// Least share of each side that stays.
-    pub scale: f64,
-    /// Objects with less than this share of their box left are ignored in training (by the mosaic too).
-    pub visible: f64,
-}
-
-impl Default for CropConfig {
-    fn default() -> Self {
-        Self { probability: 0.0, scale: 0.5, visible: 0.3 }
+section! {
+    /// Cutting out a part of an image in training; at least one object stays.
+    pub struct CropConfig {
+        /// How often; 0 is off.
+        pub probability: f64 = 0.0,
+        /// Least fraction of each side that stays.
+        pub scale: f64 = 0.5,
+        /// Objects with less than this fraction of their box left are ignored in training (by the mosaic too).
+        pub visible: f64 = 0.3,
     }
 }
 
@@ -127,23 +94,17 @@ impl SplitConfig {
     }
 }
 
-/// Built-in data (`shapes`).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ShapesConfig {
-    /// Images of the training split.
-    pub train: usize,
-    /// Images of the validation split.
-    pub val: usize,
-    /// Longest side that an image may have, in pixels; sizes and aspect ratios vary.
-    pub side: u32,
-    /// Seed of the training split; the validation split takes another one made from it.
-    pub seed: u64,
-}
-
-impl Default for ShapesConfig {
-    fn default() -> Self {
-        Self { train: 1000, val: 200, side: 256, seed: 0 }
+section! {
+    /// Built-in data (`shapes`).
+    pub struct ShapesConfig {
+        /// Images of the training split.
+        pub train: usize = 1000,
+        /// Images of the validation split.
+        pub val: usize = 200,
+        /// Longest side that an image may have, in pixels; sizes and aspect ratios vary.
+        pub side: u32 = 256,
+        /// Seed of the training split; the validation split takes another one made from it.
+        pub seed: u64 = 0,
     }
 }
 

@@ -1,103 +1,145 @@
-//! Settings of a detector's training: optimisation and checkpoints.
+//! Settings of a training: optimisation and checkpoints.
 
 use serde::{Deserialize, Serialize};
 
-/// Optimisation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Update rule.
-    pub optimizer: OptimizerKind,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Factor of the learning rate for the backbone.
-    pub backbone_lr: f64,
-    /// Weight decay (AdamW: decoupled).
-    pub weight_decay: f64,
-    /// Whether norms and biases decay too.
-    pub decay_norms: bool,
-    /// SGD's momentum.
-    pub momentum: f64,
-    /// AdamW's averaging factors.
-    pub betas: [f64; 2],
-    /// Images of a step.
-    pub batch_size: usize,
-    /// Images that go through the network at once; gradients add up to a step. Null: as many as `batch_size`, divided among the `replicas`.
-    pub micro_batch: Option<usize>,
-    /// Micro batches that are worked on at the same time on a CPU, each by a copy of the network with its share of the threads: small images do not
-    /// keep several threads busy with one layer. On other devices they follow each other.
-    pub replicas: usize,
-    /// Mixed precision: the forward pass in bfloat16 where PyTorch's autocast has it so, on CUDA and on processors with instructions for it
-    /// (elsewhere float32).
-    pub amp: bool,
-    /// Passes through the training split.
-    pub epochs: usize,
-    /// Stop after so many steps, whatever `epochs` says.
-    pub max_iters: Option<usize>,
-    /// Stop after about so many minutes of training, evaluations not counted: the first steps are timed, and the schedule is laid over as many as
-    /// fit, but no more than `epochs` and `max_iters` say.
-    pub max_minutes: Option<f64>,
-    /// Steps of linear warm-up.
-    pub warmup_iters: usize,
-    /// Where the warm-up starts, as a share of the learning rate.
-    pub warmup_factor: f64,
-    /// How the learning rate falls.
-    pub schedule: ScheduleKind,
-    /// Step schedule: epochs after which the learning rate is multiplied by `lr_gamma`.
-    pub milestones: Vec<usize>,
-    /// Step schedule: the factor.
-    pub lr_gamma: f64,
-    /// Cosine schedule: where it ends, as a share of the learning rate.
-    pub lr_end: f64,
-    /// Longest gradient (2-norm over all parameters); null: no clipping.
-    pub clip_norm: Option<f64>,
-    /// Exponential moving average of the weights, evaluated and saved instead of them; null: none.
-    pub ema: Option<f64>,
-    /// Evaluate after every so many epochs (and after the last); 0: never.
-    pub eval_every: usize,
-    /// Seed of everything random.
-    pub seed: u64,
-    /// Threads of libtorch and of vigdet's own kernels; null: one per core.
-    pub threads: Option<usize>,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            optimizer: OptimizerKind::Adamw,
-            lr: 1e-4,
-            backbone_lr: 1.0,
-            weight_decay: 1e-4,
-            decay_norms: true,
-            momentum: 0.9,
-            betas: [0.9, 0.999],
-            batch_size: 16,
-            micro_batch: Some(2),
-            replicas: 1,
-            amp: false,
-            epochs: 12,
-            max_iters: None,
-            max_minutes: None,
-            warmup_iters: 500,
-            warmup_factor: 0.001,
-            schedule: ScheduleKind::Step,
-            milestones: vec![8, 11],
-            lr_gamma: 0.1,
-            lr_end: 0.0,
-            clip_norm: None,
-            ema: None,
-            eval_every: 1,
-            seed: 0,
-            threads: None,
-        }
+section! {
+    /// Optimisation, of detectors and of classifiers. They differ in how the learning rate is laid out; a config knows
+    /// its own keys only.
+    pub struct TrainConfig {
+        /// Update rule.
+        pub optimizer: OptimizerKind = OptimizerKind::Adamw,
+        /// Peak learning rate.
+        pub lr: f64 = 1e-4,
+        /// Classifiers: linear scaling. `lr`, `warmup_lr` and `min_lr` are for batches of so many images, and are
+        /// multiplied by `batch_size` over it; null: they are what they say.
+        pub lr_batch: Option<usize> = None,
+        /// Detectors: factor of the learning rate for the backbone.
+        pub backbone_lr: f64 = 1.0,
+        /// Weight decay (AdamW: decoupled).
+        pub weight_decay: f64 = 1e-4,
+        /// Whether norms and biases decay too.
+        pub decay_norms: bool = true,
+        /// SGD's momentum.
+        pub momentum: f64 = 0.9,
+        /// AdamW's averaging factors.
+        pub betas: [f64; 2] = [0.9, 0.999],
+        /// Images of a step.
+        pub batch_size: usize = 16,
+        /// Images that go through the network at once; gradients add up to a step. A classifier mixes them with each
+        /// other. Null: as many as `batch_size`, divided among the `replicas`.
+        pub micro_batch: Option<usize> = Some(2),
+        /// Micro batches that are worked on at the same time on a CPU, each by a copy of the network with its fraction
+        /// of the threads: small images do not keep several threads busy with one layer. On other devices they follow
+        /// each other.
+        pub replicas: usize = 1,
+        /// Mixed precision: the forward pass in bfloat16 where PyTorch's autocast has it so, on CUDA and on processors
+        /// with instructions for it (elsewhere float32).
+        pub amp: bool = false,
+        /// Passes through the training split.
+        pub epochs: usize = 12,
+        /// Stop after so many steps, whatever `epochs` says. A classifier's schedule stays that of all epochs.
+        pub max_iters: Option<usize> = None,
+        /// Stop after about so many minutes of training, evaluations not counted: the first steps are timed, and the
+        /// schedule is laid over as many as fit, but no more than `epochs` and `max_iters` say.
+        pub max_minutes: Option<f64> = None,
+        /// Detectors: steps of linear warm-up.
+        pub warmup_iters: usize = 500,
+        /// Detectors: where the warm-up begins, as a fraction of the learning rate.
+        pub warmup_factor: f64 = 0.001,
+        /// Detectors: how the learning rate falls.
+        pub schedule: ScheduleKind = ScheduleKind::Step,
+        /// Detectors, step schedule: epochs after which the learning rate is multiplied by `lr_gamma`.
+        pub milestones: Vec<usize> = vec![8, 11],
+        /// Detectors, step schedule: the factor.
+        pub lr_gamma: f64 = 0.1,
+        /// Detectors, cosine schedule: where it ends, as a fraction of the learning rate.
+        pub lr_end: f64 = 0.0,
+        /// Classifiers: epochs of linear warm-up.
+        pub warmup_epochs: f64 = 20.0,
+        /// Classifiers: learning rate that the warm-up begins from.
+        pub warmup_lr: f64 = 1e-6,
+        /// Classifiers: learning rate that the cosine ends at.
+        pub min_lr: f64 = 1e-5,
+        /// Classifiers: whether the learning rate changes after each epoch, as in the published code, or after each
+        /// step.
+        pub lr_every: LrEvery = LrEvery::Epoch,
+        /// Longest gradient (2-norm over all parameters); null: no clipping.
+        pub clip_norm: Option<f64> = None,
+        /// Classifiers, label smoothing: this fraction of a target is spread evenly over all classes.
+        pub label_smoothing: f64 = 0.0,
+        /// Exponential moving average of the weights, evaluated and saved instead of them; null: none.
+        pub ema: Option<f64> = None,
+        /// Classifiers: whether the average's decay begins small, (1 + n) / (10 + n) after n updates: for short runs.
+        /// The published code's is constant. (A detector's always begins small.)
+        pub ema_warmup: bool = true,
+        /// Evaluate after every so many epochs (and after the last); 0: never.
+        pub eval_every: usize = 1,
+        /// Seed of everything random.
+        pub seed: u64 = 0,
+        /// Threads of libtorch and of vigdet's own kernels; null: one per core.
+        pub threads: Option<usize> = None,
     }
 }
 
 impl TrainConfig {
+    /// A classifier's: the ViG paper's ImageNet recipe (Han et al., 2022, Table 3 and section 4.1).
+    pub fn of_classifier() -> Self {
+        Self {
+            lr: 2e-3,
+            weight_decay: 0.05,
+            decay_norms: false,
+            batch_size: 1024,
+            micro_batch: Some(128),
+            epochs: 300,
+            label_smoothing: 0.1,
+            ema: Some(0.99996),
+            ema_warmup: false,
+            ..Self::default()
+        }
+    }
+
+    /// Keys that only detectors have a use for.
+    pub(super) const OF_DETECTORS: [&'static str; 7] = [
+        "train.backbone_lr",
+        "train.warmup_iters",
+        "train.warmup_factor",
+        "train.schedule",
+        "train.milestones",
+        "train.lr_gamma",
+        "train.lr_end",
+    ];
+
+    /// Keys that only classifiers have a use for.
+    pub(super) const OF_CLASSIFIERS: [&'static str; 7] = [
+        "train.lr_batch",
+        "train.warmup_epochs",
+        "train.warmup_lr",
+        "train.min_lr",
+        "train.lr_every",
+        "train.label_smoothing",
+        "train.ema_warmup",
+    ];
+
     /// Images of a micro batch, and of a batch in evaluation.
     pub fn images_of_micro_batch(&self) -> usize {
         self.micro_batch.unwrap_or(self.batch_size.div_ceil(self.replicas)).min(self.batch_size)
     }
+
+    /// What a classifier's learning rates are multiplied by (see [`TrainConfig::lr_batch`]).
+    pub fn lr_scale(&self) -> f64 {
+        self.lr_batch.map_or(1.0, |images| self.batch_size as f64 / images as f64)
+    }
+}
+
+/// When a classifier's learning rate changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrEvery {
+    /// After each epoch.
+    #[default]
+    Epoch,
+    /// After each step.
+    Step,
 }
 
 /// Update rules.
@@ -122,20 +164,14 @@ pub enum ScheduleKind {
     Cosine,
 }
 
-/// What is written, and how often.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CheckpointConfig {
-    /// Write `last` after every so many epochs.
-    pub every_epochs: usize,
-    /// And after every so many steps.
-    pub every_iters: Option<usize>,
-    /// Numbered checkpoints that stay beside `last` and `best`.
-    pub keep: usize,
-}
-
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        Self { every_epochs: 1, every_iters: None, keep: 2 }
+section! {
+    /// What is written, and how often.
+    pub struct CheckpointConfig {
+        /// Write `last` after every so many epochs.
+        pub every_epochs: usize = 1,
+        /// And after every so many steps.
+        pub every_iters: Option<usize> = None,
+        /// Numbered checkpoints that stay beside `last` and `best`.
+        pub keep: usize = 2,
     }
 }

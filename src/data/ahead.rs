@@ -27,7 +27,8 @@ pub fn batches_ahead(pool: &rayon::ThreadPool, batch_size: usize) -> usize {
     (2 * pool.current_num_threads()).div_ceil(batch_size.max(1)).max(2)
 }
 
-/// Runs `work`; a panic in it, which on a thread of a pool would end the whole process, becomes an error that says what `doing` means.
+/// Runs `work`; a panic in it, which on a thread of a pool would end the whole process, becomes an error that says
+/// what `doing` means.
 pub fn caught<T>(doing: impl FnOnce() -> String, work: impl FnOnce() -> Result<T>) -> Result<T> {
     // What `work` leaves half done is its own, or counts that are whole at any time.
     match catch_unwind(AssertUnwindSafe(work)) {
@@ -42,8 +43,8 @@ pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     text.unwrap_or("a panic").to_string()
 }
 
-/// The results of jobs, in the jobs' order, while at most `most` of them are being worked on or waiting. A job that gives `None` is passed over.
-/// Dropping this stops the work ahead.
+/// The results of jobs, in the jobs' order, while at most `most` of them are being worked on or waiting. A job that
+/// gives `None` is passed over. Dropping this stops the work ahead.
 pub struct Ahead<'a, J, T> {
     pool: &'a rayon::ThreadPool,
     work: Arc<dyn Fn(J) -> Result<Option<T>> + Send + Sync>,

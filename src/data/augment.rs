@@ -14,7 +14,8 @@ const CROP_TRIES: usize = 20;
 /// Boxes of which less than this is left, in pixels along either side, are gone.
 const SHORTEST_SIDE: f32 = 1.0;
 
-/// Changes `sample` as `config` says, drawing from `rng`: crop, quarter turn, flips, colour. What comes back is ready for resizing.
+/// Changes `sample` as `config` says, drawing from `rng`: crop, quarter turn, flips, colour. What comes back is ready
+/// for resizing.
 ///
 /// The flips are drawn first, whatever else is on, so that they stay the same when an option is added.
 pub fn augment(mut sample: Sample, config: &DataConfig, rng: &mut impl Rng) -> Sample {
@@ -48,34 +49,25 @@ pub fn draw_scale(range: [f64; 2], rng: &mut impl Rng) -> f64 {
 pub fn flip_horizontal(sample: &mut Sample) {
     imageops::flip_horizontal_in_place(&mut sample.image);
     let width = sample.image.width() as f32;
-    for b in &mut sample.target.boxes {
-        *b = [width - b[2], b[1], width - b[0], b[3]];
-    }
-    sample.target.change_masks(&Geometry::mirror(width.into()));
+    sample.target.change(&Geometry::mirror(width.into()), |b| [width - b[2], b[1], width - b[0], b[3]]);
 }
 
 /// Mirrors top and bottom, with the boxes and masks.
 pub fn flip_upside_down(sample: &mut Sample) {
     imageops::flip_vertical_in_place(&mut sample.image);
     let height = sample.image.height() as f32;
-    for b in &mut sample.target.boxes {
-        *b = [b[0], height - b[3], b[2], height - b[1]];
-    }
-    sample.target.change_masks(&Geometry::flip(height.into()));
+    sample.target.change(&Geometry::flip(height.into()), |b| [b[0], height - b[3], b[2], height - b[1]]);
 }
 
 /// Turns clockwise by 90°, with the boxes and masks. With the two flips this gives all eight positions.
 pub fn quarter_turn(sample: &mut Sample) {
     let height = sample.image.height() as f32;
     sample.image = imageops::rotate90(&sample.image);
-    for b in &mut sample.target.boxes {
-        *b = [height - b[3], b[0], height - b[1], b[2]];
-    }
-    sample.target.change_masks(&Geometry::quarter_turn(height.into()));
+    sample.target.change(&Geometry::quarter_turn(height.into()), |b| [height - b[3], b[0], height - b[1], b[2]]);
 }
 
-/// Cuts out a random window whose sides are `config.scale` to 1 of the image's, and in which at least one object can still be told
-/// (`config.visible` of its box). An image for which no such window is found stays whole.
+/// Cuts out a random window whose sides are `config.scale` to 1 of the image's, and in which at least one object can
+/// still be told (`config.visible` of its box). An image for which no such window is found stays whole.
 pub fn random_crop(sample: &mut Sample, config: &CropConfig, rng: &mut impl Rng) {
     let (width, height) = sample.image.dimensions();
     let countable = |target: &Target| target.crowd.iter().any(|crowd| !crowd);
@@ -96,8 +88,8 @@ pub fn random_crop(sample: &mut Sample, config: &CropConfig, rng: &mut impl Rng)
     }
 }
 
-/// The objects seen through a window [x1, y1, x2, y2], in its pixels. Those of which less than `visible` of the box is left become
-/// crowd regions, which training ignores: neither their class nor their box can be told.
+/// The objects seen through a window [x1, y1, x2, y2], in its pixels. Those of which less than `visible` of the box is
+/// left become crowd regions, which training ignores: neither their class nor their box can be told.
 pub fn cut(target: &Target, window: [f32; 4], visible: f32) -> Target {
     let mut out = Target::default();
     for (i, b) in target.boxes.iter().enumerate() {
@@ -118,8 +110,6 @@ pub fn cut(target: &Target, window: [f32; 4], visible: f32) -> Target {
 
 /// Multiplies boxes and masks by `across` and `down`.
 pub fn scale_objects(target: &mut Target, across: f32, down: f32) {
-    target.change_masks(&Geometry::scale(across.into(), down.into()));
-    for b in &mut target.boxes {
-        *b = [b[0] * across, b[1] * down, b[2] * across, b[3] * down];
-    }
+    let geometry = Geometry::scale(across.into(), down.into());
+    target.change(&geometry, |b| [b[0] * across, b[1] * down, b[2] * across, b[3] * down]);
 }

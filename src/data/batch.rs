@@ -8,7 +8,7 @@ use super::augment::scale_objects;
 use super::resize::{output_size, resize_into, Normalise, Slot};
 use super::sample::{Batch, ImageInfo, Sample, Target};
 use crate::config::DataConfig;
-use crate::nn::memory::f32_tensor;
+use crate::nn::memory::filled;
 
 /// Resizes, normalises and pads images that are in memory: a batch for inference, without objects.
 ///
@@ -27,7 +27,8 @@ pub fn prepare(images: &[RgbImage], infos: &[ImageInfo], config: &DataConfig) ->
     assemble(parts.collect(), config.size_in_test(), config)
 }
 
-/// [`prepare`] with objects, at a size of \[shorter side, most of the longer\] that `scales` multiply, one factor per sample.
+/// [`prepare`] with objects, at a size of \[shorter side, most of the longer\] that `scales` multiply, one factor per
+/// sample.
 pub(super) fn collate(samples: Vec<Sample>, scales: &[f64], size: [u32; 2], config: &DataConfig) -> Result<Batch> {
     let parts = samples.iter().zip(scales).map(|(sample, &scale)| Part {
         image: &sample.image,
@@ -65,7 +66,7 @@ fn assemble(parts: Vec<Part>, size: [u32; 2], config: &DataConfig) -> Result<Bat
     let shape = [parts.len() as i64, 3, rows as i64, columns as i64];
     let normalise = Normalise::new(config.mean, config.std);
     let mut resized = Ok(());
-    let images = f32_tensor(&shape, |data| {
+    let images = filled(&shape, |data: &mut [f32]| {
         resized = data.par_chunks_exact_mut(3 * rows * columns).zip(&parts).zip(&sizes).try_for_each(
             |((data, part), &size)| {
                 resize_into(part.image, size, config.resize, &normalise, Slot { data, rows, columns })
@@ -75,7 +76,8 @@ fn assemble(parts: Vec<Part>, size: [u32; 2], config: &DataConfig) -> Result<Bat
     .ok()
     .with_context(|| {
         format!(
-            "there is no memory for {} images of {columns}×{rows} pixels: see data.size and train.micro_batch",
+            "there is no memory for {} images of {columns}×{rows} pixels: see data.size and \
+        train.micro_batch",
             parts.len()
         )
     })?;

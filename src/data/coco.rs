@@ -4,29 +4,22 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
-use vigdet_coco::types::{Annotation, Dataset, Segmentation};
+use vigdet_coco::types::{Annotation, Dataset, Image, Segmentation};
 
 use super::decode;
 use super::mask::Mask;
 use super::report::OpenReport;
 use super::sample::{ImageInfo, Sample, Target};
+use crate::classes::Classes;
 use crate::config::SplitConfig;
 
-/// Objects whose clipped box has a side shorter than this, in pixels, are dropped (as mmdetection does): their regression targets
-/// would be huge, and no detector sees them.
+/// Objects whose clipped box has a side shorter than this, in pixels, are dropped (as mmdetection does): their
+/// regression targets would be huge, and no detector sees them.
 const SHORTEST_SIDE: f64 = 1.0;
 
-/// A box may leave its image by this much, in pixels, before it counts as clipped: annotations are rounded to hundredths.
+/// A box may leave its image by this much, in pixels, before it counts as clipped: annotations are rounded to
+/// hundredths.
 const ROUNDING: f64 = 0.01;
-
-/// A class of a data set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Class {
-    /// The annotation file's category id: any number.
-    pub id: i64,
-    /// Its name.
-    pub name: String,
-}
 
 /// Images and objects of one split, in the order of their ids.
 ///
@@ -40,7 +33,7 @@ pub struct CocoDataset {
     infos: Vec<ImageInfo>,
     /// For each image, where its annotations are in `dataset.annotations`.
     objects: Vec<Vec<usize>>,
-    classes: Vec<Class>,
+    classes: Classes,
     labels: HashMap<i64, i64>,
     report: OpenReport,
 }
@@ -48,17 +41,18 @@ pub struct CocoDataset {
 impl CocoDataset {
     /// Reads the annotations of `split`, whose paths are relative to `root`, and checks them.
     ///
-    /// With `for_training`, images without a usable object that is not a crowd are dropped. `split.limit` then keeps the first images.
+    /// With `for_training`, images without a usable object that is not a crowd are dropped. `split.limit` then keeps
+    /// the first images.
     ///
     /// Errors: files that are not there or not COCO, contradictory (ids used twice, annotations of unknown images or
-    /// categories), file names that leave the image folder, a folder with none of the images, nothing left to use. What can be worked with is counted in
-    /// [`CocoDataset::report`].
+    /// categories), file names that leave the image folder, a folder with none of the images, nothing left to use.
+    /// What can be worked with is counted in [`CocoDataset::report`].
     pub fn open(split: &SplitConfig, root: &Path, for_training: bool) -> Result<Self> {
         Self::open_with_exif(split, root, for_training, false)
     }
 
-    /// [`CocoDataset::open`] for images that are turned as their EXIF orientation says, where `exif` is set: sizes that the file lacks are those
-    /// after turning.
+    /// [`CocoDataset::open`] for images that are turned as their EXIF orientation says, where `exif` is set: sizes
+    /// that the file lacks are those after turning.
     pub fn open_with_exif(split: &SplitConfig, root: &Path, for_training: bool, exif: bool) -> Result<Self> {
         let path = root.join(&split.annotations);
         let folder = root.join(&split.images);
@@ -82,7 +76,8 @@ impl CocoDataset {
         Ok(opened)
     }
 
-    /// [`CocoDataset::open_with_exif`] for annotations in memory, whose ids must be unique; file names are relative to `folder`.
+    /// [`CocoDataset::open_with_exif`] for annotations in memory, whose ids must be unique; file names are relative to
+    /// `folder`.
     pub fn from_dataset(
         mut dataset: Dataset,
         folder: PathBuf,
@@ -91,13 +86,15 @@ impl CocoDataset {
         exif: bool,
     ) -> Result<Self> {
         ensure!(!dataset.categories.is_empty(), "the file has no categories");
-        let (classes, labels) = classes(&dataset);
+        let classes = Classes::of_categories(&dataset.categories);
+        let labels: HashMap<i64, i64> = classes.iter().zip(0..).map(|(class, label)| (class.id, label)).collect();
         dataset.images.sort_by_key(|image| image.id);
         let mut report = OpenReport { images_in_file: dataset.images.len(), ..OpenReport::default() };
         for image in &mut dataset.images {
             check_name(&image.file_name).with_context(|| format!("image {}", image.id))?;
             if image.width == 0 || image.height == 0 {
-                // Clipping and grouping need a size: it is in the file's header. An unreadable file is reported when it is used.
+                // Clipping and grouping need a size: it is in the file's header. An unreadable file is reported when
+                // it is used.
                 report.sizes_missing += 1;
                 if let Ok((width, height, swaps)) = decode::dimensions(&folder.join(&image.file_name)) {
                     (image.width, image.height) = if exif && swaps { (height, width) } else { (width, height) };
@@ -110,18 +107,13 @@ impl CocoDataset {
         let mut objects: Vec<Vec<usize>> = vec![Vec::new(); dataset.images.len()];
         let mut usable: Vec<bool> = vec![false; dataset.images.len()];
         for (at, annotation) in dataset.annotations.iter().enumerate() {
-            let Some(&i) = index.get(&annotation.image_id) else {
-                bail!(
-                    "annotation {} is in image {}, which is not among the images",
-                    annotation.id,
-                    annotation.image_id
-                );
+            let Annotation { id, image_id, category_id, .. } = annotation;
+            let Some(&i) = index.get(image_id) else {
+                bail!("annotation {id} is in image {image_id}, which is not among the images");
             };
             ensure!(
-                labels.contains_key(&annotation.category_id),
-                "annotation {} has category {}, which is not among the categories",
-                annotation.id,
-                annotation.category_id
+                labels.contains_key(category_id),
+                "annotation {id} has category {category_id}, which is not among the categories"
             );
             objects[i].push(at);
             let image = &dataset.images[i];
@@ -147,16 +139,8 @@ impl CocoDataset {
         );
         let kept_objects: Vec<Vec<usize>> = kept.iter().map(|&i| std::mem::take(&mut objects[i])).collect();
         let (dataset, objects) = restrict(dataset, &kept, kept_objects);
-        let infos: Vec<ImageInfo> = dataset
-            .images
-            .iter()
-            .map(|image| ImageInfo {
-                id: image.id,
-                file: image.file_name.clone(),
-                width: image.width,
-                height: image.height,
-            })
-            .collect();
+        let info = |i: &Image| ImageInfo { id: i.id, file: i.file_name.clone(), width: i.width, height: i.height };
+        let infos: Vec<ImageInfo> = dataset.images.iter().map(info).collect();
         report.images = infos.len();
         report.classes = classes.len();
         for (image, of_image) in dataset.images.iter().zip(&objects) {
@@ -168,7 +152,7 @@ impl CocoDataset {
     }
 
     /// The classes: label `i` is `classes()[i]`.
-    pub fn classes(&self) -> &[Class] {
+    pub fn classes(&self) -> &Classes {
         &self.classes
     }
 
@@ -183,6 +167,11 @@ impl CocoDataset {
     /// If there is no such label: labels come from this data set or from a model built for it.
     pub fn category_id(&self, label: i64) -> i64 {
         self.classes[label as usize].id
+    }
+
+    /// Objects of a class in the used images, crowd regions aside.
+    pub fn objects_of(&self, category_id: i64) -> usize {
+        self.annotations().filter(|(_, a)| a.category_id == category_id && !a.iscrowd).count()
     }
 
     /// Number of images.
@@ -283,22 +272,14 @@ impl CocoDataset {
         target
     }
 
-    /// Decodes image `i`. The sample's `info` has the size of the decoded image, which counts where the annotation file says otherwise;
-    /// with `exif` that is the size after turning.
+    /// Decodes image `i`. The sample's `info` has the size of the decoded image, which counts where the annotation
+    /// file says otherwise; with `exif` that is the size after turning.
     pub fn sample(&self, i: usize, exif: bool) -> Result<Sample> {
         let image = decode::open(&self.path(i), exif)?;
         let (width, height) = image.dimensions();
         let info = ImageInfo { width, height, ..self.infos[i].clone() };
         Ok(Sample { info, image, target: self.target(i, width, height) })
     }
-}
-
-/// Classes in the order of their category ids, and the label of each id.
-fn classes(dataset: &Dataset) -> (Vec<Class>, HashMap<i64, i64>) {
-    let mut classes: Vec<Class> = dataset.categories.iter().map(|c| Class { id: c.id, name: c.name.clone() }).collect();
-    classes.sort_by_key(|class| class.id);
-    let labels = classes.iter().zip(0..).map(|(class, label)| (class.id, label)).collect();
-    (classes, labels)
 }
 
 /// Refuses names that lead out of the image folder. Links inside the folder are its owner's and are followed.
@@ -323,7 +304,8 @@ fn check_present(dataset: &Dataset, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Corners of an annotation's box inside an image, or `None` where too little is left of it. An unknown size (0) does not clip.
+/// Corners of an annotation's box inside an image, or `None` where too little is left of it. An unknown size (0) does
+/// not clip.
 fn clip(annotation: &Annotation, width: u32, height: u32) -> Option<[f64; 4]> {
     let [x, y, w, h] = annotation.bbox;
     let bound = |side: u32| if side == 0 { f64::INFINITY } else { f64::from(side) };
@@ -343,11 +325,8 @@ fn count(report: &mut OpenReport, annotation: &Annotation, width: u32, height: u
     let [x, y, w, h] = annotation.bbox;
     let moved = corners.iter().zip([x, y, x + w, y + h]).any(|(a, b)| (a - b).abs() > ROUNDING);
     report.clipped += usize::from(moved);
-    if annotation.iscrowd {
-        report.crowds += 1;
-    } else {
-        report.objects += 1;
-    }
+    report.crowds += usize::from(annotation.iscrowd);
+    report.objects += usize::from(!annotation.iscrowd);
 }
 
 /// The kept images and their annotations alone, with the annotations' new places.
@@ -364,8 +343,12 @@ fn restrict(dataset: Dataset, kept: &[usize], objects: Vec<Vec<usize>>) -> (Data
         }
     }
     let objects = objects.into_iter().map(|of_image| of_image.into_iter().map(|at| place[at]).collect()).collect();
-    let mut wanted = kept.iter().copied().peekable();
-    let images =
-        dataset.images.into_iter().enumerate().filter_map(|(i, image)| wanted.next_if_eq(&i).map(|_| image)).collect();
+    let mut remaining = kept.iter().copied().peekable();
+    let images = dataset
+        .images
+        .into_iter()
+        .enumerate()
+        .filter_map(|(i, image)| remaining.next_if_eq(&i).map(|_| image))
+        .collect();
     (Dataset { images, annotations, categories: dataset.categories }, objects)
 }

@@ -32,7 +32,7 @@ pub fn jitter(image: &mut RgbImage, factors: &Factors) {
     saturation(image, factors.saturation);
 }
 
-/// Blends with black: `ImageEnhance.Brightness`.
+/// Blends with black (0 is black, 1 the image, more is brighter): `ImageEnhance.Brightness`.
 pub fn brightness(image: &mut RgbImage, factor: f32) {
     let table = table(0.0, factor);
     image.iter_mut().for_each(|v| *v = table[usize::from(*v)]);

@@ -1,8 +1,9 @@
 //! Image files to 8-bit RGB, as Pillow's `convert("RGB")` gives it.
 //!
-//! JPEG (grey, YCbCr, RGB, CMYK, YCCK; baseline and progressive) and PNG (grey, palette, RGB, 8 or 16 bits, with or without alpha).
-//! Alpha is dropped, not blended, and of 16 bits the upper 8 are kept. The EXIF orientation is ignored unless asked for: that is
-//! what users of torchvision and pycocotools expect, whose boxes are in the pixels as stored.
+//! JPEG (grey, YCbCr, RGB, CMYK, YCCK; baseline and progressive) and PNG (grey, palette, RGB, 8 or 16 bits, with or
+//! without alpha). Alpha is dropped, not blended, and of 16 bits the upper 8 are kept. The EXIF orientation is ignored
+//! unless asked for: that is what users of torchvision and pycocotools expect, whose boxes are in the pixels as
+//! stored.
 
 use std::path::Path;
 
@@ -45,8 +46,7 @@ pub fn from_bytes(bytes: &[u8], exif: bool) -> Result<RgbImage> {
 /// Width and height as stored in the file's header, and whether its EXIF orientation swaps them.
 pub fn dimensions(path: &Path) -> Result<(u32, u32, bool)> {
     let reader = image::ImageReader::open(path)
-        .with_context(|| format!("cannot read image {}", path.display()))?
-        .with_guessed_format()
+        .and_then(|reader| reader.with_guessed_format())
         .with_context(|| format!("cannot read image {}", path.display()))?;
     let mut decoder = reader.into_decoder().with_context(|| format!("cannot decode image {}", path.display()))?;
     let (width, height) = decoder.dimensions();

@@ -17,7 +17,8 @@ const NAMED: usize = 5;
 
 /// Images of one split with the label of each, in torchvision's order.
 ///
-/// Classes are the names of the folders, sorted by code points; images are those in a class's folder and in the folders inside it, sorted by path.
+/// Classes are the names of the folders, sorted by code points; images are those in a class's folder and in the
+/// folders inside it, sorted by path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFolder {
     folder: PathBuf,
@@ -37,14 +38,16 @@ impl ImageFolder {
         let folder = root.join(&split.folder);
         ensure!(
             folder.is_dir(),
-            "there is no folder {}: --data takes a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; other names go with \
+            "there is no folder {}: --data takes a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; other names go \
+             with \
              --set data.train.folder=… and data.val.folder=…",
             folder.display()
         );
         let classes = classes_in(&folder)?;
         ensure!(
             !classes.is_empty(),
-            "{} has no folders: the images of each class must lie in a folder of its own, which gives the class its name",
+            "{} has no folders: the images of each class must lie in a folder of its own, which gives the class its \
+             name",
             folder.display()
         );
         let (mut images, mut empty, mut over_limit) = (Vec::new(), Vec::new(), 0);
@@ -69,20 +72,16 @@ impl ImageFolder {
         Ok(Self { folder, classes, images, over_limit })
     }
 
-    /// The same images with the labels of a model: `classes` in the order of its outputs. Classes without images are fine.
+    /// The same images with the labels of a model: `classes` in the order of its outputs. Classes without images are
+    /// fine.
     ///
     /// # Errors
     /// If there is a class that the model does not have.
     pub fn with_classes(self, classes: &[String]) -> Result<Self> {
         let place = |class: &String| classes.iter().position(|other| other == class);
         let places: Vec<Option<usize>> = self.classes.iter().map(place).collect();
-        let unknown: Vec<&str> = self
-            .classes
-            .iter()
-            .zip(&places)
-            .filter(|(_, place)| place.is_none())
-            .map(|(class, _)| class.as_str())
-            .collect();
+        let without = self.classes.iter().zip(&places).filter(|(_, place)| place.is_none());
+        let unknown: Vec<&str> = without.map(|(class, _)| class.as_str()).collect();
         ensure!(
             unknown.is_empty(),
             "{} of {} {} not among the {} that are trained on ({}{})",
@@ -186,8 +185,8 @@ fn classes_in(folder: &Path) -> Result<Vec<String>> {
     Ok(classes)
 }
 
-/// Paths, relative to `root`, of the images in the folder of a class, however deep: `sorted(os.walk(…, followlinks=True))`, and the
-/// names in each folder sorted.
+/// Paths, relative to `root`, of the images in the folder of a class, however deep: `sorted(os.walk(…,
+/// followlinks=True))`, and the names in each folder sorted.
 fn images_in(root: &Path, class: &str) -> Result<Vec<PathBuf>> {
     let mut folders = vec![PathBuf::from(class)];
     let (mut next, mut seen) = (0, BTreeSet::new());

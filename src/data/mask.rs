@@ -1,4 +1,5 @@
-//! Masks of objects: as annotated, with the way from there to the pixels of the sample. They become pixels inside a region only.
+//! Masks of objects: as annotated, with the way from there to the pixels of the sample. They become pixels inside a
+//! region only.
 
 use std::sync::Arc;
 
@@ -80,7 +81,8 @@ impl Geometry {
     }
 }
 
-/// The mask of an object: its annotation, shared and untouched, and the way to the pixels of the image that the object is in now.
+/// The mask of an object: its annotation, shared and untouched, and the way to the pixels of the image that the object
+/// is in now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mask {
     source: Arc<Segmentation>,
@@ -92,8 +94,8 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// The mask of an annotation on an image of `height × width` pixels. `None` where it encloses nothing: no polygon of three points or more
-    /// with finite coordinates, or runs of another size than the image.
+    /// The mask of an annotation on an image of `height × width` pixels. `None` where it encloses nothing: no polygon
+    /// of three points or more with finite coordinates, or runs of another size than the image.
     pub fn new(segmentation: &Segmentation, height: u32, width: u32) -> Option<Self> {
         let source = match segmentation {
             Segmentation::Rle(rle) if rle.size() == (height, width) => segmentation.clone(),
@@ -136,9 +138,10 @@ impl Mask {
 
     /// The mask on a grid of `side × side` bins over a region, rows from the top: 1 where the object is, else 0.
     ///
-    /// Polygons are drawn on the grid as pycocotools draws them, as in detectron2 and mmdetection; of runs, a bin is object where the mask's mean
-    /// over it is at least one half, the mean of one point per begun pixel of the annotated image along each side of the bin, each point linear
-    /// between the centres of the four pixels around it (detectron2's `BitMasks.crop_and_resize`).
+    /// Polygons are drawn on the grid as pycocotools draws them, as in detectron2 and mmdetection; of runs, a bin is
+    /// object where the mask's mean over it is at least one half, the mean of one point per begun pixel of the
+    /// annotated image along each side of the bin, each point linear between the centres of the four pixels around it
+    /// (detectron2's `BitMasks.crop_and_resize`).
     pub fn raster(&self, region: &Corners, side: usize) -> Vec<f32> {
         let [x1, y1, x2, y2] = region.map(f64::from);
         let n = side as f64;
@@ -185,8 +188,8 @@ pub struct Drawn {
 }
 
 impl Drawn {
-    /// torchvision's targets: the mask as pixels of the present image of `image` (height, width), each the nearest of the annotated one, pooled by
-    /// RoIAlign to `side × side` bins over a region: shares of object.
+    /// torchvision's targets: the mask as pixels of the present image of `image` (height, width), each the nearest of
+    /// the annotated one, pooled by RoIAlign to `side × side` bins over a region: shares of object.
     pub fn pooled(&self, region: &Corners, side: usize, image: (i64, i64)) -> Vec<f32> {
         let means = self.runs.means(&self.geometry, side, |axis| {
             let [x1, y1, x2, y2] = *region;
@@ -208,8 +211,8 @@ impl Drawn {
     }
 }
 
-/// RoIAlign's points along one axis of a region, bin by bin, at one point per begun pixel: the two pixels around each and the weight of the
-/// second, below 0 where the point is outside of the image.
+/// RoIAlign's points along one axis of a region, bin by bin, at one point per begun pixel: the two pixels around each
+/// and the weight of the second, below 0 where the point is outside of the image.
 fn points(start: f32, end: f32, bins: usize, pixels: usize) -> Vec<Vec<(usize, usize, f32)>> {
     let length = (end - start).max(1.0);
     let bin = length / bins as f32;
@@ -269,15 +272,16 @@ impl Axis {
         Self { across, factor, offset: row[2], pixels: pixels as usize }
     }
 
-    /// The annotated pixel that a pixel of the present image comes from: the one its upper left corner lies in, as in PyTorch's `nearest`.
+    /// The annotated pixel that a pixel of the present image comes from: the one its upper left corner lies in, as in
+    /// PyTorch's `nearest`.
     fn nearest(&self, pixel: usize) -> i64 {
         // Just inside the corner, so that mirrored pixels find their own one.
         const INSIDE: f64 = 1e-3;
         (self.factor * (pixel as f64 + INSIDE) + self.offset).floor() as i64
     }
 
-    /// Bins of points between pixels' centres, from `start` to `end` on the present axis. As in RoIAlign, the outermost pixels go on for a pixel
-    /// beyond the image, and further out there is nothing.
+    /// Bins of points between pixels' centres, from `start` to `end` on the present axis. As in RoIAlign, the
+    /// outermost pixels go on for a pixel beyond the image, and further out there is nothing.
     fn bins(&self, start: f64, end: f64, count: usize) -> Vec<Bin> {
         // More points than this are of regions far larger than any image.
         const MOST: usize = 4096;
@@ -355,8 +359,9 @@ impl Runs {
 
     /// The mask's means over `side × side` bins, rows from the top; `bins` gives those of an axis.
     ///
-    /// A bin's weights are a product of one factor for the column and one for the row, so a run adds a difference of two of the row bins' sums, and
-    /// each column is added up once: the time is for the columns that the bins reach and the runs in them, not for pixels or points.
+    /// A bin's weights are a product of one factor for the column and one for the row, so a run adds a difference of
+    /// two of the row bins' sums, and each column is added up once: the time is for the columns that the bins reach
+    /// and the runs in them, not for pixels or points.
     fn means(&self, geometry: &Geometry, side: usize, bins: impl Fn(&Axis) -> Vec<Bin>) -> Vec<f64> {
         let back = geometry.inverse();
         let axis = Axis::new(back.across, self.size.1);

@@ -1,7 +1,8 @@
 //! Images and their objects: files to batches. Knows nothing of models.
 //!
-//! [`CocoDataset`] reads a split, [`Loader`] makes [`Batch`]es of it on worker threads, [`prepare`] makes one of images in memory;
-//! [`shapes`] draws data where there is none. [`ImageFolder`] and [`classify`] are the same for images of classes.
+//! [`CocoDataset`] reads a split, [`Loader`] makes [`Batch`]es of it on the threads of a [`Feed`], [`prepare`] makes
+//! one of images in memory; [`shapes`] draws data where there is none. [`ImageFolder`] and [`classify`] are the same
+//! for images of classes.
 
 mod ahead;
 pub mod augment;
@@ -10,6 +11,7 @@ pub mod classify;
 pub mod coco;
 pub mod color;
 pub mod decode;
+pub mod feed;
 pub mod image_folder;
 mod loader;
 pub mod mask;
@@ -22,9 +24,10 @@ pub mod shapes;
 
 pub(crate) use ahead::message as panic_message;
 pub use batch::prepare;
-pub use coco::{Class, CocoDataset};
+pub use coco::CocoDataset;
+pub use feed::{Epoch, Feed, Source};
 pub use image_folder::ImageFolder;
-pub use loader::{Epoch, Loader, LoaderOptions};
+pub use loader::{CocoSource, Loader, LoaderOptions};
 pub use mask::{Geometry, Mask};
 pub use report::OpenReport;
 pub use sample::{Batch, ImageInfo, Sample, Target};

@@ -1,4 +1,5 @@
-//! Four images in one (Bochkovskiy et al., 2020, "YOLOv4", section 3.4): more objects and more places a step, for small data sets.
+//! Four images in one (Bochkovskiy et al., 2020, "YOLOv4", section 3.4): more objects and more locations a step, for
+//! small data sets.
 
 use anyhow::Result;
 use image::imageops;
@@ -9,13 +10,14 @@ use super::mask::Geometry;
 use super::resize::antialias;
 use super::sample::{Sample, Target};
 
-/// The four images meet between these shares of the sides.
+/// The four images meet between these fractions of the sides.
 const MEETING_POINT: std::ops::Range<f64> = 0.3..0.7;
 
 /// Images are shrunk to between half and all of their size, but never below what fills their quarter.
 const SHRINK: [f64; 2] = [0.5, 1.0];
 
-/// Fills the area of the first sample with a part of each of the four. The result has the first one's info. Objects of which less than `visible` is left become crowd regions.
+/// Fills the area of the first sample with a part of each of the four. The result has the first one's info. Objects of
+/// which less than `visible` is left become crowd regions.
 pub fn mosaic(samples: [Sample; 4], visible: f64, rng: &mut impl Rng) -> Result<Sample> {
     let (width, height) = samples[0].image.dimensions();
     let mut meet = |side: u32| ((f64::from(side) * rng.random_range(MEETING_POINT)) as u32).clamp(1, side.max(2) - 1);

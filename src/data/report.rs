@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// Counts of [`super::CocoDataset::open`]. Its `Display` is one line for what is used, then one for each thing worth knowing.
+/// Counts of [`super::CocoDataset::open`]. Its `Display` is one line for what is used, then one for each thing worth
+/// knowing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenReport {
     /// Images in the annotation file.
@@ -39,13 +40,7 @@ impl fmt::Display for OpenReport {
         if self.crowds > 0 {
             write!(f, ", {} crowd regions", self.crowds)?;
         }
-        let mut line = |count: usize, text: &str| {
-            if count > 0 {
-                write!(f, "\n{count} {text}")
-            } else {
-                Ok(())
-            }
-        };
+        let mut line = |count: usize, text: &str| if count > 0 { write!(f, "\n{count} {text}") } else { Ok(()) };
         line(self.dropped, "images without objects are left out")?;
         line(self.without_objects - self.dropped, "images without objects")?;
         line(self.over_limit, "images are left out by data's `limit`")?;
@@ -54,7 +49,8 @@ impl fmt::Display for OpenReport {
         line(self.sizes_missing, "images have no size in the file: it was read from the image")?;
         line(
             self.without_mask,
-            "objects have no mask (none given, no polygon of three points, or run lengths of another size than the image): they train boxes only",
+            "objects have no mask (none given, no polygon of three points, or run lengths of another size than the \
+             image): they train boxes only",
         )?;
         self.notes.iter().try_for_each(|note| write!(f, "\n{note}"))
     }

@@ -3,15 +3,15 @@
 use anyhow::Result;
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
 use crate::config::ResizeKind;
 
 /// Width and height after resizing: the shorter side becomes `short`, unless the longer would then be above `long`.
 ///
-/// [`ResizeKind::Antialias`] rounds as detectron2's `ResizeShortestEdge` and mmdetection do, [`ResizeKind::Bilinear`] rounds down as
-/// torchvision's `GeneralizedRCNNTransform` does (with its float arithmetic: 427 → 800 may give 799).
+/// [`ResizeKind::Antialias`] rounds as detectron2's `ResizeShortestEdge` and mmdetection do, [`ResizeKind::Bilinear`]
+/// rounds down as torchvision's `GeneralizedRCNNTransform` does (with its float arithmetic: 427 → 800 may give 799).
 pub fn output_size(width: u32, height: u32, short: f64, long: f64, kind: ResizeKind) -> (u32, u32) {
     let (w, h) = (f64::from(width), f64::from(height));
     let (new_w, new_h) = match kind {
@@ -57,7 +57,8 @@ impl Normalise {
     }
 }
 
-/// Resizes `image` to `(width, height)`, normalises it into the upper left of `slot` and fills the rest of `slot` with zeros.
+/// Resizes `image` to `(width, height)`, normalises it into the upper left of `slot` and fills the rest of `slot` with
+/// zeros.
 ///
 /// `slot` must be at least as large. [`ResizeKind::Bilinear`] interpolates in float, as torchvision does on tensors;
 /// [`ResizeKind::Antialias`] gives Pillow's 8-bit result first.
@@ -77,26 +78,37 @@ pub fn resize_into(
             plane[..h * columns].chunks_exact_mut(columns).for_each(|row| row[w..].fill(0.0));
         }
     }
-    let same = image.dimensions() == (width, height);
     match kind {
-        _ if same => normalise_rows(image, normalise, data, columns, rows),
+        _ if image.dimensions() == (width, height) => normalise_rows(image, normalise, data, columns, rows),
         ResizeKind::Antialias => {
-            let resized = antialias(image, width, height)?;
-            normalise_rows(&resized, normalise, data, columns, rows);
+            normalise_rows(&antialias(image, width, height)?, normalise, data, columns, rows);
         }
-        ResizeKind::Bilinear => bilinear(image, (w, h), normalise, data, columns, rows),
+        ResizeKind::Bilinear => bilinear(image, (w, h), normalise, Slot { data, rows, columns }),
     }
     Ok(())
 }
 
 /// Pillow's `resize(…, BILINEAR)`: a triangle filter whose support grows when shrinking, 8 bits in and out.
 pub fn antialias(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    convolve(&view(image)?, width, height, FilterType::Bilinear)
+}
+
+/// An image as the resizer takes it. Typed: untyped views compile the code of every pixel type there is.
+pub(super) fn view(image: &RgbImage) -> Result<TypedImageRef<'_, U8x3>> {
+    Ok(TypedImageRef::from_buffer(image.width(), image.height(), image.as_raw())?)
+}
+
+/// Resizes with a filter whose support grows when shrinking, as Pillow does.
+pub(super) fn convolve(
+    source: &impl ImageView<Pixel = U8x3>,
+    width: u32,
+    height: u32,
+    filter: FilterType,
+) -> Result<RgbImage> {
     let mut resized = RgbImage::new(width, height);
-    // Typed views: untyped ones compile the code of every pixel type there is.
-    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())?;
     let mut target = TypedImage::<U8x3>::from_buffer(width, height, resized.as_mut())?;
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new().resize_typed(&source, &mut target, &options)?;
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
+    Resizer::new().resize_typed(source, &mut target, &options)?;
     Ok(resized)
 }
 
@@ -139,14 +151,8 @@ fn taps(input: usize, output: usize) -> Vec<Tap> {
 }
 
 /// Two-by-two bilinear: each needed input row is stretched once, and each output row blends two of them.
-fn bilinear(
-    image: &RgbImage,
-    (width, height): (usize, usize),
-    normalise: &Normalise,
-    data: &mut [f32],
-    columns: usize,
-    rows: usize,
-) {
+fn bilinear(image: &RgbImage, (width, height): (usize, usize), normalise: &Normalise, slot: Slot) {
+    let Slot { data, rows, columns } = slot;
     let source_width = image.width() as usize;
     let source = image.as_raw();
     let across = taps(source_width, width);

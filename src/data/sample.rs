@@ -48,6 +48,12 @@ impl Target {
         (0..self.boxes.len()).partition(|&i| !self.crowd[i])
     }
 
+    /// Takes masks along with a change of the image, and boxes as `moved` says.
+    pub(super) fn change(&mut self, change: &Geometry, moved: impl Fn(&[f32; 4]) -> [f32; 4]) {
+        self.boxes.iter_mut().for_each(|b| *b = moved(b));
+        self.change_masks(change);
+    }
+
     /// Takes masks along with a change of the image. The boxes are the caller's.
     pub(super) fn change_masks(&mut self, change: &Geometry) {
         self.masks.iter_mut().flatten().for_each(|mask| mask.change(change));

@@ -22,9 +22,13 @@ pub fn intersection(a: &Box4, b: &Box4) -> f32 {
 /// Intersection over union; 0 for two empty boxes.
 pub fn iou(a: &Box4, b: &Box4) -> f32 {
     let shared = intersection(a, b);
-    let all = area(a) + area(b) - shared;
-    if all > 0.0 {
-        shared / all
+    fraction(shared, area(a) + area(b) - shared)
+}
+
+/// What fraction of `whole` an area is; 0 where `whole` is nothing.
+pub fn fraction(area: f32, whole: f32) -> f32 {
+    if whole > 0.0 {
+        area / whole
     } else {
         0.0
     }

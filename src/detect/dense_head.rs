@@ -46,13 +46,10 @@ impl Branch {
             .map(|i| {
                 let p = path / "conv" / i;
                 let conv = ConvSpec::new(if i == 0 { input } else { c }, c, 3).init(init);
-                let norm = match config.norm {
-                    HeadNorm::None => None,
-                    HeadNorm::Group => {
-                        let groups = (1..=32).rev().find(|g| c % g == 0).unwrap_or(1);
-                        Some(nn::group_norm(&p / "1", groups, c, Default::default()))
-                    }
-                };
+                let norm = (config.norm == HeadNorm::Group).then(|| {
+                    let groups = (1..=32).rev().find(|g| c % g == 0).unwrap_or(1);
+                    nn::group_norm(&p / "1", groups, c, Default::default())
+                });
                 // With a norm behind it the convolution needs no bias (torchvision's Conv2dNormActivation).
                 let conv = if norm.is_some() { conv.no_bias() } else { conv };
                 (conv.build(&p / "0"), norm)

@@ -12,7 +12,7 @@ use crate::nn::cost::{Layer, Size};
 /// A detector in training and in inference. It owns its backbone.
 pub trait Detector: Send {
     /// Training: the parts of the loss for a batch, each a scalar tensor with gradients, named as in logs
-    /// (`classification`, `box`, …). Their sum is what is minimised. `pass` is a training pass.
+    /// (`classification`, `box`, …). Their sum is what is minimised.
     fn losses(&self, batch: &Batch, pass: &mut Pass) -> Result<Losses>;
 
     /// Inference: what is seen on each image of a batch, in pixels of the original images. Takes no gradients.
@@ -65,6 +65,16 @@ impl Detections {
     /// Whether nothing was seen.
     pub fn is_empty(&self) -> bool {
         self.scores.is_empty()
+    }
+
+    /// Those of these indices, in their order, without masks.
+    pub fn select(&self, indices: &[usize]) -> Self {
+        Self {
+            boxes: indices.iter().map(|&i| self.boxes[i]).collect(),
+            scores: indices.iter().map(|&i| self.scores[i]).collect(),
+            labels: indices.iter().map(|&i| self.labels[i]).collect(),
+            masks: Vec::new(),
+        }
     }
 
     /// The mask of detection `i` on an image of `height × width` pixels, if there are masks.

@@ -19,8 +19,9 @@ pub struct Fpn {
     inner: Vec<nn::Conv2D>,
     /// 3×3 convolutions that smooth each sum.
     layer: Vec<nn::Conv2D>,
-    extra: Option<P6P7>,
-    halved: bool,
+    coarse: Coarse,
+    /// RetinaNet's P6 and P7: a 3×3 convolution with stride 2, and another on relu(P6).
+    extra: Option<[nn::Conv2D; 2]>,
 }
 
 /// Levels above the stages.
@@ -34,14 +35,6 @@ pub enum Coarse {
     Halved,
 }
 
-/// RetinaNet's coarse levels: P6 is a 3×3 convolution with stride 2, P7 another on relu(P6).
-#[derive(Debug)]
-struct P6P7 {
-    p6: nn::Conv2D,
-    p7: nn::Conv2D,
-    source: P6Source,
-}
-
 impl Fpn {
     /// A pyramid of `channels` on stages of these channels, with these levels above. Variables in torchvision's names
     /// (`inner_blocks.0.0.weight`, `layer_blocks.0.0.weight`, `extra_blocks.p6.weight`, …) under `path`.
@@ -52,22 +45,16 @@ impl Fpn {
             ConvSpec::new(input, c, kernel).stride(stride).init(Init::UniformFanIn).build(p)
         };
         let (inner, layer, extra) = (path / "inner_blocks", path / "layer_blocks", path / "extra_blocks");
-        let p6p7 = |source| P6P7 {
-            p6: match source {
-                P6Source::C5 => conv(&extra / "p6", *stages.last().unwrap_or(&c), 3, 2),
-                P6Source::P5 => conv(&extra / "p6", c, 3, 2),
-            },
-            p7: conv(&extra / "p7", c, 3, 2),
-            source,
-        };
+        let p6p7 = |input| [conv(&extra / "p6", input, 3, 2), conv(&extra / "p7", c, 3, 2)];
         Ok(Self {
             inner: stages.iter().enumerate().map(|(i, &input)| conv(&inner / i / "0", input, 1, 1)).collect(),
             layer: (0..stages.len()).map(|i| conv(&layer / i / "0", c, 3, 1)).collect(),
+            coarse,
             extra: match coarse {
-                Coarse::P6P7(source) => Some(p6p7(source)),
+                Coarse::P6P7(P6Source::C5) => stages.last().copied().map(p6p7),
+                Coarse::P6P7(P6Source::P5) => Some(p6p7(c)),
                 Coarse::None | Coarse::Halved => None,
             },
-            halved: coarse == Coarse::Halved,
         })
     }
 
@@ -88,16 +75,13 @@ impl Fpn {
             above = Some(sum);
         }
         levels.reverse();
-        if let (Some(extra), Some(c5), Some(p5)) = (&self.extra, maps.last(), levels.last()) {
-            let source = match extra.source {
-                P6Source::C5 => c5,
-                P6Source::P5 => p5,
-            };
-            let p6 = strided(source, |x| extra.p6.forward(x));
-            let p7 = strided(&p6.relu(), |x| extra.p7.forward(x));
+        if let (Some([p6, p7]), Some(c5), Some(p5)) = (&self.extra, maps.last(), levels.last()) {
+            let source = if self.coarse == Coarse::P6P7(P6Source::C5) { c5 } else { p5 };
+            let p6 = strided(source, |x| p6.forward(x));
+            let p7 = strided(&p6.relu(), |x| p7.forward(x));
             levels.extend([p6, p7]);
         }
-        if let (true, Some(p5)) = (self.halved, levels.last()) {
+        if let (Coarse::Halved, Some(p5)) = (self.coarse, levels.last()) {
             levels.push(p5.slice(2, None, None, 2).slice(3, None, None, 2));
         }
         levels
@@ -110,11 +94,11 @@ impl Fpn {
             convolution(layer, 1, map, visit);
         }
         let mut levels = maps.to_vec();
-        if let (Some(extra), Some(&last)) = (&self.extra, maps.last()) {
-            let p6 = convolution(&extra.p6, 2, last, visit);
-            levels.extend([p6, convolution(&extra.p7, 2, p6, visit)]);
+        if let (Some([p6, p7]), Some(&last)) = (&self.extra, maps.last()) {
+            let p6 = convolution(p6, 2, last, visit);
+            levels.extend([p6, convolution(p7, 2, p6, visit)]);
         }
-        if let (true, Some(&(height, width))) = (self.halved, maps.last()) {
+        if let (Coarse::Halved, Some(&(height, width))) = (self.coarse, maps.last()) {
             levels.push(((height + 1) / 2, (width + 1) / 2));
         }
         levels

@@ -124,8 +124,8 @@ pub struct SampledBoxLoss {
 impl SampledBoxLoss {
     /// `coder` codes objects against anchors or proposals.
     pub fn new(coder: BoxCoder, config: &BoxLossConfig) -> Self {
-        let &BoxLossConfig { kind, beta, box_weight, normalizer } = config;
-        Self { coder, kind, beta, weight: box_weight, normalizer }
+        let &BoxLossConfig { kind, beta, box_weight: weight, normalizer } = config;
+        Self { coder, kind, beta, weight, normalizer }
     }
 
     /// The loss of the positives among `sampled` anchors or proposals: a scalar tensor.
@@ -135,18 +135,19 @@ impl SampledBoxLoss {
         let device = predicted.device();
         let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
         let (mut predicted, mut targets) = (predicted.shallow_clone(), rows(targets));
-        if self.kind == BoxLoss::Giou {
+        let Self { kind, beta, weight, normalizer, .. } = *self;
+        if kind == BoxLoss::Giou {
             let factors = Tensor::from_slice(&self.coder.weights).to_device(device);
             (predicted, targets) = (predicted / &factors, targets / factors);
         }
         let positives = targets.size()[0];
         let weights = Tensor::ones([positives], (Kind::Float, device));
-        let divisor = match self.normalizer {
+        let divisor = match normalizer {
             SampleNormalizer::Sampled => sampled,
             SampleNormalizer::Positives => positives as usize,
         };
-        let sum = box_loss(&predicted, &targets, &rows(anchors), &weights, self.kind, self.beta);
-        sum * (self.weight / divisor.max(1) as f64)
+        let sum = box_loss(&predicted, &targets, &rows(anchors), &weights, kind, beta);
+        sum * (weight / divisor.max(1) as f64)
     }
 }
 

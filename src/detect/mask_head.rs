@@ -1,5 +1,6 @@
 //! The mask head (He et al., 2017, figure 4, right): a small fully convolutional network on each region.
 
+use anyhow::Result;
 use rayon::prelude::*;
 use tch::nn::Module;
 use tch::{nn, Kind, Reduction, Tensor};
@@ -11,6 +12,7 @@ use crate::config::{MaskHeadConfig, MaskTargets, PasteKind, RoiConfig};
 use crate::data::mask::{Drawn, Mask};
 use crate::nn::cost::Layer;
 use crate::nn::layers::{ConvSpec, Init};
+use crate::nn::memory::values;
 use crate::nn::precision::full_precision;
 
 /// A positive region in training: where, of which class (from 0), and the mask that it should have.
@@ -98,10 +100,7 @@ impl MaskHead {
         // A 1×1 convolution is a product with one row of weights per class.
         let weights = self.logits.ws.flatten(1, -1).index_select(0, &own).unsqueeze(1);
         let product = full_precision(&weights.bmm(&x.flatten(2, 3)).squeeze_dim(1));
-        match &self.logits.bs {
-            Some(bias) => product + bias.index_select(0, &own).unsqueeze(1),
-            None => product,
-        }
+        self.logits.bs.iter().fold(product, |product, bias| product + bias.index_select(0, &own).unsqueeze(1))
     }
 
     /// Mean binary cross-entropy over the pixels of all masks; 0 where there is none.
@@ -120,19 +119,12 @@ impl MaskHead {
     }
 
     /// The mask of each detection.
-    pub fn masks(
-        &self,
-        levels: &[Tensor],
-        image: usize,
-        boxes: &[Box4],
-        labels: &[i64],
-    ) -> anyhow::Result<Vec<InstanceMask>> {
+    pub fn masks(&self, levels: &[Tensor], image: usize, boxes: &[Box4], labels: &[i64]) -> Result<Vec<InstanceMask>> {
         if boxes.is_empty() {
             return Ok(Vec::new());
         }
         let rois: Vec<Roi> = boxes.iter().map(|b| (image, *b)).collect();
-        let values = self.forward(levels, &rois, labels).sigmoid().to_device(tch::Device::Cpu);
-        let values: Vec<f32> = values.reshape([-1]).try_into()?;
+        let values = values(&self.forward(levels, &rois, labels).sigmoid())?;
         let (side, paste, threshold) = (self.side(), self.paste, self.threshold);
         let mask = |values: &[f32]| InstanceMask { values: values.to_vec(), side, paste, threshold };
         Ok(values.chunks(side * side).map(mask).collect())

@@ -7,7 +7,7 @@ use tch::{nn, Tensor};
 use super::detector::{Detections, Detector, Losses};
 use super::fpn::{Coarse, Fpn};
 use super::roi_heads::RoiHeads;
-use super::rpn::{ProposalSelector, Rpn};
+use super::rpn::{ProposalSelector, Rpn, RpnOutput};
 use crate::backbone::{self, Backbone, Pass};
 use crate::config::ModelConfig;
 use crate::data::Batch;
@@ -60,23 +60,20 @@ impl MaskRcnn {
         })
     }
 
-    fn levels(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
+    /// The pyramid of a batch, and what the proposal network says of its anchors.
+    fn first_stage(&self, images: &Tensor, pass: &mut Pass) -> Result<(Vec<Tensor>, RpnOutput)> {
         let maps = self.backbone.forward(images, pass)?;
-        Ok(self.fpn.forward(&maps[maps.len() - STAGES..]))
+        let levels = self.fpn.forward(&maps[maps.len() - STAGES..]);
+        let size = images.size();
+        let output = self.rpn.forward(&levels, (size[2], size[3]));
+        Ok((levels, output))
     }
-}
-
-/// (height, width) of a batch's images, padding included.
-fn padded(images: &Tensor) -> (i64, i64) {
-    let size = images.size();
-    (size[2], size[3])
 }
 
 impl Detector for MaskRcnn {
     fn losses(&self, batch: &Batch, pass: &mut Pass) -> Result<Losses> {
-        let levels = self.levels(&batch.images, pass)?;
+        let (levels, output) = self.first_stage(&batch.images, pass)?;
         let rng = pass.sampling()?;
-        let output = self.rpn.forward(&levels, padded(&batch.images));
         let proposals = self.rpn.proposals(&output, &batch.sizes, &self.in_training)?;
         let mut parts = Vec::from(self.rpn.losses(&output, &batch.targets, rng));
         parts.extend(self.heads.losses(&levels, proposals, &batch.targets, &batch.sizes, rng));
@@ -85,8 +82,7 @@ impl Detector for MaskRcnn {
 
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>> {
         tch::no_grad(|| {
-            let levels = self.levels(&batch.images, &mut Pass::inference())?;
-            let output = self.rpn.forward(&levels, padded(&batch.images));
+            let (levels, output) = self.first_stage(&batch.images, &mut Pass::inference())?;
             let proposals = self.rpn.proposals(&output, &batch.sizes, &self.in_inference)?;
             let mut found = self.heads.detect(&levels, &proposals, &batch.sizes)?;
             for ((found, &size), info) in found.iter_mut().zip(&batch.sizes).zip(&batch.infos) {

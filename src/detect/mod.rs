@@ -3,7 +3,6 @@
 pub mod anchors;
 pub mod box_head;
 pub mod boxes;
-pub mod classes;
 pub mod dense_head;
 pub mod dense_losses;
 mod detector;
@@ -24,6 +23,7 @@ pub mod select;
 use anyhow::Result;
 use tch::nn;
 
+use crate::classes::Classes;
 use crate::config::{DetectorKind, ModelConfig};
 
 pub use detector::{Detections, Detector, Losses};
@@ -37,6 +37,23 @@ pub fn build(path: &nn::Path, config: &ModelConfig, classes: i64) -> Result<Box<
         DetectorKind::Retinanet => Box::new(RetinaNet::new(path, config, classes)?),
         DetectorKind::MaskRcnn => Box::new(MaskRcnn::new(path, config, classes)?),
     })
+}
+
+/// The classes of a detector's labels, for data with these categories: each category is a label, in their order; where
+/// the config counts `outputs`, labels stand for ids, from 0 in RetinaNet, from 1 in Mask R-CNN, whose output 0 is
+/// background.
+///
+/// # Errors
+/// If an id has no output.
+pub fn classes_of_outputs(config: &ModelConfig, categories: &Classes) -> Result<Classes> {
+    let first = match config.detector {
+        DetectorKind::Retinanet => 0,
+        DetectorKind::MaskRcnn => 1,
+    };
+    match config.outputs {
+        None => Ok(categories.clone()),
+        Some(outputs) => categories.of_outputs(first, outputs),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use anyhow::{ensure, Result};
 use rayon::prelude::*;
-use tch::{nn, Device, Kind, Tensor};
+use tch::{nn, Tensor};
 
 use super::anchors::AnchorGenerator;
 use super::boxes::{Box4, BoxCoder};
@@ -16,6 +16,7 @@ use crate::backbone::{self, Backbone, Pass};
 use crate::config::ModelConfig;
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
+use crate::nn::memory::values;
 
 /// Backbone, pyramid on its last stages, dense head.
 ///
@@ -106,11 +107,8 @@ impl Detector for RetinaNet {
             let anchors = self.anchors_of(&outputs, &batch.images);
             let mut images = Vec::with_capacity(batch.len());
             for i in 0..batch.len() as i64 {
-                let values = |t: &Tensor| -> Result<Vec<f32>> {
-                    Ok(t.get(i).reshape(-1).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
-                };
                 let levels = outputs.iter().zip(&anchors).map(|(o, anchors)| {
-                    Ok(LevelValues { logits: values(&o.logits)?, deltas: values(&o.deltas)?, anchors })
+                    Ok(LevelValues { logits: values(&o.logits.get(i))?, deltas: values(&o.deltas.get(i))?, anchors })
                 });
                 images.push(levels.collect::<Result<Vec<_>>>()?);
             }
@@ -139,6 +137,7 @@ impl Detector for RetinaNet {
 mod tests {
     use super::*;
     use crate::nn::precision::Autocast;
+    use tch::{Device, Kind};
 
     #[test]
     fn what_the_head_says_is_float32_whatever_the_network_computes_in() {

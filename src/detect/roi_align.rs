@@ -172,7 +172,8 @@ impl RoiPooler {
     /// Levels `[B, C, H_i, W_i]`, as many as there are strides (more are passed over), to `[R, C, size, size]`.
     pub fn pool(&self, levels: &[Tensor], rois: &[Roi]) -> Tensor {
         let mut pooled = Vec::new();
-        let mut order: Vec<i64> = Vec::with_capacity(rois.len());
+        // Where each region comes among the pooled ones.
+        let (mut rank, mut done) = (vec![0i64; rois.len()], 0);
         let of: Vec<usize> = rois.iter().map(|roi| self.level(&roi.1)).collect();
         for (l, (level, &stride)) in levels.iter().zip(&self.strides).enumerate() {
             let own: Vec<usize> = (0..rois.len()).filter(|&i| of[i] == l).collect();
@@ -181,7 +182,10 @@ impl RoiPooler {
             }
             let here: Vec<Roi> = own.iter().map(|&i| rois[i]).collect();
             pooled.push(self.align.pool(level, &here, 1.0 / stride as f32));
-            order.extend(own.iter().map(|&i| i as i64));
+            for i in own {
+                rank[i] = done;
+                done += 1;
+            }
         }
         match pooled.len() {
             0 => {
@@ -191,10 +195,6 @@ impl RoiPooler {
             // One level has all of them, in their order.
             1 => pooled.remove(0),
             _ => {
-                let mut rank = vec![0i64; order.len()];
-                for (at, i) in order.iter().enumerate() {
-                    rank[*i as usize] = at as i64;
-                }
                 let rank = Tensor::from_slice(&rank).to_device(levels[0].device());
                 let rows = |t: &Tensor| t.permute([0, 2, 3, 1]);
                 let all = Tensor::cat(&pooled.iter().map(rows).collect::<Vec<_>>(), 0);

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use rand::Rng;
 use rayon::prelude::*;
-use tch::{nn, Device, Kind, Reduction, Tensor};
+use tch::{nn, Kind, Reduction, Tensor};
 
 use super::box_head::BoxHead;
 use super::boxes::{Box4, BoxCoder};
@@ -17,6 +17,7 @@ use super::select::{Limits, RoiSelector};
 use crate::config::ModelConfig;
 use crate::data::Target;
 use crate::nn::cost::Layer;
+use crate::nn::memory::values;
 
 /// Box head, mask head, and how their outputs become detections and losses.
 #[derive(Debug)]
@@ -144,10 +145,7 @@ impl RoiHeads {
             return Ok(vec![Detections::default(); sizes.len()]);
         }
         let (logits, deltas) = self.boxes.forward(levels, &rois);
-        let values = |t: Tensor| -> Result<Vec<f32>> {
-            Ok(t.reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
-        };
-        let (scores, deltas) = (values(logits.softmax(1, Kind::Float))?, values(deltas)?);
+        let (scores, deltas) = (values(&logits.softmax(1, Kind::Float))?, values(&deltas)?);
         let selector = &self.selector;
         let outputs = selector.classes + 1;
         let mut starts = vec![0];

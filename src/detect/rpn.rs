@@ -5,7 +5,7 @@ use anyhow::Result;
 use rand::Rng;
 use rayon::prelude::*;
 use tch::nn::Module;
-use tch::{nn, Device, Kind, Reduction, Tensor};
+use tch::{nn, Reduction, Tensor};
 
 use super::anchors::AnchorGenerator;
 use super::boxes::{clip, Box4, BoxCoder};
@@ -17,6 +17,7 @@ use crate::config::{AnchorConfig, ProposalConfig, RpnConfig};
 use crate::data::Target;
 use crate::nn::cost::{convolution, Layer, Size};
 use crate::nn::layers::{ConvSpec, Init};
+use crate::nn::memory::values;
 use crate::nn::precision::full_precision;
 
 /// Proposals with a side shorter than this, in pixels, are dropped.
@@ -95,9 +96,6 @@ impl Rpn {
         sizes: &[(i64, i64)],
         selector: &ProposalSelector,
     ) -> Result<Vec<Vec<Box4>>> {
-        let values = |t: &Tensor| -> Result<Vec<f32>> {
-            Ok(t.detach().reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
-        };
         let (objectness, deltas) = (values(&output.objectness)?, values(&output.deltas)?);
         let all: usize = output.anchors.iter().map(Vec::len).sum();
         let anchors = &output.anchors;

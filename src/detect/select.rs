@@ -40,12 +40,7 @@ impl Limits {
     fn best(&self, all: &Detections) -> Detections {
         let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.nms);
         kept.truncate(self.max_detections);
-        Detections {
-            boxes: kept.iter().map(|&i| all.boxes[i]).collect(),
-            scores: kept.iter().map(|&i| all.scores[i]).collect(),
-            labels: kept.iter().map(|&i| all.labels[i]).collect(),
-            masks: Vec::new(),
-        }
+        all.select(&kept)
     }
 }
 
@@ -112,8 +107,8 @@ impl RoiSelector {
         for (i, proposal) in proposals.iter().enumerate() {
             for class in 1..outputs {
                 let at = i * outputs + class;
-                let above = scores[at] > self.limits.score;
-                if !above {
+                // Not a number is not above.
+                if !(scores[at] > self.limits.score) {
                     continue;
                 }
                 let delta = [0, 1, 2, 3].map(|d| deltas[4 * at + d]);

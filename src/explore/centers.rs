@@ -1,6 +1,6 @@
 //! Which patches a picture of the graph is drawn around.
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 
 use super::patches::PatchGraph;
 use super::viewer::GraphView;
@@ -30,10 +30,10 @@ impl Center {
     /// # Errors
     /// If it is anything else.
     pub fn pixel(text: &str) -> Result<Self> {
-        match pair::<f64>(text) {
-            Some((x, y)) if x.is_finite() && y.is_finite() => Ok(Self::Pixel { x, y }),
-            _ => bail!("a centre is x,y in pixels, as in 120,80, not `{text}`"),
-        }
+        pair(text)
+            .filter(|(x, y): &(f64, f64)| x.is_finite() && y.is_finite())
+            .map(|(x, y)| Self::Pixel { x, y })
+            .with_context(|| format!("a centre is x,y in pixels, as in 120,80, not `{text}`"))
     }
 
     /// `row,column` of the grid of patches.
@@ -41,12 +41,9 @@ impl Center {
     /// # Errors
     /// If it is anything else.
     pub fn cell(text: &str) -> Result<Self> {
-        match pair(text) {
-            Some((row, column)) => Ok(Self::Cell { row, column }),
-            None => {
-                bail!("a cell is row,column of the grid of patches, counted from 0, as in 3,7, not `{text}`")
-            }
-        }
+        pair(text).map(|(row, column)| Self::Cell { row, column }).with_context(|| {
+            format!("a cell is row,column of the grid of patches, counted from 0, as in 3,7, not `{text}`")
+        })
     }
 }
 
@@ -145,10 +142,10 @@ pub fn salient(view: &GraphView, blocks: &[&PatchGraph], count: usize) -> Vec<(f
             }
         }
         // A crowded image: closer ones then.
-        apart = if apart < 0.5 { -1.0 } else { apart / 2.0 };
-        if apart < 0.0 {
+        if apart < 0.5 {
             break;
         }
+        apart /= 2.0;
     }
     taken
 }

@@ -73,12 +73,9 @@ impl LinkCounts {
             let (a, b) = (nodes[n], candidates[c]);
             (a.0 - b.0).hypot(a.1 - b.1)
         };
-        let of_image: Vec<usize> = (0..graph.len())
-            .filter(|&n| {
-                let patch = graph.node_patch(n);
-                patch.top < seen.0 && patch.left < seen.1
-            })
-            .collect();
+        let corner = |n: usize| (graph.node_patch(n).top, graph.node_patch(n).left);
+        let is_seen = |n: &usize| corner(*n).0 < seen.0 && corner(*n).1 < seen.1;
+        let of_image: Vec<usize> = (0..graph.len()).filter(is_seen).collect();
         let mut links = 0;
         for &node in &of_image {
             for candidate in others(graph, node) {

@@ -4,7 +4,7 @@ use anyhow::{ensure, Context, Result};
 use tch::{Kind, Tensor};
 
 use crate::graph::BlockTrace;
-use crate::nn::memory::{f32_slice, i64_slice, rows};
+use crate::nn::memory::{rows, slice};
 
 /// A rectangle of pixels: left, top, right, bottom, right and bottom excluded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +84,7 @@ impl PatchGraph {
         let features = rows(&features.narrow(0, index, 1))?;
         ensure!(features.size()[1] == n, "{n} nodes, but features {:?}", features.size());
         // SAFETY: the slices are gone when this function ends, and until then nothing is written.
-        let (edges, distances, features) =
-            unsafe { (i64_slice(&edges)?, f32_slice(&distances)?, f32_slice(&features)?) };
+        let (edges, distances, features) = unsafe { (slice(&edges)?, slice(&distances)?, slice(&features)?) };
         let side = |(rows, columns): (i64, i64)| (rows as usize, columns as usize);
         Ok(Self {
             number,
@@ -96,7 +95,7 @@ impl PatchGraph {
             pooled: side(block.pooled),
             image,
             k: k as usize,
-            edges: edges.iter().map(|&j| j as u32).collect(),
+            edges: edges.iter().map(|&j: &i64| j as u32).collect(),
             distances: distances.to_vec(),
             salience: salience(features, n as usize),
         })
@@ -120,11 +119,6 @@ impl PatchGraph {
     /// The neighbours of a node, nearest first.
     pub fn neighbours(&self, node: usize) -> &[u32] {
         &self.edges[node * self.k..][..self.k]
-    }
-
-    /// The distances of [`PatchGraph::neighbours`].
-    pub fn neighbour_distances(&self, node: usize) -> &[f32] {
-        &self.distances[node * self.k..][..self.k]
     }
 
     /// The pixels of a node.

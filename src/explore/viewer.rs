@@ -1,18 +1,18 @@
 //! A model whose graphs are looked at: weights and config from one file, images of any size.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Result};
 use image::RgbImage;
 use tch::{Device, Tensor};
 
 use super::patches::PatchGraph;
 use crate::backbone::Pass;
-use crate::config::{ClassifyConfig, Config, DetectorKind};
+use crate::config::{Config, DetectorKind};
 use crate::data::resize::{output_size, resize_into, Normalise, Slot};
 use crate::graph::GraphTrace;
-use crate::weights::{load_classifier, read_metadata, LoadedClassifier};
+use crate::weights::{backbone_config, load_classifier, Checkpoint, LoadedClassifier};
 
 /// Most pixels of the network's input: far beyond what a picture can show, and the index of a patch stays a `u32`.
 const MOST_PIXELS: u64 = 100_000_000;
@@ -25,7 +25,7 @@ pub struct ViewerOptions {
     /// A config in place of the one in the weights' metadata: a file, or a preset's name, of a detector or of a
     /// classifier.
     pub config: Option<PathBuf>,
-    /// Changes to the config, `key.path=value` (see [`Config::from_json_with`]).
+    /// Changes to the config, `key.path=value` (see [`crate::config::Experiment::from_json_with`]).
     pub changes: Vec<String>,
     /// Shorter side, and the most that the longer side may have, in pixels. `None`: a classifier takes the image as it
     /// is, a detector resizes it as its config says.
@@ -96,7 +96,8 @@ impl GraphViewer {
     /// If there is no such model, it has no graph, or the weights cannot be read or are for another model.
     pub fn open(model: &str, options: &ViewerOptions) -> Result<Self> {
         let kind = DetectorKind::parse(model).ok();
-        let config = config(model, kind, options)?;
+        let weights = options.weights.as_deref().map(Checkpoint::open).transpose()?;
+        let config = backbone_config(model, weights.as_ref(), options.config.as_deref(), &options.changes)?;
         let backbone = &config.model.backbone;
         ensure!(
             backbone.name.starts_with("vig_") || backbone.name.starts_with("pvig_"),
@@ -105,12 +106,9 @@ impl GraphViewer {
             backbone.name
         );
         tch::manual_seed(options.seed);
-        let mut loaded = load_classifier(backbone, options.weights.as_deref(), options.device)?;
+        let mut loaded = load_classifier(backbone, weights.as_ref(), options.device)?;
         loaded.store.freeze();
-        let name = match kind {
-            Some(kind) => format!("{} on {}", kind.name(), backbone.name),
-            None => backbone.name.clone(),
-        };
+        let name = kind.map_or_else(|| backbone.name.clone(), |kind| format!("{} on {}", kind.name(), backbone.name));
         let (weights, report) = match (&options.weights, &loaded.report) {
             (Some(path), Some(report)) => {
                 let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
@@ -231,51 +229,4 @@ impl GraphViewer {
             seconds,
         })
     }
-}
-
-/// The config in force: named, else the weights' own, else the model's defaults.
-fn config(model: &str, kind: Option<DetectorKind>, options: &ViewerOptions) -> Result<Config> {
-    let metadata = options.weights.as_deref().map(read_metadata).transpose()?.unwrap_or_default();
-    let check = |config: Config, source: String| -> Result<Config> {
-        let own = match kind {
-            Some(_) => config.model.detector.name(),
-            None => config.model.backbone.name.as_str(),
-        };
-        ensure!(own == model, "{source} is for {own}, not for {model}");
-        Ok(config)
-    };
-    if let Some(path) = &options.config {
-        return check(load(path, kind, &options.changes)?, path.display().to_string());
-    }
-    if let (Some(text), Some(path)) = (metadata.get("config"), &options.weights) {
-        let config =
-            Config::of_weights(text, &options.changes).with_context(|| format!("the config in {}", path.display()))?;
-        return check(config, path.display().to_string());
-    }
-    match (kind, &options.weights) {
-        (Some(_), Some(path)) => bail!(
-            "{} does not say which config it was trained with: name it with --config ({})",
-            path.display(),
-            Config::preset_names().collect::<Vec<_>>().join(", ")
-        ),
-        (Some(kind), None) => Config::preset(&format!("{}_pvig_s_fpn_1x_coco", kind.name()), &options.changes),
-        (None, _) => {
-            ensure!(
-                crate::backbone::NAMES.contains(&model),
-                "there is no model `{model}`: take one of {}, or retinanet or mask_rcnn",
-                crate::backbone::NAMES.join(", ")
-            );
-            Config::of_published(model, &options.changes)
-        }
-    }
-}
-
-/// A config that was named: a detector's, or for a classifier a classifier's too.
-fn load(path: &Path, kind: Option<DetectorKind>, changes: &[String]) -> Result<Config> {
-    if kind.is_none() {
-        if let Ok(own) = ClassifyConfig::load(path, &[]) {
-            return Config::of_weights(&own.to_json()?, changes).with_context(|| format!("config {}", path.display()));
-        }
-    }
-    Config::load(path, changes)
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::Search;
-use crate::nn::memory::{f32_slice, f32_tensor, i32_tensor, i64_slice};
+use crate::nn::memory::{filled, slice};
 use vigdet_kernels::{arg_max_rows, interleave_relative, Isa, Neighbours};
 
 /// The largest of each node's neighbours, channel by channel: `[B, N, C]`.
@@ -26,9 +26,9 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
             let values = y.detach().contiguous();
             let edges = edges.contiguous();
             // SAFETY: the slices are gone with the kernel, and until then this thread writes to nothing but `rows`.
-            let (values, edges) = unsafe { (f32_slice(&values)?, i64_slice(&edges)?) };
+            let (values, edges) = unsafe { (slice(&values)?, slice(&edges)?) };
             // gather takes 32 bits, and training keeps the index of every block until its gradient.
-            i32_tensor(&[b, n, c], |rows| {
+            filled(&[b, n, c], |rows: &mut [i32]| {
                 arg_max_rows(Isa::best(), graph(values, edges, [b, n, m, c, k]), rows);
             })?
         }
@@ -59,8 +59,8 @@ pub fn with_max_relative(x: &Tensor, y: &Tensor, edges: &Tensor, how: Search) ->
         let (m, k) = (y.size()[1], edges.size()[2]);
         let (x, y, edges) = (x.contiguous(), y.contiguous(), edges.contiguous());
         // SAFETY: the slices are gone with the kernel, and until then this thread writes to nothing but `out`.
-        let (nodes, candidates, edges) = unsafe { (f32_slice(&x)?, f32_slice(&y)?, i64_slice(&edges)?) };
-        return f32_tensor(&[b, n, 2 * c], |out| {
+        let (nodes, candidates, edges) = unsafe { (slice(&x)?, slice(&y)?, slice(&edges)?) };
+        return filled(&[b, n, 2 * c], |out: &mut [f32]| {
             interleave_relative(Isa::best(), nodes, graph(candidates, edges, [b, n, m, c, k]), out);
         });
     }

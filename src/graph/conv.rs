@@ -13,8 +13,7 @@ use tch::nn::Module;
 use tch::{nn, Kind, Tensor};
 
 use super::aggregate::{largest, neighbours, popularity, sum, with_max_relative};
-use crate::config::GraphConvKind;
-use crate::config::Search;
+use crate::config::{GraphConvKind, Search};
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{gelu, ConvBn, ConvSpec};
 use crate::nn::precision::without_autocast;
@@ -22,22 +21,23 @@ use crate::nn::precision::without_autocast;
 /// A graph convolution.
 #[derive(Debug)]
 pub struct GraphConv {
-    layers: Layers,
+    operator: Operator,
+    update: ConvBn,
     how: Search,
 }
 
 #[derive(Debug)]
 // There is one per block: a few bytes of it matter less than another indirection.
 #[allow(clippy::large_enum_variant)]
-enum Layers {
+enum Operator {
     /// nn([x, max_j (y_j − x)]), channels interleaved: [x₀, m₀, x₁, m₁, …].
-    Mr { update: ConvBn },
+    Mr,
     /// max_j nn([x, y_j − x]).
-    Edge { update: ConvBn },
+    Edge,
     /// nn((1 + eps)·x + Σ_j y_j); eps is learned, from 0.
-    Gin { update: ConvBn, eps: Tensor },
+    Gin { eps: Tensor },
     /// nn2([x, max_j nn1(y_j)]).
-    Sage { message: ConvBn, update: ConvBn },
+    Sage { message: ConvBn },
 }
 
 /// Nodes, candidates and the edges between them.
@@ -68,43 +68,41 @@ impl GraphConv {
             "model.backbone.heads ({heads}) must divide the channels of every stage, {channels} among them"
         );
         let layer = |name: &str, input, output| {
-            let p = path / name;
-            ConvBn::new(&p / "0", &p / "1", ConvSpec::new(input, output, 1).groups(heads), eps)
+            ConvBn::at(path / name, ConvSpec { groups: heads, ..ConvSpec::new(input, output, 1) }, eps)
         };
-        let layers = match kind {
-            GraphConvKind::Mr => Layers::Mr { update: layer("nn", 2 * channels, output) },
-            GraphConvKind::Edge => Layers::Edge { update: layer("nn", 2 * channels, output) },
-            GraphConvKind::Gin => Layers::Gin { update: layer("nn", channels, output), eps: path.zeros("eps", &[1]) },
+        let (update, operator) = match kind {
+            GraphConvKind::Mr => (layer("nn", 2 * channels, output), Operator::Mr),
+            GraphConvKind::Edge => (layer("nn", 2 * channels, output), Operator::Edge),
+            GraphConvKind::Gin => (layer("nn", channels, output), Operator::Gin { eps: path.zeros("eps", &[1]) }),
             GraphConvKind::Sage => {
-                Layers::Sage { message: layer("nn1", channels, channels), update: layer("nn2", 2 * channels, output) }
+                let message = layer("nn1", channels, channels);
+                (layer("nn2", 2 * channels, output), Operator::Sage { message })
             }
         };
-        Ok(Self { layers, how })
+        Ok(Self { operator, update, how })
     }
 
     /// `[B, output, H, W]`, channels last in memory.
     pub fn forward(&self, graph: Graph, train: bool) -> Result<Tensor> {
-        match &self.layers {
-            Layers::Mr { .. } | Layers::Gin { .. } => self.apply(graph, train),
+        match &self.operator {
+            Operator::Mr | Operator::Gin { .. } => self.apply(graph, train),
             // What follows has differences of sums over edges and of neighbours, which bfloat16 would lose.
-            Layers::Edge { .. } | Layers::Sage { .. } => {
+            Operator::Edge | Operator::Sage { .. } => {
                 without_autocast(graph.nodes.device(), || self.apply(graph, train))
             }
         }
     }
 
     fn apply(&self, graph: Graph, train: bool) -> Result<Tensor> {
-        let x = graph.nodes;
-        let how = self.how;
-        match &self.layers {
-            Layers::Mr { update } => {
-                let (b, c, h, w) = x.size4()?;
+        let (x, update, how) = (graph.nodes, &self.update, self.how);
+        let (b, c, h, w) = x.size4()?;
+        match &self.operator {
+            Operator::Mr => {
                 let mixed = with_max_relative(&rows(x)?, &rows(graph.candidates)?, graph.edges, how)?;
                 let mixed = mixed.view([b, h, w, 2 * c]).permute([0, 3, 1, 2]);
                 Ok(gelu(update.forward(&mixed, train)))
             }
-            Layers::Edge { update } if how == Search::Dense => {
-                let (b, c, h, w) = x.size4()?;
+            Operator::Edge if how == Search::Dense => {
                 let k = graph.edges.size()[2];
                 let near = neighbours(&rows(graph.candidates)?, graph.edges)?;
                 let own = rows(x)?.unsqueeze(2).expand([b, h * w, k, c], false);
@@ -112,14 +110,12 @@ impl GraphConv {
                 let out = update.forward(&pairs, train).gelu("none").amax([3], false);
                 Ok(maps(&out.transpose(1, 2), h, w))
             }
-            Layers::Edge { update } => edge(update, graph, how, train),
-            Layers::Gin { update, eps } => {
-                let (_, _, h, w) = x.size4()?;
+            Operator::Edge => edge(update, graph, how, train),
+            Operator::Gin { eps } => {
                 let near = maps(&sum(&rows(graph.candidates)?, graph.edges, how)?, h, w);
                 Ok(gelu(update.forward(&((eps + 1.0) * x + near), train)))
             }
-            Layers::Sage { message, update } => {
-                let (_, _, h, w) = x.size4()?;
+            Operator::Sage { message } => {
                 let near = if how == Search::Dense {
                     let near = neighbours(&rows(graph.candidates)?, graph.edges)?.permute([0, 3, 1, 2]);
                     message.forward(&near, train).gelu("none").amax([3], false).transpose(1, 2)
@@ -129,10 +125,9 @@ impl GraphConv {
                         let weight = popularity(graph.edges, sent.size()[1], &sent)?;
                         let count = graph.edges.numel() as f64;
                         let flat = sent.flatten(0, 1);
-                        let mean = (&flat * &weight).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>) / count;
+                        let mean = sum_rows(&flat * &weight) / count;
                         let apart = &flat - &mean;
-                        let variance =
-                            (&apart * &apart * &weight).sum_dim_intlist([0i64].as_slice(), false, None::<Kind>) / count;
+                        let variance = sum_rows(&apart * &apart * &weight) / count;
                         message.batch_affine(&mean, &variance, count)
                     } else {
                         message.affine()
@@ -145,19 +140,13 @@ impl GraphConv {
         }
     }
 
-    /// The convolutions with their norms.
-    pub fn layers(&self) -> Vec<&ConvBn> {
-        match &self.layers {
-            Layers::Mr { update } | Layers::Edge { update } | Layers::Gin { update, .. } => vec![update],
-            Layers::Sage { message, update } => vec![message, update],
-        }
-    }
-
-    /// Parameters beside the convolutions.
-    pub fn scalars(&self) -> Option<&Tensor> {
-        match &self.layers {
-            Layers::Gin { eps, .. } => Some(eps),
-            _ => None,
+    /// Takes the weights out of training.
+    pub fn freeze(&self) {
+        self.update.freeze();
+        match &self.operator {
+            Operator::Mr | Operator::Edge => {}
+            Operator::Gin { eps } => drop(eps.set_requires_grad(false)),
+            Operator::Sage { message } => message.freeze(),
         }
     }
 
@@ -174,14 +163,12 @@ impl GraphConv {
                 });
             });
         };
-        match &self.layers {
-            Layers::Mr { update } | Layers::Gin { update, .. } => drop(update.flops(size, visit)),
-            Layers::Edge { update } => on_edges(update),
-            Layers::Sage { message, update } => {
-                on_edges(message);
-                update.flops(size, visit);
-            }
+        match &self.operator {
+            Operator::Edge => return on_edges(&self.update),
+            Operator::Sage { message } => on_edges(message),
+            Operator::Mr | Operator::Gin { .. } => {}
         }
+        self.update.flops(size, visit);
     }
 }
 
@@ -202,7 +189,7 @@ fn edge(update: &ConvBn, graph: Graph, how: Search, train: bool) -> Result<Tenso
         let m = sent.size()[1];
         let k = graph.edges.size()[2] as f64;
         let count = graph.edges.numel() as f64;
-        let total = |t: Tensor| t.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>) / count;
+        let total = |t: Tensor| sum_rows(t) / count;
         let weight = popularity(graph.edges, m, &sent)?;
         let (a, p) = (own.flatten(0, 1), sent.flatten(0, 1));
         let (mean_a, mean_p) = (total(&a * k), total(&p * &weight));
@@ -217,6 +204,11 @@ fn edge(update: &ConvBn, graph: Graph, how: Search, train: bool) -> Result<Tenso
     let high = at(largest(&sent, graph.edges, how)?);
     let low = at(largest(&sent.neg(), graph.edges, how)?.neg());
     Ok(maps(&high.maximum(&low), h, w))
+}
+
+/// `[N, C]` to `[C]`.
+fn sum_rows(t: Tensor) -> Tensor {
+    t.sum_dim_intlist([0i64].as_slice(), false, None::<Kind>)
 }
 
 /// `[B, C, H, W]` to `[B, H·W, C]`: a view where the map is channels-last.

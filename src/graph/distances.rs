@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use super::relative::RelativePosition;
-use crate::nn::memory::{f32_slice, f32_tensor, i64_slice, rows};
+use crate::nn::memory::{filled, rows, slice};
 
 /// The distance along each edge, float32 `[B, N, k]` on the CPU.
 ///
@@ -38,11 +38,11 @@ pub fn edge_distances(
     let factors = position.map(|p| p.factors(sizes.0, sizes.1));
     let (n, m, c, k) = (n as usize, m as usize, c as usize, k as usize);
     // SAFETY: the slices are gone when this function ends, and until then it writes to nothing but its output.
-    let (x, y, edges) = unsafe { (f32_slice(&x)?, f32_slice(&y)?, i64_slice(&edges)?) };
+    let (x, y, edges) = unsafe { (slice(&x)?, slice(&y)?, slice(&edges)?) };
     ensure!(edges.iter().all(|j| (0..m as i64).contains(j)), "an edge leads to none of the {m} candidates");
     let over = |row: &[f32]| 1.0 / row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
     let over_y: Vec<f32> = y.par_chunks(c.max(1)).map(over).collect();
-    f32_tensor(&[b, n as i64, k as i64], |out| {
+    filled(&[b, n as i64, k as i64], |out: &mut [f32]| {
         let of_node = |(row, (out, edges)): (usize, (&mut [f32], &[i64]))| {
             let (image, node) = (row / n, row % n);
             let own = &x[row * c..][..c];

@@ -44,7 +44,7 @@ pub struct GrapherSpec {
 /// connected layers, the graph convolution alone, to C channels.
 #[derive(Debug)]
 pub struct Grapher {
-    fc: Option<(ConvBn, ConvBn)>,
+    fc: Option<[ConvBn; 2]>,
     conv: GraphConv,
     spec: GrapherSpec,
 }
@@ -56,10 +56,7 @@ impl Grapher {
     /// If the heads do not divide the channels.
     pub fn new(path: &nn::Path, spec: GrapherSpec) -> Result<Self> {
         let c = spec.channels;
-        let layer = |name: &str, conv: ConvSpec| {
-            let p = path / name;
-            ConvBn::new(&p / "0", &p / "1", conv, spec.norm_eps)
-        };
+        let layer = |name: &str, input, output| ConvBn::at(path / name, ConvSpec::new(input, output, 1), spec.norm_eps);
         let conv = GraphConv::new(
             &(path / "graph_conv" / "gconv"),
             spec.conv,
@@ -69,7 +66,7 @@ impl Grapher {
             spec.norm_eps,
             spec.neighbours.search,
         )?;
-        let fc = spec.fc.then(|| (layer("fc1", ConvSpec::new(c, c, 1)), layer("fc2", ConvSpec::new(2 * c, c, 1))));
+        let fc = spec.fc.then(|| [layer("fc1", c, c), layer("fc2", 2 * c, c)]);
         Ok(Self { fc, conv, spec })
     }
 
@@ -78,7 +75,7 @@ impl Grapher {
         let (_, _, h, w) = x.size4()?;
         // What is small between neighbours is lost in bfloat16: the graph has float32.
         let nodes = channels_last(&full_precision(&match &self.fc {
-            Some((fc1, _)) => fc1.forward(x, train),
+            Some([fc1, _]) => fc1.forward(x, train),
             None => x.shallow_clone(),
         }));
         let pooled = (self.spec.reduce > 1).then(|| {
@@ -96,25 +93,24 @@ impl Grapher {
                 candidates: (ch, cw),
                 pooled: (self.spec.reduce.min(h), self.spec.reduce.min(w)),
                 stride: 0,
-                distances: trace.is_detailed().then(distances).transpose()?,
+                distances: trace.detailed.then(distances).transpose()?,
                 edges,
             })?;
         }
         let out = self.conv.forward(Graph { nodes: &nodes, candidates, edges: &edges }, train)?;
         Ok(match &self.fc {
-            Some((_, fc2)) => fc2.forward(&out, train),
+            Some([_, fc2]) => fc2.forward(&out, train),
             None => out,
         })
     }
 
     fn find(&self, nodes: &Tensor, candidates: &Tensor, noise: Option<&mut ChaCha8Rng>) -> Result<Tensor> {
-        let Neighbours { search, .. } = self.spec.neighbours;
         let relative = self.spec.relative.as_ref();
         if let Some(noise) = noise.filter(|_| self.spec.stochastic > 0.0) {
             if noise.random::<f64>() < self.spec.stochastic {
                 let (_, _, ch, cw) = candidates.size4()?;
                 let (k, dilation) = self.spec.neighbours.among((ch * cw) as usize);
-                let all = Neighbours { k: k * dilation, dilation: 1, search };
+                let all = Neighbours { k: k * dilation, dilation: 1, ..self.spec.neighbours };
                 let found = all.find(nodes, candidates, relative)?;
                 let drawn: Vec<i64> = sample(noise, k * dilation, k).into_iter().map(|i| i as i64).collect();
                 return Ok(found.index_select(2, &Tensor::from_slice(&drawn).to_device(found.device())));
@@ -123,18 +119,10 @@ impl Grapher {
         self.spec.neighbours.find(nodes, candidates, relative)
     }
 
-    /// The convolutions with their norms, in order.
-    pub fn layers(&self) -> Vec<&ConvBn> {
-        let (fc1, fc2) = self.fc.as_ref().map(|(a, b)| (a, b)).unzip();
-        fc1.into_iter().chain(self.conv.layers()).chain(fc2).collect()
-    }
-
     /// Takes the weights out of training.
     pub fn freeze(&self) {
-        self.layers().into_iter().for_each(ConvBn::freeze);
-        if let Some(scalar) = self.conv.scalars() {
-            let _ = scalar.set_requires_grad(false);
-        }
+        self.fc.iter().flatten().for_each(ConvBn::freeze);
+        self.conv.freeze();
     }
 }
 
@@ -144,13 +132,13 @@ impl Flops for Grapher {
         let pooled = |side: i64| side / reduce.min(side);
         let candidates = (pooled(size.0) * pooled(size.1)) as u64;
         let (k, _) = self.spec.neighbours.among(candidates as usize);
-        if let Some((fc1, _)) = &self.fc {
+        if let Some([fc1, _]) = &self.fc {
             fc1.flops(size, visit);
         }
         let nodes = (size.0 * size.1) as u64;
         visit(Layer::Distances { nodes, candidates, channels: self.spec.channels as u64 });
         self.conv.flops(size, k, visit);
-        if let Some((_, fc2)) = &self.fc {
+        if let Some([_, fc2]) = &self.fc {
             fc2.flops(size, visit);
         }
         size

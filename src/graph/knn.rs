@@ -16,7 +16,7 @@ use anyhow::{ensure, Result};
 use tch::{no_grad, Device, Kind, Tensor};
 use vigdet_kernels::{nearest_points, Isa, Points};
 
-use crate::nn::memory::{f32_slice, i64_tensor, rows};
+use crate::nn::memory::{filled, rows, slice};
 use crate::nn::precision::{full_precision, without_autocast};
 
 /// Distances that [`Search::Chunked`] holds at a time: 64 MB.
@@ -60,22 +60,23 @@ impl Neighbours {
             y.size()
         );
         ensure!(h * w > 0 && hy * wy > 0 && c > 0, "no nodes in {:?} or no candidates in {:?}", x.size(), y.size());
-        let sizes = Sizes { nodes: (h as usize, w as usize), candidates: (hy as usize, wy as usize) };
+        let grids = [(h as usize, w as usize), (hy as usize, wy as usize)];
         // Neither gradients nor autocast: in bfloat16, near candidates would be equal by the dozen.
         no_grad(|| {
             without_autocast(x.device(), || match self.search {
-                Search::Dense => self.dense(x, y, position, sizes),
-                Search::Fused if x.device() == Device::Cpu => self.fused(x, y, position, sizes),
-                Search::Fused | Search::Chunked => self.chunked(x, y, position, sizes),
+                Search::Dense => self.dense(x, y, position, grids),
+                Search::Fused if x.device() == Device::Cpu => self.fused(x, y, position, grids),
+                Search::Fused | Search::Chunked => self.chunked(x, y, position, grids),
             })
         })
     }
 
-    fn fused(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, sizes: Sizes) -> Result<Tensor> {
-        let (k, dilation) = self.among(sizes.m());
+    fn fused(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, grids: Grids) -> Result<Tensor> {
+        let [n, m] = grids.map(|(height, width)| height * width);
+        let (k, dilation) = self.among(m);
         let (x, y) = (rows(x)?, rows(y)?);
-        let (b, n, c) = x.size3()?;
-        let factors = position.map(|p| p.factors(sizes.nodes, sizes.candidates));
+        let (b, _, c) = x.size3()?;
+        let factors = position.map(|p| p.factors(grids[0], grids[1]));
         let (u, v, rank) = factors.as_ref().map_or((&[][..], &[][..], 0), |f| (&f.u[..], &f.v[..], f.rank));
         // score = x̂·ŷ + position / 2
         let side = |features, rows, position, position_scale| Points {
@@ -89,34 +90,35 @@ impl Neighbours {
         };
         // SAFETY: the slices are gone when the search is over, and until then this thread, which has the features,
         // writes to nothing but `out`.
-        let (x, y) = unsafe { (f32_slice(&x)?, f32_slice(&y)?) };
-        let (nodes, candidates) = (side(x, sizes.n(), u, 0.5), side(y, sizes.m(), v, 1.0));
-        i64_tensor(&[b, n, k as i64], |out| {
+        let (x, y) = unsafe { (slice(&x)?, slice(&y)?) };
+        let (nodes, candidates) = (side(x, n, u, 0.5), side(y, m, v, 1.0));
+        filled(&[b, n as i64, k as i64], |out: &mut [i64]| {
             nearest_points(Isa::best(), nodes, candidates, k, dilation, out);
         })
     }
 
-    fn dense(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, sizes: Sizes) -> Result<Tensor> {
-        let (k, dilation) = self.among(sizes.m());
+    fn dense(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, grids: Grids) -> Result<Tensor> {
+        let (k, dilation) = self.among(grids[1].0 * grids[1].1);
         let (x, y) = (unit(&x.detach()), unit(&y.detach()));
         let square = |t: &Tensor| (t * t).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
         let mut distance = x.transpose(1, 2).f_matmul(&y)?.f_mul_scalar_(-2.0)?;
         distance += square(&x).unsqueeze(2);
         distance += square(&y).unsqueeze(1);
         if let Some(position) = position {
-            distance -= whole(position, sizes)?.to_device(x.device()).to_kind(x.kind());
+            distance -= whole(position, grids)?.to_device(x.device()).to_kind(x.kind());
         }
         smallest(&distance, k, dilation)
     }
 
-    fn chunked(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, sizes: Sizes) -> Result<Tensor> {
-        let (k, dilation) = self.among(sizes.m());
+    fn chunked(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, grids: Grids) -> Result<Tensor> {
+        let m = grids[1].0 * grids[1].1;
+        let (k, dilation) = self.among(m);
         let (mut x, mut y) = (unit(&x.detach()), unit(&y.detach()));
         let (b, _, n) = x.size3()?;
         // distance / 2, without what is the same for all candidates of a node
         let bias = (&y * &y).sum_dim_intlist([1i64].as_slice(), true, None::<Kind>) * 0.5;
         if let Some(position) = position {
-            let Factors { u, v, rank } = &*position.factors(sizes.nodes, sizes.candidates);
+            let Factors { u, v, rank } = &*position.factors(grids[0], grids[1]);
             let columns = |values: &[f32], like: &Tensor| {
                 let t = Tensor::from_slice(values).to_device(like.device()).to_kind(like.kind());
                 t.view([-1, *rank as i64]).transpose(0, 1).unsqueeze(0).expand([b, -1, -1], false)
@@ -125,7 +127,7 @@ impl Neighbours {
             y = Tensor::cat(&[&y, &columns(v, &y)], 1);
         }
         let x = x.transpose(1, 2);
-        let rows = (CHUNK / (b * sizes.m() as i64)).clamp(1, n);
+        let rows = (CHUNK / (b * m as i64)).clamp(1, n);
         let mut found = Vec::new();
         for start in (0..n).step_by(rows as usize) {
             let part = x.narrow(1, start, rows.min(n - start));
@@ -136,22 +138,8 @@ impl Neighbours {
     }
 }
 
-/// Grids of one search, (height, width).
-#[derive(Clone, Copy)]
-struct Sizes {
-    nodes: (usize, usize),
-    candidates: (usize, usize),
-}
-
-impl Sizes {
-    fn n(&self) -> usize {
-        self.nodes.0 * self.nodes.1
-    }
-
-    fn m(&self) -> usize {
-        self.candidates.0 * self.candidates.1
-    }
-}
+/// (height, width) of the nodes' grid and of the candidates'.
+type Grids = [(usize, usize); 2];
 
 /// `[B, C, H, W]` to `[B, C, H·W]`, every column of norm one, in at least float32.
 fn unit(maps: &Tensor) -> Tensor {
@@ -161,18 +149,17 @@ fn unit(maps: &Tensor) -> Tensor {
 }
 
 /// The whole relative-position matrix, `[N, M]` on the CPU.
-fn whole(position: &RelativePosition, sizes: Sizes) -> Result<Tensor> {
-    let (n, m) = (sizes.n() as i64, sizes.m() as i64);
+fn whole(position: &RelativePosition, grids: Grids) -> Result<Tensor> {
+    let [n, m] = grids.map(|(height, width)| (height * width) as i64);
     if position.kind == RelativeKind::Grid {
-        return Ok(Tensor::from_slice(&position.matrix(sizes.nodes, sizes.candidates)).view([n, m]));
+        return Ok(Tensor::from_slice(&position.grid_matrix(grids[0], grids[1])).view([n, m]));
     }
     let columns = position.native_candidates() as i64;
     let native = Tensor::from_slice(&native_matrix(position)?).view([-1, columns]);
     if native.size() == [n, m] {
         return Ok(native);
     }
-    let native = native.unsqueeze(0).unsqueeze(0);
-    Ok(native.f_upsample_bicubic2d([n, m], false, None, None)?.view([n, m]))
+    Ok(native.view([1, 1, -1, columns]).f_upsample_bicubic2d([n, m], false, None, None)?.view([n, m]))
 }
 
 /// Of the `(k − 1)·dilation + 1` smallest of every row of `distance` `[B, N, M]`, every `dilation`-th, `[B, N, k]`:
@@ -195,8 +182,7 @@ fn smallest(distance: &Tensor, k: usize, dilation: usize) -> Result<Tensor> {
     } else {
         found
     };
-    let every = found.slice(1, 0, want, dilation as i64).contiguous();
-    Ok(every.view([b, n, k as i64]))
+    Ok(found.slice(1, 0, want, dilation as i64).contiguous().view([b, n, k as i64]))
 }
 
 #[cfg(test)]
@@ -224,16 +210,16 @@ mod tests {
     fn check(x: &Tensor, y: &Tensor, k: usize, dilation: usize, position: Option<&RelativePosition>) -> f64 {
         let (_, _, h, w) = x.size4().unwrap();
         let (_, _, hy, wy) = y.size4().unwrap();
-        let sizes = Sizes { nodes: (h as usize, w as usize), candidates: (hy as usize, wy as usize) };
+        let grids = [(h as usize, w as usize), (hy as usize, wy as usize)];
         let (a, b) = (unit(&x.to_kind(Kind::Double)), unit(&y.to_kind(Kind::Double)));
         let squares = |t: &Tensor| (t * t).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>);
         let mut exact = squares(&a).unsqueeze(2) - a.transpose(1, 2).matmul(&b) * 2 + squares(&b).unsqueeze(1);
         if let Some(position) = position {
-            exact -= whole(position, sizes).unwrap();
+            exact -= whole(position, grids).unwrap();
         }
         let found: Vec<Tensor> =
             ALL.iter().map(|&search| Neighbours { k, dilation, search }.find(x, y, position).unwrap()).collect();
-        let (k, dilation) = Neighbours { k, dilation, search: Search::Dense }.among(sizes.m());
+        let (k, dilation) = Neighbours { k, dilation, search: Search::Dense }.among(grids[1].0 * grids[1].1);
         let best = exact.sort(-1, false).0.slice(2, 0, ((k - 1) * dilation + 1) as i64, dilation as i64);
         for (index, search) in found.iter().zip(ALL) {
             assert_eq!(index.size(), [x.size()[0], h * w, k as i64], "{search:?}");

@@ -63,10 +63,8 @@ impl RelativePosition {
         {
             let mut kept = kept();
             if let Some(at) = kept.iter().position(|e| (e.0, e.1, e.2) == (*self, nodes, candidates)) {
-                let entry = kept.remove(at);
-                let found = entry.3.clone();
-                kept.push(entry);
-                return found;
+                kept[at..].rotate_left(1);
+                return kept[kept.len() - 1].3.clone();
             }
         }
         let made = Arc::new(self.make(nodes, candidates));
@@ -85,38 +83,32 @@ impl RelativePosition {
         made
     }
 
-    /// The whole matrix, `[nodes, candidates]` row-major, by the published formula (or the real grid's), with no detour
-    /// over factors: for the dense path and for tests. `Published` gives the matrix at the native size, to be resized
-    /// to other numbers of nodes and candidates.
-    pub(crate) fn matrix(&self, nodes: (usize, usize), candidates: (usize, usize)) -> Vec<f32> {
-        let (nodes, candidates) = match self.kind {
-            RelativeKind::Published => {
-                let locations = integer_locations(self.grid);
-                (grid_of(&locations, &locations), None)
-            }
-            RelativeKind::Grid => {
-                let (rows, columns) = self.real_locations(nodes, candidates);
-                (grid_of(&rows.0, &columns.0), Some(grid_of(&rows.1, &columns.1)))
-            }
-        };
+    /// The published matrix at the native size, `[nodes, candidates]` row-major, by its formula, with no detour over
+    /// factors: for the dense path, which resizes it to other numbers of nodes and candidates, and for tests.
+    fn published_matrix(&self) -> Vec<f32> {
         let frequencies = self.frequencies();
-        let entry =
-            |a: (f64, f64), b: (f64, f64)| similarity(&frequencies, a.1 - b.1) + similarity(&frequencies, a.0 - b.0);
-        let taps = match candidates {
-            Some(_) => Vec::new(),
-            None => bicubic(nodes.len(), self.native_candidates()),
-        };
+        let locations = integer_locations(self.grid);
+        let nodes = grid_of(&locations, &locations);
+        let taps = bicubic(nodes.len(), self.native_candidates());
         let mut out = Vec::new();
         for &a in &nodes {
-            match &candidates {
-                Some(candidates) => out.extend(candidates.iter().map(|&b| entry(a, b) as f32)),
-                None => {
-                    let full: Vec<f64> = nodes.iter().map(|&b| entry(a, b)).collect();
-                    out.extend(taps.iter().map(|t| t.iter().map(|&(j, w)| full[j] * w).sum::<f64>() as f32));
-                }
-            }
+            let full: Vec<f64> = nodes.iter().map(|&b| entry(&frequencies, a, b)).collect();
+            out.extend(taps.iter().map(|t| t.iter().map(|&(j, w)| full[j] * w).sum::<f64>() as f32));
         }
         out
+    }
+
+    /// The same of the real grid, for these (height, width).
+    pub(crate) fn grid_matrix(&self, nodes: (usize, usize), candidates: (usize, usize)) -> Vec<f32> {
+        let frequencies = self.frequencies();
+        let [rows, columns] = self.real_locations(nodes, candidates);
+        let candidates = grid_of(&rows.1, &columns.1);
+        let nodes = grid_of(&rows.0, &columns.0);
+        nodes
+            .iter()
+            .flat_map(|&a| candidates.iter().map(move |&b| (a, b)))
+            .map(|(a, b)| entry(&frequencies, a, b) as f32)
+            .collect()
     }
 
     /// Columns of the published matrix.
@@ -126,6 +118,7 @@ impl RelativePosition {
 
     fn make(&self, nodes: (usize, usize), candidates: (usize, usize)) -> Factors {
         let frequencies = self.frequencies();
+        let single = |values: &[f64]| values.iter().map(|&v| v as f32).collect();
         match self.kind {
             RelativeKind::Published => {
                 let locations = integer_locations(self.grid);
@@ -134,20 +127,16 @@ impl RelativePosition {
                 let rank = 2 * axis.rank();
                 let pooled = resize(&native, rank, self.native_candidates());
                 let (n, m) = (nodes.0 * nodes.1, candidates.0 * candidates.1);
-                let single = |values: Vec<f64>| values.into_iter().map(|v| v as f32).collect();
-                Factors { u: single(resize(&native, rank, n)), v: single(resize(&pooled, rank, m)), rank }
+                Factors { u: single(&resize(&native, rank, n)), v: single(&resize(&pooled, rank, m)), rank }
             }
             RelativeKind::Grid => {
                 // Half a cell beyond the native grid's centres on each side lies all that a finer grid can ask for.
                 let steps = (2 * self.grid).max(32);
                 let inside = (0..=steps).map(|i| i as f64 * self.grid as f64 / steps as f64 - 0.5).collect();
                 let axis = Axis::new(frequencies, inside);
-                let (rows, columns) = self.real_locations(nodes, candidates);
+                let [rows, columns] = self.real_locations(nodes, candidates);
                 let factor = |rows: &[f64], columns: &[f64]| {
-                    product(&axis.factor(rows), &axis.factor(columns), axis.rank())
-                        .into_iter()
-                        .map(|v| v as f32)
-                        .collect()
+                    single(&product(&axis.factor(rows), &axis.factor(columns), axis.rank()))
                 };
                 Factors { u: factor(&rows.0, &columns.0), v: factor(&rows.1, &columns.1), rank: 2 * axis.rank() }
             }
@@ -161,12 +150,7 @@ impl RelativePosition {
     }
 
     /// For rows and for columns: where the nodes and the candidates are, in native cells.
-    #[allow(clippy::type_complexity)]
-    fn real_locations(
-        &self,
-        nodes: (usize, usize),
-        candidates: (usize, usize),
-    ) -> ((Vec<f64>, Vec<f64>), (Vec<f64>, Vec<f64>)) {
+    fn real_locations(&self, nodes: (usize, usize), candidates: (usize, usize)) -> [(Vec<f64>, Vec<f64>); 2] {
         let axis = |nodes: usize, candidates: usize| {
             let scale = self.grid as f64 / nodes as f64;
             let pool = self.reduce.min(nodes) as f64;
@@ -176,7 +160,7 @@ impl RelativePosition {
                 (0..candidates).map(|j| at((j as f64 + 0.5) * pool)).collect(),
             )
         };
-        (axis(nodes.0, candidates.0), axis(nodes.1, candidates.1))
+        [axis(nodes.0, candidates.0), axis(nodes.1, candidates.1)]
     }
 }
 
@@ -195,6 +179,11 @@ fn similarity(frequencies: &[f64], apart: f64) -> f64 {
     sum / (2 * frequencies.len()) as f64
 }
 
+/// The relative position of two (row, column).
+fn entry(frequencies: &[f64], a: (f64, f64), b: (f64, f64)) -> f64 {
+    similarity(frequencies, a.1 - b.1) + similarity(frequencies, a.0 - b.0)
+}
+
 /// The similarity along one axis as a product of low rank, by Nyström's method: exact at `points`, and as good between
 /// them, where it is as smooth.
 struct Axis {
@@ -207,12 +196,8 @@ struct Axis {
 impl Axis {
     fn new(frequencies: Vec<f64>, points: Vec<f64>) -> Axis {
         let n = points.len();
-        let mut matrix = vec![0.0; n * n];
-        for (i, a) in points.iter().enumerate() {
-            for (j, b) in points.iter().enumerate() {
-                matrix[i * n + j] = similarity(&frequencies, a - b);
-            }
-        }
+        let pairs = points.iter().flat_map(|a| points.iter().map(move |b| a - b));
+        let matrix: Vec<f64> = pairs.map(|apart| similarity(&frequencies, apart)).collect();
         let mut left: Vec<f64> = (0..n).map(|i| matrix[i * n + i]).collect();
         let mut basis = Vec::new();
         for (value, vector) in eigen(matrix, n) {
@@ -322,12 +307,10 @@ fn eigen(mut a: Vec<f64>, n: usize) -> Vec<(f64, Vec<f64>)> {
                 };
                 for k in 0..n {
                     turn(&mut a, j * n + k, i * n + k);
+                    turn(&mut q, j * n + k, i * n + k);
                 }
                 for k in 0..n {
                     turn(&mut a, k * n + j, k * n + i);
-                }
-                for k in 0..n {
-                    turn(&mut q, j * n + k, i * n + k);
                 }
             }
         }
@@ -344,7 +327,7 @@ pub(crate) fn native_matrix(position: &RelativePosition) -> Result<Arc<Vec<f32>>
     if let Some((_, found)) = kept.iter().find(|(p, _)| p == position) {
         return Ok(found.clone());
     }
-    let made = Arc::new(position.matrix((0, 0), (0, 0)));
+    let made = Arc::new(position.published_matrix());
     kept.push((*position, made.clone()));
     Ok(made)
 }

@@ -1,6 +1,6 @@
 //! The graph that a forward pass built, for pictures and for comparison with other implementations.
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use tch::Tensor;
 
 /// One entry per Grapher block, in the order of the network.
@@ -12,8 +12,10 @@ pub struct GraphTrace {
     /// `[B, C, H, W]`. Empty otherwise.
     pub features: Vec<Tensor>,
     given: Option<Vec<Tensor>>,
-    detailed: bool,
-    stride: i64,
+    /// Whether distances and features are asked for.
+    pub(crate) detailed: bool,
+    /// Pixels between the nodes of the blocks that follow.
+    pub(crate) stride: i64,
 }
 
 /// The graph of one block.
@@ -49,16 +51,6 @@ impl GraphTrace {
         Self { detailed: true, ..Self::default() }
     }
 
-    /// Whether distances and features are asked for.
-    pub(crate) fn is_detailed(&self) -> bool {
-        self.detailed
-    }
-
-    /// The blocks that follow have nodes so many pixels apart.
-    pub(crate) fn enter(&mut self, stride: i64) {
-        self.stride = stride;
-    }
-
     /// Keeps what goes into the first block or comes out of one.
     pub(crate) fn keep(&mut self, features: &Tensor) {
         if self.detailed {
@@ -77,9 +69,10 @@ impl GraphTrace {
             Some(given) => {
                 let (b, n, _) = block.edges.size3()?;
                 let number = self.blocks.len() + 1;
-                let edges = given.get(self.blocks.len());
-                ensure!(edges.is_some(), "edges are given for {} blocks, but there is a block {number}", given.len());
-                let edges = edges.map(|e| e.to_device(block.edges.device())).unwrap_or_default();
+                let edges = given.get(self.blocks.len()).with_context(|| {
+                    format!("edges are given for {} blocks, but there is a block {number}", given.len())
+                })?;
+                let edges = edges.to_device(block.edges.device());
                 let candidates = block.candidates.0 * block.candidates.1;
                 ensure!(
                     matches!(edges.size()[..], [eb, en, k] if (eb, en) == (b, n) && k > 0)

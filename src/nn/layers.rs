@@ -82,11 +82,6 @@ impl ConvSpec {
         Self { stride, ..self }
     }
 
-    /// The same with groups.
-    pub fn groups(self, groups: i64) -> Self {
-        Self { groups, ..self }
-    }
-
     /// The same without a bias.
     pub fn no_bias(self) -> Self {
         Self { bias: false, ..self }
@@ -160,9 +155,18 @@ impl Affine {
 }
 
 impl ConvBn {
-    /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`).
+    /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`). The
+    /// norm starts with weight 1 and bias 0.
     pub fn new(conv: nn::Path, norm: nn::Path, spec: ConvSpec, eps: f64) -> Self {
-        Self { conv: spec.build(conv), norm: batch_norm(norm, spec.output, eps), spec, eps, folded: RefCell::new(None) }
+        let ws_init = nn::Init::Const(1.0);
+        let config = nn::BatchNormConfig { eps, momentum: MOMENTUM, ws_init, ..Default::default() };
+        let (conv, norm) = (spec.build(conv), nn::batch_norm2d(norm, spec.output, config));
+        Self { conv, norm, spec, eps, folded: RefCell::new(None) }
+    }
+
+    /// Variables under `path`'s `0` and `1`.
+    pub fn at(path: nn::Path, spec: ConvSpec, eps: f64) -> Self {
+        Self::new(&path / "0", &path / "1", spec, eps)
     }
 
     /// `[B, in, H, W]` to `[B, out, H / stride, W / stride]`. `train`: batch statistics.
@@ -205,19 +209,14 @@ impl ConvBn {
     fn fold(&self) -> (Tensor, Tensor) {
         let Affine { scale, shift } = self.affine();
         let weight = &self.conv.ws * scale.view([-1, 1, 1, 1]);
-        let bias = match &self.conv.bs {
-            Some(bias) => bias * scale + shift,
-            None => shift,
-        };
-        (weight, bias)
+        (weight, self.conv.bs.iter().fold(shift, |shift, bias| bias * &scale + shift))
     }
 
     /// For a layer whose weights all are out of training, how often libtorch has changed its tensors; `None` for one
     /// that learns. (The optimizer's writes are not counted, and it writes only to what learns.)
     fn settled(&self) -> Option<u64> {
-        let learned = [Some(&self.conv.ws), self.conv.bs.as_ref(), self.norm.ws.as_ref(), self.norm.bs.as_ref()];
         let mut version = self.norm.running_mean.internal_version() + self.norm.running_var.internal_version();
-        for tensor in learned.into_iter().flatten() {
+        for tensor in self.weights() {
             if tensor.requires_grad() {
                 return None;
             }
@@ -247,25 +246,19 @@ impl ConvBn {
     }
 
     fn affine_with(&self, mean: &Tensor, variance: &Tensor) -> Affine {
-        let scale = (variance + self.eps).rsqrt();
-        let scale = match &self.norm.ws {
-            Some(weight) => scale * weight,
-            None => scale,
-        };
-        let shift = -mean * &scale;
-        let shift = match &self.norm.bs {
-            Some(bias) => shift + bias,
-            None => shift,
-        };
+        let scale = self.norm.ws.iter().fold((variance + self.eps).rsqrt(), |scale, weight| scale * weight);
+        let shift = self.norm.bs.iter().fold(-mean * &scale, |shift, bias| shift + bias);
         Affine { scale, shift }
     }
 
     /// Takes the weights out of training.
     pub fn freeze(&self) {
-        freeze(&self.conv);
-        for weight in self.norm.ws.iter().chain(&self.norm.bs) {
-            let _ = weight.set_requires_grad(false);
-        }
+        self.weights().for_each(|weight| drop(weight.set_requires_grad(false)));
+    }
+
+    /// What learns.
+    fn weights(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.conv.ws].into_iter().chain(&self.conv.bs).chain(&self.norm.ws).chain(&self.norm.bs)
     }
 }
 
@@ -273,18 +266,4 @@ impl Flops for ConvBn {
     fn flops(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
         convolution(&self.conv, self.spec.stride, size, visit)
     }
-}
-
-/// Takes a convolution's weights out of training.
-pub fn freeze(conv: &nn::Conv2D) {
-    for weight in std::iter::once(&conv.ws).chain(&conv.bs) {
-        let _ = weight.set_requires_grad(false);
-    }
-}
-
-/// A batch norm with weight 1, bias 0 and [`MOMENTUM`].
-pub fn batch_norm(path: nn::Path, channels: i64, eps: f64) -> nn::BatchNorm {
-    let ws_init = nn::Init::Const(1.0);
-    let config = nn::BatchNormConfig { eps, momentum: MOMENTUM, ws_init, ..Default::default() };
-    nn::batch_norm2d(path, channels, config)
 }

@@ -14,28 +14,40 @@ use tch::{Device, Kind, Tensor};
 /// Values that one task works on: small enough to spread small models over threads, large enough to be worth a task.
 pub(crate) const CHUNK: usize = 1 << 15;
 
+/// A type of numbers.
+///
+/// # Safety
+/// Any bits must be a value of it.
+pub(crate) unsafe trait Plain: Element {}
+// SAFETY: any 32 bits are a number or NaN.
+unsafe impl Plain for f32 {}
+// SAFETY: any 32 bits are a number.
+unsafe impl Plain for i32 {}
+// SAFETY: any 64 bits are a number.
+unsafe impl Plain for i64 {}
+
 /// The tensor's values, in row-major order.
 ///
 /// # Errors
-/// If the tensor is not a contiguous float32 tensor on the CPU.
+/// If the tensor is not a contiguous tensor of this kind on the CPU.
 ///
 /// # Safety
 /// While the slice lives, nothing may write to the tensor's memory, by whatever handle.
-pub(crate) unsafe fn f32_slice(tensor: &Tensor) -> Result<&[f32]> {
-    // SAFETY: the caller's promise.
-    unsafe { slice(tensor) }
-}
-
-/// As [`f32_slice`], for int64.
-///
-/// # Errors
-/// If the tensor is not a contiguous int64 tensor on the CPU.
-///
-/// # Safety
-/// As for [`f32_slice`].
-pub(crate) unsafe fn i64_slice(tensor: &Tensor) -> Result<&[i64]> {
-    // SAFETY: the caller's promise.
-    unsafe { slice(tensor) }
+pub(crate) unsafe fn slice<T: Plain>(tensor: &Tensor) -> Result<&[T]> {
+    ensure!(
+        is(tensor, T::KIND) && tensor.is_contiguous(),
+        "the CPU kernels need a contiguous {:?} tensor on the CPU, not {:?} on {:?}",
+        T::KIND,
+        tensor.kind(),
+        tensor.device()
+    );
+    Ok(match tensor.numel() {
+        // The pointer of an empty tensor may be null.
+        0 => &[],
+        // SAFETY: a contiguous CPU tensor of this kind has `numel` values behind its pointer and keeps them while it is
+        // borrowed; the caller answers for writers.
+        n => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), n) },
+    })
 }
 
 /// The values of float32 tensors, to be written in place; each of the tensors must be [`is_plain`].
@@ -68,28 +80,16 @@ pub(crate) fn is_plain(tensor: &Tensor) -> bool {
     is(tensor, Kind::Float) && tensor.is_contiguous()
 }
 
-/// Makes a float32 CPU tensor of this shape and lets `fill` write its values, which are arbitrary before.
+/// Makes a CPU tensor of this shape and lets `fill` write its values, which are arbitrary before.
 ///
 /// # Errors
 /// If there is no memory for it.
-pub(crate) fn f32_tensor(shape: &[i64], fill: impl FnOnce(&mut [f32])) -> Result<Tensor> {
-    fresh(shape, fill)
-}
-
-/// As [`f32_tensor`], for int32.
-///
-/// # Errors
-/// If there is no memory for it.
-pub(crate) fn i32_tensor(shape: &[i64], fill: impl FnOnce(&mut [i32])) -> Result<Tensor> {
-    fresh(shape, fill)
-}
-
-/// As [`f32_tensor`], for int64.
-///
-/// # Errors
-/// If there is no memory for it.
-pub(crate) fn i64_tensor(shape: &[i64], fill: impl FnOnce(&mut [i64])) -> Result<Tensor> {
-    fresh(shape, fill)
+pub(crate) fn filled<T: Plain>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<Tensor> {
+    let tensor = Tensor::f_empty(shape, (T::KIND, Device::Cpu))?;
+    // SAFETY: the tensor was made here, contiguous and of this kind, and no one else has it yet. Its memory comes from
+    // libtorch, of which the compiler knows nothing, and any bits are a value.
+    fill(unsafe { raw_mut(&tensor) });
+    Ok(tensor)
 }
 
 /// Changes the values of a dense float32 CPU tensor, channels-last maps among them, in the order of its memory; `false`
@@ -143,6 +143,14 @@ pub(crate) fn write_bytes(tensor: &Tensor, out: &mut (impl Write + Sync)) -> io:
     out.write_all(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), bytes) })
 }
 
+/// A copy of a tensor's values as float32, in row-major order.
+///
+/// # Errors
+/// If they cannot be copied to the CPU.
+pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.detach().reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
+}
+
 /// Feature maps `[B, C, H, W]` as float32 rows `[B, H·W, C]` in memory on the CPU, without gradient. Copies nothing if
 /// the maps are float32, on the CPU and in channels_last format.
 ///
@@ -160,39 +168,11 @@ fn is(tensor: &Tensor, kind: Kind) -> bool {
     tensor.device() == Device::Cpu && tensor.kind() == kind && !tensor.is_sparse()
 }
 
-/// `T` must be a type of which all bits are a value: float32, int32 or int64.
-fn fresh<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<Tensor> {
-    let tensor = Tensor::f_empty(shape, (T::KIND, Device::Cpu))?;
-    // SAFETY: the tensor was made here, contiguous and of this kind, and no one else has it yet. Its memory comes from
-    // libtorch, of which the compiler knows nothing, and any bits are a value.
-    fill(unsafe { raw_mut(&tensor) });
-    Ok(tensor)
-}
-
-/// # Safety
-/// While the slice lives, nothing may write to the tensor's memory.
-unsafe fn slice<T: Element>(tensor: &Tensor) -> Result<&[T]> {
-    ensure!(
-        is(tensor, T::KIND) && tensor.is_contiguous(),
-        "the CPU kernels need a contiguous {:?} tensor on the CPU, not {:?} on {:?}",
-        T::KIND,
-        tensor.kind(),
-        tensor.device()
-    );
-    Ok(match tensor.numel() {
-        // The pointer of an empty tensor may be null.
-        0 => &[],
-        // SAFETY: a contiguous CPU tensor of this kind has `numel` values behind its pointer and keeps them while it is
-        // borrowed; the caller answers for writers.
-        n => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), n) },
-    })
-}
-
 /// # Safety
 /// The tensor has `numel` values of this type in one piece of the process's memory, which nothing else uses while the
 /// slice lives.
 #[allow(clippy::mut_from_ref)]
-unsafe fn raw_mut<T: Element>(tensor: &Tensor) -> &mut [T] {
+unsafe fn raw_mut<T: Plain>(tensor: &Tensor) -> &mut [T] {
     match tensor.numel() {
         0 => &mut [],
         // SAFETY: the caller's promise; the tensor keeps its memory while it is borrowed.
@@ -212,7 +192,7 @@ mod tests {
         let copied = rows(&maps).unwrap();
         assert_eq!(copied.size(), [1, 12, 2]);
         // SAFETY: nothing writes in this test.
-        assert_eq!(unsafe { f32_slice(&copied) }.unwrap()[..4], [0.0, 12.0, 1.0, 13.0]);
+        assert_eq!(unsafe { slice::<f32>(&copied) }.unwrap()[..4], [0.0, 12.0, 1.0, 13.0]);
         assert!(!copied.requires_grad());
         // Channels beside each other in memory, seen as [B, C, H, W].
         let last = maps.detach().permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
@@ -226,10 +206,10 @@ mod tests {
         let t = Tensor::zeros([3, 4], OPTIONS);
         // SAFETY: nothing writes in this test.
         unsafe {
-            assert!(f32_slice(&t.transpose(0, 1)).is_err());
-            assert!(f32_slice(&t.to_kind(Kind::Double)).is_err());
-            assert!(i64_slice(&t).is_err());
-            assert!(f32_slice(&t.slice(0, 0, 0, 1)).unwrap().is_empty());
+            assert!(slice::<f32>(&t.transpose(0, 1)).is_err());
+            assert!(slice::<f32>(&t.to_kind(Kind::Double)).is_err());
+            assert!(slice::<i64>(&t).is_err());
+            assert!(slice::<f32>(&t.slice(0, 0, 0, 1)).unwrap().is_empty());
         }
         assert!(!update(&mut t.transpose(0, 1), |values| values.fill(1.0)));
         assert!(update(&mut t.shallow_clone(), |values| values.fill(1.0)));

@@ -113,45 +113,26 @@ impl Canvas {
     /// that it shows on any background.
     pub fn frame(&mut self, rect: Rect, thick: i64, color: Color, line: Line) {
         let Rect { x, y, w, h } = rect;
-        self.edges(Rect { x: x - 1, y: y - 1, w: w + 2, h: h + 2 }, thick + 2, |canvas, edge, _| {
-            canvas.fill(edge, [0, 0, 0], 0.55)
-        });
+        for (edge, _) in edges(Rect { x: x - 1, y: y - 1, w: w + 2, h: h + 2 }, thick + 2) {
+            self.fill(edge, [0; 3], 0.55);
+        }
         let (period, between) = match line {
             Line::Solid => (i64::MAX, color),
             Line::Dashed => (6 * thick, [255; 3]),
             Line::Dotted => (2 * thick, [0; 3]),
         };
-        self.edges(rect, thick, |canvas, edge, horizontal| {
+        for (edge, horizontal) in edges(rect, thick) {
             let length = if horizontal { edge.w } else { edge.h };
-            let (mut start, mut piece) = (0, 0);
-            while start < length {
+            for (piece, start) in (0..length).step_by(period as usize).enumerate() {
                 let size = period.min(length - start);
                 let part = if horizontal {
                     Rect { x: edge.x + start, w: size, ..edge }
                 } else {
                     Rect { y: edge.y + start, h: size, ..edge }
                 };
-                canvas.fill(part, if piece % 2 == 0 { color } else { between }, 1.0);
-                start += size;
-                piece += 1;
+                self.fill(part, if piece % 2 == 0 { color } else { between }, 1.0);
             }
-        });
-    }
-
-    /// Calls `draw` with the four edges of a rectangle, `thick` wide, each pixel in one of them, and whether the edge
-    /// is horizontal.
-    fn edges(&mut self, rect: Rect, thick: i64, mut draw: impl FnMut(&mut Self, Rect, bool)) {
-        let Rect { x, y, w, h } = rect;
-        let (across, down) = (thick.min(w), thick.min(h));
-        draw(self, Rect { x, y, w, h: down }, true);
-        draw(self, Rect { x, y: (y + h - down).max(y + down), w, h: down.min(h - down) }, true);
-        let inner = (h - 2 * down).max(0);
-        draw(self, Rect { x, y: y + down, w: across, h: inner }, false);
-        draw(
-            self,
-            Rect { x: (x + w - across).max(x + across), y: y + down, w: across.min(w - across), h: inner },
-            false,
-        );
+        }
     }
 
     /// Writes a line of text whose box has its upper left corner at (x, y) and is as large as [`text_size`] says.
@@ -173,6 +154,19 @@ impl Canvas {
         }
         Ok(())
     }
+}
+
+/// The four edges of a rectangle, `thick` wide, each pixel in one of them, and whether the edge is horizontal.
+fn edges(Rect { x, y, w, h }: Rect, thick: i64) -> [(Rect, bool); 4] {
+    let (across, down) = (thick.min(w), thick.min(h));
+    let (right, bottom, inner) =
+        ((x + w - across).max(x + across), (y + h - down).max(y + down), (h - 2 * down).max(0));
+    [
+        (Rect { x, y, w, h: down }, true),
+        (Rect { x, y: bottom, w, h: down.min(h - down) }, true),
+        (Rect { x, y: y + down, w: across, h: inner }, false),
+        (Rect { x: right, y: y + down, w: across.min(w - across), h: inner }, false),
+    ]
 }
 
 /// Width and height in pixels of a line of text.

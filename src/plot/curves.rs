@@ -1,5 +1,6 @@
 //! Training curves: losses, learning rate and AP (of boxes, where it does not say masks) over the steps of a run.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, Result};
@@ -7,7 +8,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use vigdet_coco::plot::style::{self, Axes, DrawResult};
 
-use super::run_log::{smooth, RunLog, Series};
+use super::history::{smooth, RunLog, Series};
 
 /// Width and height of the picture, in pixels.
 const SIZE: (u32, u32) = (1000, 1100);
@@ -15,44 +16,31 @@ const SIZE: (u32, u32) = (1000, 1100);
 const METRICS: [&str; 6] = ["AP", "AP50", "AP75", "mask AP", "top-1", "top-5"];
 /// Losses are smoothed over one part in so many of the run.
 const SMOOTH: usize = 40;
+/// Radius of dots, in pixels.
+const DOT: i32 = 3;
 
 /// Draws `curves.png` and `curves.svg` into `folder` from a run's log.jsonl.
 pub fn curves(log: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
     let run = RunLog::read(log)?;
-    let (png, svg) = (folder.join("curves.png"), folder.join("curves.svg"));
-    let failed = |path: &Path, error: String| anyhow!("cannot draw {}: {error}", path.display());
-    draw(&BitMapBackend::new(&png, SIZE).into_drawing_area(), &run).map_err(|e| failed(&png, e.to_string()))?;
-    draw(&SVGBackend::new(&svg, SIZE).into_drawing_area(), &run).map_err(|e| failed(&svg, e.to_string()))?;
-    Ok(vec![png, svg])
-}
-
-fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, run: &RunLog) -> DrawResult<(), DB> {
-    area.fill(&style::PAPER)?;
-    let steps = run.steps.max(1) as f64;
-    let losses: Vec<Line> = shown_losses(run).iter().map(Line::smoothed).collect();
-    let top = top_of(&losses);
-    let legend = SeriesLabelPosition::UpperRight;
-    let mut panels = vec![Panel { title: "Loss", y: "loss, smoothed", top, lines: losses, legend }];
+    let losses: Vec<Line> = shown_losses(&run).iter().map(Line::smoothed).collect();
+    let (top, legend) = (top_of(&losses), SeriesLabelPosition::UpperRight);
+    let mut panels = vec![Panel { title: "Loss".into(), y: "loss, smoothed", top, lines: losses, legend }];
     let shown = METRICS.iter().filter_map(|name| run.metrics.iter().find(|s| s.name == *name));
-    let metrics: Vec<Line> = shown.map(Line::metric).collect();
-    if !metrics.is_empty() {
+    let lines: Vec<Line> = shown.map(Line::metric).collect();
+    if !lines.is_empty() {
         // AP starts low; accuracies may start anywhere, and end high.
-        let (y, legend) = match run.is_of_classifier() {
+        let (y, legend) = match run.metrics.iter().any(|series| series.name == "top-1") {
             true => ("accuracy", SeriesLabelPosition::LowerRight),
             false => ("AP", SeriesLabelPosition::UpperLeft),
         };
-        panels.push(Panel { title: "Validation", y, top: 1.0, lines: metrics, legend });
+        panels.push(Panel { title: "Validation".into(), y, top: 1.0, lines, legend });
     }
     if !run.lr.is_empty() {
-        let line = Line { name: String::new(), faint: Vec::new(), points: run.lr.clone(), markers: false };
-        let lines = vec![line];
-        let legend = SeriesLabelPosition::UpperRight;
-        panels.push(Panel { title: "Schedule", y: "learning rate", top: top_of(&lines), lines, legend });
+        let lines = vec![Line { points: run.lr.clone(), ..Line::default() }];
+        let (top, legend) = (top_of(&lines), SeriesLabelPosition::UpperRight);
+        panels.push(Panel { title: "Schedule".into(), y: "learning rate", top, lines, legend });
     }
-    for (part, panel) in area.split_evenly((panels.len(), 1)).iter().zip(&panels) {
-        panel.draw(part, steps)?;
-    }
-    area.present()
+    save(folder, "curves", SIZE, ("step", 0.0..run.steps.max(1) as f64), &panels)
 }
 
 /// The losses to draw: a single part that is the loss itself would only hide it.
@@ -64,13 +52,16 @@ fn shown_losses(run: &RunLog) -> &[Series] {
 }
 
 /// One line of a panel.
-struct Line {
+#[derive(Default)]
+pub(super) struct Line {
     /// In the legend; empty: not there.
-    name: String,
+    pub name: String,
     /// Unsmoothed, in a light tone beneath.
-    faint: Vec<(f64, f64)>,
-    points: Vec<(f64, f64)>,
-    markers: bool,
+    pub faint: Vec<(f64, f64)>,
+    /// (x, y).
+    pub points: Vec<(f64, f64)>,
+    /// Radius of a dot at each point, in pixels; 0: none.
+    pub dots: i32,
 }
 
 impl Line {
@@ -78,13 +69,14 @@ impl Line {
         let points = smooth(&series.points, SMOOTH);
         let last = points.last().map_or(0.0, |p| p.1);
         let faint = if series.name == "loss" { series.points.clone() } else { Vec::new() };
-        Self { name: format!("{} (last {last:.3})", series.name), faint, markers: points.len() == 1, points }
+        let dots = if points.len() == 1 { DOT } else { 0 };
+        Self { name: format!("{} (last {last:.3})", series.name), faint, points, dots }
     }
 
     fn metric(series: &Series) -> Self {
         let best = series.points.iter().map(|p| p.1).fold(0.0, f64::max);
-        let (name, points) = (format!("{} (best {best:.3})", series.name), series.points.clone());
-        Self { name, faint: Vec::new(), points, markers: true }
+        let name = format!("{} (best {best:.3})", series.name);
+        Self { name, faint: Vec::new(), points: series.points.clone(), dots: DOT }
     }
 }
 
@@ -100,25 +92,41 @@ fn top_of(lines: &[Line]) -> f64 {
     }
 }
 
-/// One chart over the steps of a run.
-struct Panel<'a> {
-    title: &'a str,
-    y: &'a str,
+/// One chart.
+pub(super) struct Panel {
+    /// Above the chart.
+    pub title: String,
+    /// Beside the vertical axis.
+    pub y: &'static str,
     /// Upper end of the vertical axis, which starts at 0; what is above is drawn at it.
-    top: f64,
-    lines: Vec<Line>,
+    pub top: f64,
+    /// In the palette's order.
+    pub lines: Vec<Line>,
     /// Where the lines leave room for the legend.
-    legend: SeriesLabelPosition,
+    pub legend: SeriesLabelPosition,
 }
 
-impl Panel<'_> {
-    fn draw<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, steps: f64) -> DrawResult<(), DB> {
-        let axes = Axes { title: self.title, x: "step", y: self.y, x_range: 0.0..steps, y_range: 0.0..self.top };
-        let mut chart = axes.draw(area)?;
+/// A horizontal axis: what is under it, and its ends.
+type X = (&'static str, Range<f64>);
+
+/// Draws panels, one under the other over the same `x`, as `name`.png and `name`.svg of `size` pixels into `folder`.
+pub(super) fn save(folder: &Path, name: &str, size: (u32, u32), x: X, panels: &[Panel]) -> Result<Vec<PathBuf>> {
+    let (png, svg) = (folder.join(format!("{name}.png")), folder.join(format!("{name}.svg")));
+    let failed = |path: &Path, error: String| anyhow!("cannot draw {}: {error}", path.display());
+    draw(&BitMapBackend::new(&png, size).into_drawing_area(), &x, panels).map_err(|e| failed(&png, e.to_string()))?;
+    draw(&SVGBackend::new(&svg, size).into_drawing_area(), &x, panels).map_err(|e| failed(&svg, e.to_string()))?;
+    Ok(vec![png, svg])
+}
+
+fn draw<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, x: &X, panels: &[Panel]) -> DrawResult<(), DB> {
+    area.fill(&style::PAPER)?;
+    for (part, panel) in area.split_evenly((panels.len(), 1)).iter().zip(panels) {
+        let y_range = 0.0..panel.top;
+        let mut chart = Axes { title: &panel.title, x: x.0, y: panel.y, x_range: x.1.clone(), y_range }.draw(part)?;
         let cut = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
-            points.iter().map(|p| (p.0, p.1.clamp(0.0, self.top))).collect()
+            points.iter().map(|p| (p.0, p.1.clamp(0.0, panel.top))).collect()
         };
-        for (i, line) in self.lines.iter().enumerate() {
+        for (i, line) in panel.lines.iter().enumerate() {
             if !line.faint.is_empty() {
                 chart.draw_series(LineSeries::new(cut(&line.faint), style::colour(i).mix(0.25)))?;
             }
@@ -126,16 +134,16 @@ impl Panel<'_> {
             if !line.name.is_empty() {
                 series.label(&line.name).legend(move |at| style::legend_mark(at, i));
             }
-            if line.markers {
+            if line.dots > 0 {
                 let dots = cut(&line.points).into_iter();
-                chart.draw_series(dots.map(|p| Circle::new(p, 3, style::colour(i).filled())))?;
+                chart.draw_series(dots.map(|p| Circle::new(p, line.dots, style::colour(i).filled())))?;
             }
         }
-        if self.lines.iter().any(|line| !line.name.is_empty()) {
-            style::legend(&mut chart, self.legend.clone())?;
+        if panel.lines.iter().any(|line| !line.name.is_empty()) {
+            style::legend(&mut chart, panel.legend.clone())?;
         }
-        Ok(())
     }
+    area.present()
 }
 
 #[cfg(test)]
@@ -185,7 +193,7 @@ mod tests {
     #[test]
     fn the_first_losses_do_not_flatten_the_rest() {
         let points: Vec<(f64, f64)> = (0..200).map(|i| (f64::from(i), if i == 0 { 1e9 } else { 2.0 })).collect();
-        let line = Line { name: String::new(), faint: Vec::new(), points, markers: false };
+        let line = Line { points, ..Line::default() };
         assert!((top_of(&[line]) - 2.3).abs() < 1e-9);
         assert!(top_of(&[]) > 0.0);
     }

@@ -2,7 +2,7 @@
 
 use vigdet_coco::rle::Rle;
 
-use crate::detect::boxes::{area, intersection, Box4};
+use crate::detect::boxes::{self, area, fraction, intersection, Box4};
 use crate::detect::Detections;
 
 /// An object as annotated.
@@ -51,15 +51,8 @@ pub fn judge(detections: &Detections, truths: &[Truth], iou: f32) -> Judgement {
     for i in order {
         let b = &detections.boxes[i];
         let of_class = || truths.iter().enumerate().filter(|(_, t)| t.label == detections.labels[i]);
-        let overlap = |t: &Truth| {
-            let shared = intersection(b, &t.bbox);
-            let whole = if t.crowd { area(b) } else { area(b) + area(&t.bbox) - shared };
-            if whole > 0.0 {
-                shared / whole
-            } else {
-                0.0
-            }
-        };
+        let overlap =
+            |t: &Truth| if t.crowd { fraction(intersection(b, &t.bbox), area(b)) } else { boxes::iou(b, &t.bbox) };
         let best = of_class()
             .filter(|(index, t)| !t.crowd && !found[*index] && overlap(t) >= iou)
             .max_by(|a, b| overlap(a.1).total_cmp(&overlap(b.1)));

@@ -6,18 +6,20 @@
 pub mod canvas;
 mod colors;
 mod curves;
+mod deliver;
 mod detections;
 pub mod graph;
+mod history;
 mod judge;
 mod overlay;
-mod run_log;
 mod run_pictures;
 mod sheet;
 
 pub use curves::curves;
-pub use detections::draw_detections;
+pub use deliver::deliver;
+pub use detections::{draw_detections, png};
+pub use history::{RunLog, Series};
 pub use judge::{best_threshold, judge, Judgement, Truth, Verdict};
 pub use overlay::{overlay, Mark, MarkMask};
-pub use run_log::{RunLog, Series};
 pub use run_pictures::{run, RunPictures};
 pub use sheet::{beside_truth, HIT};

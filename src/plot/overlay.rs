@@ -118,14 +118,13 @@ fn place(rect: Rect, (w, h): (i64, i64), (width, height): (i64, i64), taken: &[R
     ];
     corners
         .into_iter()
-        .enumerate()
-        .map(|(rank, (cx, cy))| {
+        .map(|(cx, cy)| {
             let at = Rect { x: cx.min(width - w).max(0), y: cy.min(height - h).max(0), w, h };
             let moved = (at.x - cx).abs() + (at.y - cy).abs();
-            (taken.iter().map(|t| at.shared(t)).sum::<i64>(), moved, rank, at)
+            (taken.iter().map(|t| at.shared(t)).sum::<i64>(), moved, at)
         })
-        .min_by_key(|(covered, moved, rank, _)| (*covered, *moved, *rank))
-        .map_or(Rect { x, y, w, h }, |best| best.3)
+        .min_by_key(|(covered, moved, _)| (*covered, *moved))
+        .map_or(Rect { x, y, w, h }, |best| best.2)
 }
 
 #[cfg(test)]

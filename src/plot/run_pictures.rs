@@ -5,16 +5,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 use vigdet_coco::eval::{evaluate, IouType, Params};
+use vigdet_coco::output::{Outputs, MANIFEST};
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Detection;
 
 use super::curves::curves;
+use super::deliver::deliver;
 use super::judge::{best_threshold, judge, Judgement, Truth};
 use super::sheet::{beside_truth, HIT};
-use crate::config::Config;
+use crate::config::{Config, Experiment};
 use crate::data::mask::Mask;
 use crate::data::CocoDataset;
 use crate::detect::Detections;
+use crate::runs::RunDir;
 
 /// Which pictures [`run`] makes.
 #[derive(Clone, Debug)]
@@ -44,68 +47,38 @@ const SCORE_WITHOUT_HITS: f32 = 0.3;
 /// If the folder holds no run, if the data is not where the config says, if none of the images can be read, or if a
 /// file cannot be written.
 pub fn run(run_dir: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
-    let plots = run_dir.join("plots");
-    let log = run_dir.join("log.jsonl");
+    let run = RunDir::at(run_dir);
+    let (plots, log) = (run.plots(), run.log());
     ensure!(log.is_file(), "{} is not the folder of a run: it has no log.jsonl", run_dir.display());
     std::fs::create_dir_all(&plots).with_context(|| format!("cannot make the folder {}", plots.display()))?;
-    let mut written = curves(&log, &plots)?;
-    let results = run_dir.join("bbox.json");
-    if options.images > 0 && results.is_file() {
-        written.extend(detections(run_dir, &results, &plots, options)?);
+    let outputs = Outputs::default();
+    if run.config().exists() && !plots.join(MANIFEST).exists() {
+        // Those of versions that kept no list.
+        let files = std::fs::read_dir(&plots).into_iter().flatten().flatten();
+        let files = files.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        files.map(|entry| entry.path()).try_for_each(|path| outputs.adopt(&path))?;
+    }
+    let mut written = deliver(&outputs, &plots, |folder| curves(&log, folder))?;
+    if options.images > 0 && run.detections().is_file() {
+        written.extend(deliver(&outputs, &plots, |folder| detections(&run, folder, options))?);
     }
     Ok(written)
 }
 
-fn detections(run_dir: &Path, results: &Path, plots: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
-    let config = Config::load(&run_dir.join("config.json"), &[])?.data;
-    let root =
-        options.data.clone().or(config.root).with_context(|| {
-            format!("{} does not name the folder of the data", run_dir.join("config.json").display())
-        })?;
+fn detections(run: &RunDir, plots: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
+    let path = run.config();
+    let config = Config::load(&path, &[])?.data;
+    let root = options
+        .data
+        .clone()
+        .or(config.root)
+        .with_context(|| format!("{} does not name the folder of the data", path.display()))?;
     let dataset = CocoDataset::open_with_exif(&config.val, &root, false, config.exif)?;
-    let names: Vec<String> = dataset.classes().iter().map(|class| class.name.clone()).collect();
-    let boxes = read_results(results)?;
-    let segm = run_dir.join("segm.json");
-    let masks = if segm.is_file() { read_results(&segm)? } else { Vec::new() };
-    let mut written = precision_recall(&dataset, &boxes, &masks, plots)?;
-    let (found, masks) = by_image(boxes, masks, &dataset);
-    let truths: Vec<Vec<Truth>> = (0..dataset.len()).map(|i| truths(&dataset, i)).collect();
-    let judged: Vec<Judgement> = found.iter().zip(&truths).map(|(f, t)| judge(f, t, HIT)).collect();
-    let all = found.iter().zip(&truths).zip(&judged).map(|((f, t), j)| (f, t.as_slice(), j));
-    let score = options.score.or_else(|| best_threshold(all).map(|(score, _)| score)).unwrap_or(SCORE_WITHOUT_HITS);
-
-    let before = written.len();
-    let mut unreadable = None;
-    for i in spread(dataset.len(), options.images) {
-        let info = dataset.info(i);
-        let image = match dataset.sample(i, config.exif) {
-            Ok(sample) => sample.image,
-            Err(error) => {
-                unreadable = Some(error);
-                continue;
-            }
-        };
-        let picture = beside_truth(&image, &info.file, &truths[i], &found[i], &masks[i], &names, score)?;
-        let path = plots.join(format!("detections_{}.png", info.id));
-        picture.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        written.push(path);
-    }
-    match unreadable {
-        Some(error) if written.len() == before => Err(error),
-        _ => Ok(written),
-    }
-}
-
-/// Curves of boxes and, where there are any, of masks.
-fn precision_recall(
-    dataset: &CocoDataset,
-    boxes: &[Detection],
-    masks: &[Detection],
-    plots: &Path,
-) -> Result<Vec<PathBuf>> {
+    let boxes = read_results(&run.detections())?;
+    let masks = if run.masks().is_file() { read_results(&run.masks())? } else { Vec::new() };
     let mut written = Vec::new();
     for (found, kind, name) in
-        [(boxes, IouType::Bbox, "precision_recall.png"), (masks, IouType::Segm, "precision_recall_masks.png")]
+        [(&boxes, IouType::Bbox, "precision_recall.png"), (&masks, IouType::Segm, "precision_recall_masks.png")]
     {
         if !found.is_empty() {
             let path = plots.join(name);
@@ -113,6 +86,31 @@ fn precision_recall(
             vigdet_coco::plot::precision_recall(&path, &evaluation)?;
             written.push(path);
         }
+    }
+    let (found, masks) = by_image(boxes, masks, &dataset);
+    let truths: Vec<Vec<Truth>> = (0..dataset.len()).map(|i| truths(&dataset, i)).collect();
+    let judged: Vec<Judgement> = found.iter().zip(&truths).map(|(f, t)| judge(f, t, HIT)).collect();
+    let all = found.iter().zip(&truths).zip(&judged).map(|((f, t), j)| (f, t.as_slice(), j));
+    let score = options.score.or_else(|| best_threshold(all).map(|(score, _)| score)).unwrap_or(SCORE_WITHOUT_HITS);
+
+    let before = written.len();
+    let mut unreadable = Ok(());
+    for i in spread(dataset.len(), options.images) {
+        let info = dataset.info(i);
+        let image = match dataset.sample(i, config.exif) {
+            Ok(sample) => sample.image,
+            Err(error) => {
+                unreadable = Err(error);
+                continue;
+            }
+        };
+        let picture = beside_truth(&image, &info.file, &truths[i], &found[i], &masks[i], dataset.classes(), score)?;
+        let path = plots.join(format!("detections_{}.png", info.id));
+        picture.save(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        written.push(path);
+    }
+    if written.len() == before {
+        unreadable?;
     }
     Ok(written)
 }

@@ -6,9 +6,9 @@ use vigdet_coco::rle::Rle;
 
 use super::canvas::{text_size, Canvas, Color, Line, Rect, Weight};
 use super::colors;
-use super::detections::name_of;
 use super::judge::{judge, Judgement, Truth, Verdict};
 use super::overlay::{overlay, Mark, MarkMask};
+use crate::classes::Classes;
 use crate::detect::Detections;
 
 /// IoU from which on a detection is a hit.
@@ -53,32 +53,23 @@ pub fn beside_truth(
     truths: &[Truth],
     detections: &Detections,
     masks: &[Option<Rle>],
-    names: &[String],
+    classes: &Classes,
     score: f32,
 ) -> Result<RgbImage> {
     let shown: Vec<usize> = (0..detections.len()).filter(|&i| detections.scores[i] >= score).collect();
-    let detections = Detections {
-        boxes: shown.iter().map(|&i| detections.boxes[i]).collect(),
-        scores: shown.iter().map(|&i| detections.scores[i]).collect(),
-        labels: shown.iter().map(|&i| detections.labels[i]).collect(),
-        masks: Vec::new(),
-    };
+    let detections = detections.select(&shown);
     let masks: Vec<Option<&Rle>> = shown.iter().map(|&i| masks.get(i).and_then(Option::as_ref)).collect();
     let judgement = judge(&detections, truths, HIT);
-    let left = overlay(image, &truth_marks(truths, names))?;
-    let right = overlay(image, &detection_marks(truths, &detections, &masks, &judgement, names))?;
+    let left = overlay(image, &truth_marks(truths, classes))?;
+    let right = overlay(image, &detection_marks(truths, &detections, &masks, &judgement, classes))?;
 
     let count = |verdict: Verdict| judgement.detections.iter().filter(|v| **v == verdict).count();
     let objects = truths.iter().filter(|t| !t.crowd).count();
     let missed = judgement.found.iter().filter(|f| !**f).count();
-    let alarms = count(Verdict::FalseAlarm);
+    let (hits, alarms) = (many(count(Verdict::Hit), "hit"), many(count(Verdict::FalseAlarm), "false alarm"));
     let heads = [
         format!("Ground truth: {}", many(objects, "object")),
-        format!(
-            "Detected (score ≥ {score:.2}): {}, {}, {missed} missed",
-            many(count(Verdict::Hit), "hit"),
-            many(alarms, "false alarm")
-        ),
+        format!("Detected (score ≥ {score:.2}): {hits}, {alarms}, {missed} missed"),
     ];
 
     let size = (left.width().max(left.height()) as f32 / 45.0).clamp(15.0, 44.0);
@@ -86,15 +77,9 @@ pub fn beside_truth(
     let gap = row / 2;
     let (panel_w, panel_h) = (i64::from(left.width()), i64::from(left.height()));
     let width = 3 * gap + 2 * panel_w;
-    let kinds = [TRUTH, FOUND, FALSE, MISSED, CROWD, IN_CROWD];
-    let used: Vec<Kind> = kinds
-        .into_iter()
-        .filter(|kind| match kind.name {
-            "crowd" => truths.iter().any(|t| t.crowd),
-            "in a crowd" => count(Verdict::Ignored) > 0,
-            _ => true,
-        })
-        .collect();
+    let mut kinds = vec![TRUTH, FOUND, FALSE, MISSED];
+    kinds.extend(truths.iter().any(|t| t.crowd).then_some(CROWD));
+    kinds.extend((count(Verdict::Ignored) > 0).then_some(IN_CROWD));
     let height = gap + 2 * row + panel_h + gap + row;
     let mut canvas = Canvas::new(RgbImage::from_pixel(width as u32, height as u32, Rgb([255; 3])));
     canvas.text(gap, gap, &fit(title, size, width - 2 * gap)?, size, Weight::Bold, [0; 3])?;
@@ -105,7 +90,7 @@ pub fn beside_truth(
     }
     let (mut x, y) = (gap, gap + 2 * row + panel_h + gap / 2);
     let thick = ((size / 6.0) as i64).max(2);
-    for kind in used {
+    for kind in kinds {
         let swatch = Rect { x, y, w: 2 * row, h: (size * 1.1) as i64 };
         canvas.frame(swatch, thick, kind.color(), kind.line);
         x += swatch.w + gap / 2;
@@ -115,9 +100,9 @@ pub fn beside_truth(
     Ok(canvas.into_image())
 }
 
-fn truth_marks(truths: &[Truth], names: &[String]) -> Vec<Mark> {
+fn truth_marks(truths: &[Truth], classes: &Classes) -> Vec<Mark> {
     let mark = |t: &Truth| {
-        let (kind, name) = (if t.crowd { CROWD } else { TRUTH }, name_of(t.label, names));
+        let (kind, name) = (if t.crowd { CROWD } else { TRUTH }, classes.name(t.label));
         kind.mark(t.bbox, if t.crowd { format!("crowd: {name}") } else { name }, t.mask.as_ref())
     };
     truths.iter().map(mark).collect()
@@ -128,21 +113,22 @@ fn detection_marks(
     detections: &Detections,
     masks: &[Option<&Rle>],
     judgement: &Judgement,
-    names: &[String],
+    classes: &Classes,
 ) -> Vec<Mark> {
     let missed = truths
         .iter()
         .zip(&judgement.found)
         .filter(|(_, found)| !**found)
-        .map(|(t, _)| MISSED.mark(t.bbox, format!("missed: {}", name_of(t.label, names)), t.mask.as_ref()));
+        .map(|(t, _)| MISSED.mark(t.bbox, format!("missed: {}", classes.name(t.label)), t.mask.as_ref()));
     // The best last, so that it lies on top.
     let found = (0..detections.len()).rev().map(|i| {
-        let text = format!("{} {:.2}", name_of(detections.labels[i], names), detections.scores[i]);
-        match judgement.detections[i] {
-            Verdict::Hit => FOUND.mark(detections.boxes[i], text, masks[i]),
-            Verdict::FalseAlarm => FALSE.mark(detections.boxes[i], format!("false: {text}"), masks[i]),
-            Verdict::Ignored => IN_CROWD.mark(detections.boxes[i], text, masks[i]),
-        }
+        let text = format!("{} {:.2}", classes.name(detections.labels[i]), detections.scores[i]);
+        let (kind, text) = match judgement.detections[i] {
+            Verdict::Hit => (FOUND, text),
+            Verdict::FalseAlarm => (FALSE, format!("false: {text}")),
+            Verdict::Ignored => (IN_CROWD, text),
+        };
+        kind.mark(detections.boxes[i], text, masks[i])
     });
     missed.chain(found).collect()
 }

@@ -8,7 +8,7 @@ use anyhow::{bail, ensure, Result};
 use tch::{nn, Device};
 
 use crate::backbone::{self, Classifier};
-use crate::config::{Config, DetectorKind};
+use crate::config::{Config, DetectorKind, Experiment};
 use crate::detect;
 use crate::nn::cost::{parameters, Flops, Macs, Size};
 use crate::weights::IMAGENET_CLASSES;
@@ -61,16 +61,14 @@ impl Cost {
             size = checked(options.size.unwrap_or(DETECTOR_SIZE))?;
             let config = match &options.config {
                 Some(path) => Config::load(path, &options.changes)?,
-                None => Config::preset(preset(kind), &options.changes)?,
+                None => Config::preset(&format!("{}_pvig_s_fpn_1x_coco", kind.name()), &options.changes)?,
             };
             ensure!(config.model.detector == kind, "the config is of {}, not of {model}", config.model.detector.name());
             detect::build(&store.root(), &config.model, classes(DETECTOR_CLASSES))?.flops(size, &mut add);
         } else if backbone::NAMES.contains(&model) {
             ensure!(options.config.is_none(), "--config is of a detector, and {model} is a backbone: use --set");
             size = checked(options.size.unwrap_or(CLASSIFIER_SIZE))?;
-            let changes: Vec<String> = std::iter::once(format!("model.backbone.name={model}"))
-                .chain(options.changes.iter().cloned())
-                .collect();
+            let changes = [&[format!("model.backbone.name={model}")], &options.changes[..]].concat();
             let config = Config::from_json_with("{}", &changes)?;
             let classes = classes(IMAGENET_CLASSES);
             Classifier::new(&store.root(), &config.model.backbone, classes)?.flops(size, &mut add);
@@ -92,14 +90,6 @@ fn checked(size: Size) -> Result<Size> {
         size.1
     );
     Ok(size)
-}
-
-/// The built-in config that a detector's name stands for.
-fn preset(kind: DetectorKind) -> &'static str {
-    match kind {
-        DetectorKind::Retinanet => "retinanet_pvig_s_fpn_1x_coco",
-        DetectorKind::MaskRcnn => "mask_rcnn_pvig_s_fpn_1x_coco",
-    }
 }
 
 #[cfg(test)]
@@ -206,7 +196,8 @@ mod tests {
         for table in paper::TABLES {
             for row in table.rows {
                 let cost = row.cost(&Options::default()).unwrap();
-                if table.same_models {
+                // The paper's models of this table are of widths that it does not print.
+                if !table.title.starts_with("Table 7:") {
                     if let Some(paper) = row.paper.parameters {
                         // pvig_m's 51.7 M counts 2.16 M constants; other figures are rounded.
                         let found = cost.parameters as f64 / 1e6;

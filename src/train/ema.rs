@@ -4,9 +4,9 @@ use tch::Tensor;
 
 use crate::nn::memory::for_each_pair;
 
-/// An average of every variable (statistics of batch norms included) that follows it slowly: average ← d·average + (1 − d)·variable
-/// after each step. With a warm-up, d = min(decay, (1 + n) / (10 + n)) after n updates, so that the start is soon forgotten; without, d = decay, as
-/// in timm's `ModelEma`.
+/// An average of every variable (statistics of batch norms included) that follows it slowly: average ← d·average + (1
+/// − d)·variable after each step. With a warm-up, d = min(decay, (1 + n) / (10 + n)) after n updates, so that the
+/// start is soon forgotten; without, d = decay, as in timm's `ModelEma`.
 #[derive(Debug)]
 pub struct Ema {
     decay: f64,
@@ -39,13 +39,13 @@ impl Ema {
 
     /// Moves the averages towards the variables.
     pub fn update(&mut self) {
-        let share = 1.0 - self.decay();
+        let fraction = 1.0 - self.decay();
         self.updates += 1;
         tch::no_grad(|| {
             self.for_each(
-                |average, value| *average += share as f32 * (*value - *average),
+                |average, value| *average += fraction as f32 * (*value - *average),
                 |average, value| {
-                    let _ = average.shallow_clone().lerp_(value, share);
+                    let _ = average.shallow_clone().lerp_(value, fraction);
                 },
             );
         });
@@ -67,12 +67,13 @@ impl Ema {
         self.updates
     }
 
-    /// The averages, by name; they share memory with this.
+    /// The averages, by name; they fraction memory with this.
     pub fn averages(&self) -> Vec<(String, Tensor)> {
         self.entries.iter().map(|(name, _, average)| (name.clone(), average.shallow_clone())).collect()
     }
 
-    /// Goes on from where another average was after so many updates; its numbers are to be copied into [`Ema::averages`].
+    /// Goes on from where another average was after so many updates; its numbers are to be copied into
+    /// [`Ema::averages`].
     pub fn resume(&mut self, updates: u64) {
         self.updates = updates;
     }

@@ -1,7 +1,7 @@
 //! TensorBoard event files: scalars only, written without TensorFlow.
 //!
-//! An event file is a row of TFRecords (length, its checksum, protocol-buffer message, its checksum), each an `Event` of
-//! `tensorflow/core/util/event.proto`.
+//! An event file is a row of TFRecords (length, its checksum, protocol-buffer message, its checksum), each an `Event`
+//! of `tensorflow/core/util/event.proto`.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -17,7 +17,8 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Starts a new file in a folder. `first_step`: what older files of the folder say from this step on no longer holds.
+    /// Starts a new file in a folder. `first_step`: what older files of the folder say from this step on no longer
+    /// holds.
     pub fn create(folder: &Path, first_step: u64) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{:010}.{:09}.vigdet", now.as_secs(), now.subsec_nanos());

@@ -1,22 +1,19 @@
-//! Training: optimizer, schedule, checkpoints, logs, and the loops that tie them to a detector ([`trainer`]) or a classifier ([`classify`])
-//! and its data.
+//! Training: one [`engine`] for two tasks, [`detection`] and [`classification`]; what it needs (optimizer, schedule,
+//! averages, checkpoints, logs), and how results are judged.
 
-pub mod checkpoint;
-pub mod classify;
-pub mod classify_evaluate;
+pub mod accuracy;
+pub mod classification;
+pub mod detection;
 pub mod ema;
-pub mod epoch_cosine;
-pub mod evaluate;
+pub mod engine;
+pub mod evaluator;
 pub mod events;
-pub mod log;
-mod micro_batch;
+pub mod logger;
 pub mod notices;
 pub mod optimizer;
 mod replicas;
 pub mod resume;
-pub mod run_dir;
 pub mod schedule;
-pub mod splits;
-mod start;
+pub mod state;
+pub mod task;
 mod time_limit;
-pub mod trainer;

@@ -16,7 +16,8 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// `train: 2 images could not be read: a.png (it is empty), …`: those of `images` (file, reason) that no earlier line was on.
+    /// `train: 2 images could not be read: a.png (it is empty), …`: those of `images` (file, reason) that no earlier
+    /// line was on.
     pub fn unreadable(&mut self, split: &str, images: &[(String, String)]) -> Option<String> {
         self.line(split, "could not be read", images)
     }

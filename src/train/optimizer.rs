@@ -1,7 +1,7 @@
 //! AdamW and SGD, equal to PyTorch's, with a state that can be saved.
 //!
-//! tch's own optimizers neither give nor take their state, so a run could not be resumed. On the CPU the update is one pass over
-//! plain memory that also clears the gradients; elsewhere it is tensor operations.
+//! tch's own optimizers neither give nor take their state, so a run could not be resumed. On the CPU the update is one
+//! pass over plain memory that also clears the gradients; elsewhere it is tensor operations.
 
 use std::collections::HashMap;
 
@@ -18,6 +18,11 @@ const EPS: f64 = 1e-8;
 const BACKBONE: &str = "backbone.body.";
 /// The entry of a saved state that holds how often each parameter was updated.
 const STEPS: &str = "steps";
+
+/// What gradients of norm `norm` are multiplied with so that it is at most `most` (`torch.nn.utils.clip_grad_norm_`).
+pub fn clip_factor(norm: f64, most: f64) -> f64 {
+    (most / (norm + 1e-6)).min(1.0)
+}
 
 /// An update rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,8 +91,8 @@ struct Parameter {
     decay: f64,
     /// Factor of the learning rate.
     rate: f64,
-    /// Updates so far: 0 until the variable has its first gradient. From then on, no gradient counts as one of zeros, as
-    /// it is after clearing, so that a resumed run does what the uninterrupted one would.
+    /// Updates so far: 0 until the variable has its first gradient. From then on, no gradient counts as one of zeros,
+    /// as it is after clearing, so that a resumed run does what the uninterrupted one would.
     steps: u64,
     /// Shaped as the variable.
     state: State<Tensor>,
@@ -113,10 +118,11 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// For those of the variables that take gradients, in the order given (sorted by name, so that runs are repeatable).
+    /// For those of the variables that take gradients, in the order given (sorted by name, so that runs are
+    /// repeatable).
     ///
-    /// One-dimensional variables are norms and biases: they decay only with `train.decay_norms`. Variables of the backbone have
-    /// `train.backbone_lr` as a factor of the learning rate.
+    /// One-dimensional variables are norms and biases: they decay only with `train.decay_norms`. Variables of the
+    /// backbone have `train.backbone_lr` as a factor of the learning rate.
     pub fn new(variables: &[(String, Tensor)], config: &TrainConfig) -> Self {
         let rule = match config.optimizer {
             OptimizerKind::Adamw => Rule::Adamw { betas: config.betas },
@@ -134,8 +140,8 @@ impl Optimizer {
         Self { rule, parameters }
     }
 
-    /// Numbers that train.
-    pub fn numbers(&self) -> usize {
+    /// Parameters that train.
+    pub fn parameters(&self) -> usize {
         self.parameters.iter().map(|p| p.variable.numel()).sum()
     }
 
@@ -271,7 +277,7 @@ struct Update {
     scale: f64,
     /// Weight decay.
     decay: f64,
-    /// AdamW: the share of a weight that its decay leaves.
+    /// AdamW: the fraction of a weight that its decay leaves.
     keep: f64,
     /// Learning rate; AdamW: lr / (1 − β₁ᵗ).
     size: f64,
@@ -330,12 +336,12 @@ impl Job<'_> {
         let weights = self.weights.iter_mut().zip(self.gradient);
         match self.state {
             State::Adamw { mean, square } => {
-                let (share, add) = ((1.0 - u.betas[0]) as f32, (1.0 - u.betas[1]) as f32);
+                let (rest, add) = ((1.0 - u.betas[0]) as f32, (1.0 - u.betas[1]) as f32);
                 let (stay, keep) = (u.betas[1] as f32, u.keep as f32);
                 let (correction, eps) = (u.correction as f32, EPS as f32);
                 for (((w, g), m), v) in weights.zip(mean).zip(square) {
                     let gradient = *g * scale;
-                    *m += share * (gradient - *m);
+                    *m += rest * (gradient - *m);
                     *v = stay * *v + add * gradient * gradient;
                     *w = keep * *w - size * (*m / (v.sqrt() / correction + eps));
                     *g = 0.0;
@@ -364,7 +370,6 @@ mod tests {
     use serde_json::Value;
     use tch::Device;
 
-    use super::super::trainer::clip_factor;
     use super::*;
 
     const REFERENCE: &str = include_str!("../../tests/fixtures/optim/optim.json");
@@ -455,7 +460,7 @@ mod tests {
         let variables = variables(Kind::Float);
         let _ = variables[0].1.set_requires_grad(false);
         let mut optimizer = Optimizer::new(&variables, &config(OptimizerKind::Adamw, 0.99));
-        assert_eq!(optimizer.numbers(), 6);
+        assert_eq!(optimizer.parameters(), 6);
         backward(&variables, 0, true);
         optimizer.step(0.1, 1.0);
         assert_eq!(values(&variables)[6..], [0.25, -0.5]);

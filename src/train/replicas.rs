@@ -1,9 +1,10 @@
-//! Copies of a detector that work on the micro batches of a step at the same time, each with threads of its own.
+//! Copies of a model that work on the micro batches of a step at the same time, each with threads of its own.
 //!
-//! What data-parallel training does on several GPUs (PyTorch's `DistributedDataParallel`), within a process. The layers of a small image are
-//! too short to be divided among threads; whole micro batches are not. Every copy computes what the detector would have computed with the
-//! same micro batch, and gradients are added in order, so losses and weights are those of micro batches one after another. Running statistics of
-//! batch norms, which training does not read, move once by the mean of the micro batches, and not once for each.
+//! What data-parallel training does on several GPUs (PyTorch's `DistributedDataParallel`), within a process. The
+//! layers of a small image are too short to be divided among threads; whole micro batches are not. Every copy computes
+//! what the model would have computed with the same micro batch, and gradients are added in order, so losses and
+//! weights are those of micro batches one after another. Running statistics of batch norms, which training does not
+//! read, move once by the mean of the micro batches, and not once for each.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,38 +12,34 @@ use anyhow::{Context, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tch::{nn, Device, Kind, Tensor};
 
-use crate::detect::Detector;
 use crate::nn::memory::for_each_pair;
 use crate::weights::sorted_variables;
 
-/// Threads for each micro batch, and the copies beside the detector itself.
-pub struct Replicas {
+/// Threads for each micro batch, and the copies beside the model itself.
+pub struct Replicas<M> {
     /// One for each micro batch.
     pools: Vec<ThreadPool>,
     /// One less.
-    copies: Vec<Replica>,
+    copies: Vec<Replica<M>>,
 }
 
-/// A copy: its weights are the detector's own memory, its gradients and the running statistics of its norms are not.
-struct Replica {
-    detector: Box<dyn Detector>,
-    /// (the detector's, the copy's) of all that trains.
+/// A copy: its weights are the model's own memory, its gradients and the running statistics of its norms are not.
+struct Replica<M> {
+    model: M,
+    /// (the model's, the copy's) of all that trains.
     parameters: Vec<(Tensor, Tensor)>,
     /// The same of running statistics.
     statistics: Vec<(Tensor, Tensor)>,
 }
 
-impl Replicas {
-    /// For `count` micro batches at the same time: copies of the detector on the CPU that has the variables of `store`, each made by `build`, as it
-    /// was. Its weights are in place already: what is loaded later must be written into the same memory.
+impl<M: Send> Replicas<M> {
+    /// For `count` micro batches at the same time: copies of the model on the CPU that has the variables of `store`,
+    /// each made by `build`, as it was. Its weights are in place already: what is loaded later must be written into
+    /// the same memory.
     ///
     /// # Errors
     /// Those of `build`; a system that gives no more threads.
-    pub fn new(
-        count: usize,
-        store: &nn::VarStore,
-        build: impl Fn(&nn::Path) -> Result<Box<dyn Detector>>,
-    ) -> Result<Self> {
+    pub fn new(count: usize, store: &nn::VarStore, build: impl Fn(&nn::Path) -> Result<M>) -> Result<Self> {
         let all = tch::get_num_threads();
         let threads = (all as usize / count).max(1);
         let pools: Vec<ThreadPool> = (0..count)
@@ -66,16 +63,16 @@ impl Replicas {
         self.pools.len()
     }
 
-    /// Calls `work`, forward and backward, with each micro batch and a detector of its own. Afterwards the detector's gradients have the copies'
-    /// added, and running statistics are means over the micro batches.
+    /// Calls `work`, forward and backward, with each micro batch and a model of its own. Afterwards the model's
+    /// gradients have the copies' added, and running statistics are means over the micro batches.
     ///
     /// # Panics
     /// If there are more micro batches than [`Replicas::count`].
     pub fn run<B: Send, T: Send>(
         &mut self,
-        detector: &mut Box<dyn Detector>,
+        model: &mut M,
         batches: Vec<B>,
-        work: impl Fn(&dyn Detector, B) -> T + Sync,
+        work: impl Fn(&M, B) -> T + Sync,
     ) -> Vec<T> {
         let used = batches.len();
         assert!(used <= self.count(), "{used} micro batches for {} replicas", self.count());
@@ -83,14 +80,14 @@ impl Replicas {
             return Vec::new();
         }
         let mut results: Vec<Option<T>> = batches.iter().map(|_| None).collect();
-        let detectors = std::iter::once(detector).chain(self.copies.iter_mut().map(|c| &mut c.detector));
+        let models = std::iter::once(model).chain(self.copies.iter_mut().map(|c| &mut c.model));
         let tasks = self
             .pools
             .iter()
-            .zip(detectors)
+            .zip(models)
             .zip(batches)
             .zip(&mut results)
-            .map(|(((pool, detector), batch), result)| (pool, Task { detector, batch, result }));
+            .map(|(((pool, model), batch), result)| (pool, Work { model, batch, result }));
         in_parallel(tasks, &work);
         let working = &self.copies[..used - 1];
         tch::no_grad(|| {
@@ -102,16 +99,16 @@ impl Replicas {
 }
 
 /// A micro batch and who works on it.
-struct Task<'a, B, T> {
-    detector: &'a mut Box<dyn Detector>,
+struct Work<'a, M, B, T> {
+    model: &'a mut M,
     batch: B,
     result: &'a mut Option<T>,
 }
 
 /// Starts each task in its pool and waits for all.
-fn in_parallel<'a, B: Send + 'a, T: Send + 'a>(
-    mut tasks: impl Iterator<Item = (&'a ThreadPool, Task<'a, B, T>)>,
-    work: &(impl Fn(&dyn Detector, B) -> T + Sync),
+fn in_parallel<'a, M: Send + 'a, B: Send + 'a, T: Send + 'a>(
+    mut tasks: impl Iterator<Item = (&'a ThreadPool, Work<'a, M, B, T>)>,
+    work: &(impl Fn(&M, B) -> T + Sync),
 ) {
     let Some((pool, task)) = tasks.next() else { return };
     let task = Mutex::new(Some(task));
@@ -122,18 +119,18 @@ fn in_parallel<'a, B: Send + 'a, T: Send + 'a>(
                 return;
             }
             let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(Task { detector, batch, result }) = task {
-                *result = Some(work(&**detector, batch));
+            if let Some(Work { model, batch, result }) = task {
+                *result = Some(work(model, batch));
             }
         });
         in_parallel(tasks, work);
     });
 }
 
-impl Replica {
-    fn new(store: &nn::VarStore, build: impl Fn(&nn::Path) -> Result<Box<dyn Detector>>) -> Result<Self> {
+impl<M> Replica<M> {
+    fn new(store: &nn::VarStore, build: impl Fn(&nn::Path) -> Result<M>) -> Result<Self> {
         let own_store = nn::VarStore::new(Device::Cpu);
-        let detector = build(&own_store.root())?;
+        let model = build(&own_store.root())?;
         let (mut parameters, mut statistics) = (Vec::new(), Vec::new());
         for ((name, main), (_, mut own)) in sorted_variables(store).into_iter().zip(sorted_variables(&own_store)) {
             if name.ends_with(".running_mean") || name.ends_with(".running_var") {
@@ -146,10 +143,10 @@ impl Replica {
                 parameters.push((main, own));
             }
         }
-        Ok(Self { detector, parameters, statistics })
+        Ok(Self { model, parameters, statistics })
     }
 
-    /// Adds the copy's gradients to the detector's and clears them.
+    /// Adds the copy's gradients to the model's and clears them.
     fn hand_over_gradients(&self) {
         let mut pairs = Vec::new();
         for (main, own) in &self.parameters {
@@ -173,12 +170,13 @@ impl Replica {
     }
 }
 
-/// Gives the detector and `all` copies the mean of its statistics and those of the copies that worked, which is what the mean of their micro batches'
-/// statistics would have made of the old ones. Where nothing has moved, as in frozen norms, nothing is written.
-fn average_statistics(working: &[Replica], all: &[Replica]) {
+/// Gives the model and `all` copies the mean of its statistics and those of the copies that worked, which is what the
+/// mean of their micro batches' statistics would have made of the old ones. Where nothing has moved, as in frozen
+/// norms, nothing is written.
+fn average_statistics<M>(working: &[Replica<M>], all: &[Replica<M>]) {
     let Some(first) = all.first() else { return };
     for (i, (main, idle)) in first.statistics.iter().enumerate() {
-        let own = |copy: &Replica| copy.statistics[i].1.shallow_clone();
+        let own = |copy: &Replica<M>| copy.statistics[i].1.shallow_clone();
         let moved = match working {
             [] => main != idle,
             copies => copies.iter().any(|copy| *main != own(copy)),
@@ -198,10 +196,6 @@ mod tests {
     use tch::nn::ModuleT;
 
     use super::*;
-    use crate::backbone::Pass;
-    use crate::data::Batch;
-    use crate::detect::{Detections, Losses};
-    use crate::nn::cost::{Layer, Size};
 
     /// A batch norm, a frozen one and two factors, of which the second is used only for inputs below zero.
     struct Scale {
@@ -211,50 +205,36 @@ mod tests {
         seldom: Tensor,
     }
 
-    fn build(path: &nn::Path) -> Result<Box<dyn Detector>> {
+    fn build(path: &nn::Path) -> Result<Scale> {
         let norm = |name| {
             let config = nn::BatchNormConfig { momentum: 0.1, ..Default::default() };
             nn::batch_norm1d(path / name, 1, config)
         };
-        Ok(Box::new(Scale {
+        Ok(Scale {
             norm: norm("norm"),
             frozen: norm("frozen"),
             factor: path.var("factor", &[1], nn::Init::Uniform { lo: 1.0, up: 2.0 }),
             seldom: path.var("seldom", &[1], nn::Init::Uniform { lo: 1.0, up: 2.0 }),
-        }))
+        })
     }
 
-    impl Detector for Scale {
-        fn losses(&self, batch: &Batch, _: &mut Pass) -> Result<Losses> {
-            let x = &batch.images;
-            let below = x.min().double_value(&[]) < 0.0;
-            let factor = if below { &self.factor * &self.seldom } else { self.factor.shallow_clone() };
-            let _ = (self.norm.forward_t(x, true), self.frozen.forward_t(x, false));
-            Ok(Losses { parts: vec![("product", (x * factor).sum(Kind::Float))] })
-        }
-
-        fn detect(&self, _: &Batch) -> Result<Vec<Detections>> {
-            Ok(Vec::new())
-        }
-
-        fn flops(&self, _: Size, _: &mut dyn FnMut(Layer)) {}
-    }
-
-    fn batch(values: &[f32]) -> Batch {
-        let images = Tensor::from_slice(values).view([-1, 1]);
-        Batch { images, sizes: Vec::new(), targets: Vec::new(), infos: Vec::new() }
-    }
-
-    fn learn(detector: &dyn Detector, batch: Batch) -> f64 {
-        let loss = detector.losses(&batch, &mut Pass::training(0, 0)).unwrap().total();
+    fn learn(model: &Scale, x: Tensor) -> f64 {
+        let below = x.min().double_value(&[]) < 0.0;
+        let factor = if below { &model.factor * &model.seldom } else { model.factor.shallow_clone() };
+        let _ = (model.norm.forward_t(&x, true), model.frozen.forward_t(&x, false));
+        let loss = (x * factor).sum(Kind::Float);
         loss.backward();
         loss.double_value(&[])
+    }
+
+    fn batch(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values).view([-1, 1])
     }
 
     #[test]
     fn gradients_add_up_and_statistics_are_means_of_the_micro_batches() {
         let store = nn::VarStore::new(Device::Cpu);
-        let mut detector = build(&store.root()).unwrap();
+        let mut model = build(&store.root()).unwrap();
         let variables = store.variables();
         let value = |name: &str| variables[name].double_value(&[0]);
         let gradient = |name: &str| variables[name].grad().double_value(&[0]);
@@ -267,7 +247,7 @@ mod tests {
 
         // The detector's own micro batch does not use the second factor.
         let batches = vec![batch(&[1.0, 3.0]), batch(&[-2.0, 6.0]), batch(&[5.0, 5.0])];
-        let losses = replicas.run(&mut detector, batches, learn);
+        let losses = replicas.run(&mut model, batches, learn);
         for (loss, expected) in losses.iter().zip([4.0 * factor, 4.0 * factor * seldom, 10.0 * factor]) {
             near(*loss, expected);
         }
@@ -277,19 +257,20 @@ mod tests {
         near(value("norm.running_mean"), 0.1 * 3.0);
         near(value("norm.running_var"), 0.9 + 0.1 * 34.0 / 3.0);
 
-        // A change of the weights in place reaches the copies; what they had added is not added again. Two micro batches leave one copy idle.
+        // A change of the weights in place reaches the copies; what they had added is not added again. Two micro
+        // batches leave one copy idle.
         let _ = tch::no_grad(|| variables["factor"].shallow_clone().fill_(7.0));
-        let losses = replicas.run(&mut detector, vec![batch(&[0.0, 2.0]), batch(&[2.0, 4.0])], learn);
+        let losses = replicas.run(&mut model, vec![batch(&[0.0, 2.0]), batch(&[2.0, 4.0])], learn);
         near(losses[0], 14.0);
         near(losses[1], 42.0);
         near(gradient("factor"), 4.0 + 4.0 * seldom + 10.0 + 2.0 + 6.0);
         near(gradient("seldom"), 4.0 * factor);
         near(value("norm.running_mean"), 0.9 * 0.3 + 0.1 * 2.0);
-        // A round of the detector alone.
-        replicas.run(&mut detector, vec![batch(&[1.0, 1.0])], learn);
+        // A round of the model alone.
+        replicas.run(&mut model, vec![batch(&[1.0, 1.0])], learn);
         near(value("norm.running_mean"), 0.9 * (0.9 * 0.3 + 0.1 * 2.0) + 0.1);
         assert_eq!((value("frozen.running_mean"), frozen.internal_version()), (f64::from(0.1f32), version));
-        assert!(replicas.run(&mut detector, Vec::new(), learn).is_empty());
+        assert!(replicas.run(&mut model, Vec::new(), learn).is_empty());
         for copy in &replicas.copies {
             for (main, own) in &copy.statistics {
                 assert_eq!(main, own);
@@ -300,10 +281,10 @@ mod tests {
     #[test]
     fn each_works_in_threads_of_its_own_and_the_others_keep_theirs() {
         let store = nn::VarStore::new(Device::Cpu);
-        let mut detector = build(&store.root()).unwrap();
+        let mut model = build(&store.root()).unwrap();
         let before = tch::get_num_threads();
         let mut replicas = Replicas::new(2, &store, build).unwrap();
-        let seen = replicas.run(&mut detector, vec![0, 1], |_, number| {
+        let seen = replicas.run(&mut model, vec![0, 1], |_, number| {
             (number, std::thread::current().id(), tch::get_num_threads(), rayon::current_num_threads())
         });
         let share = (before as usize / 2).max(1);

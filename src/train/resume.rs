@@ -1,12 +1,14 @@
 //! What may change when a run goes on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
-use super::run_dir::RunDir;
-use crate::config::{ClassifyConfig, Config};
+use crate::config::{Experiment, Task};
+use crate::console::warn;
+use crate::runs::RunDir;
+use crate::weights::Checkpoint;
 
 /// Keys that do not change what a step computes, only how many there are and what is written.
 const FREE: [&str; 6] =
@@ -14,38 +16,47 @@ const FREE: [&str; 6] =
 /// Free in a detector's run only: of all epochs, the cosine of a classifier's learning rate spans every one.
 const EPOCHS: &str = "train.epochs";
 
-/// The config of the run in a folder, with changes.
-pub fn config_of(folder: &Path, changes: &[String]) -> Result<Config> {
-    let (path, text) = text_of(folder)?;
-    Config::from_json_with(&text, changes).with_context(|| format!("config {}", path.display()))
+/// The config of the run in a folder. Of a config.json that was changed since it was written, or damaged, the copy in
+/// the run's state counts, with a warning; what was in config.json is kept beside it.
+///
+/// # Errors
+/// If there is no run, or no whole config in it.
+pub fn config_of<C: Experiment>(folder: &Path) -> Result<C> {
+    let run = RunDir::at(folder);
+    run.check_resumable()?;
+    let path = run.config();
+    let read = || -> Result<C> {
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        C::from_json_with(&text, &[]).with_context(|| format!("config {}", path.display()))
+    };
+    if run.is_intact(&path) {
+        return read();
+    }
+    let kept = Checkpoint::open(&run.state()).and_then(|state| state.config::<C>(&[]));
+    let Ok(Some(config)) = kept else { return read() };
+    let aside = path.with_file_name("config.changed.json");
+    ensure!(!aside.exists(), "{} was changed since it was written, and {} is there", path.display(), aside.display());
+    std::fs::rename(&path, &aside).with_context(|| format!("cannot write {}", aside.display()))?;
+    run.write_config(&config.to_json()?)?;
+    warn(&format!(
+        "{} is not as it was written: the config in {} is used; what was there is in {}",
+        path.display(),
+        run.state().display(),
+        aside.display()
+    ));
+    Ok(config)
 }
 
-/// The config of the classifier's run in a folder, with changes.
-pub fn classify_config_of(folder: &Path, changes: &[String]) -> Result<ClassifyConfig> {
-    let (path, text) = text_of(folder)?;
-    ClassifyConfig::from_json_with(&text, changes).with_context(|| format!("config {}", path.display()))
-}
-
-fn text_of(folder: &Path) -> Result<(PathBuf, String)> {
-    let path = RunDir::open(folder)?.config();
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok((path, text))
-}
-
-/// Refuses a config that would make a resumed run another run.
-pub fn check(folder: &Path, config: &Config) -> Result<()> {
-    let free = [&[EPOCHS], &FREE[..]].concat();
-    compare(folder, &free, config_of(folder, &[])?.to_value()?, config.to_value()?)
-}
-
-/// [`check`] of a classifier's run, whose epochs stay what they are too.
-pub fn check_classify(folder: &Path, config: &ClassifyConfig) -> Result<()> {
-    let value = |config: &ClassifyConfig| serde_json::to_value(config);
-    compare(folder, &FREE, value(&classify_config_of(folder, &[])?)?, value(config)?)
-}
-
-fn compare(folder: &Path, free: &[&str], before: Value, now: Value) -> Result<()> {
-    if let Some((key, before, now)) = difference("", free, &before, &now) {
+/// Refuses a config that would make a resumed run another run than it was `before`.
+///
+/// # Errors
+/// Names the first key that may not change.
+pub fn check<C: Experiment>(folder: &Path, before: &C, config: &C) -> Result<()> {
+    let mut free = FREE.to_vec();
+    if C::TASK == Task::Detection {
+        free.insert(0, EPOCHS);
+    }
+    if let Some((key, before, now)) = difference("", &free, &before.to_value()?, &config.to_value()?) {
         bail!(
             "{key} is {now} but the run in {} has {before}: a resumed run keeps its config (but for {}){}",
             folder.display(),
@@ -73,6 +84,7 @@ fn difference(path: &str, free: &[&str], before: &Value, now: &Value) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{ClassifyConfig, Config};
     use serde_json::json;
 
     #[test]
@@ -82,11 +94,15 @@ mod tests {
         let config = Config::default();
         run.describe(&config.to_json().unwrap(), json!({}), false).unwrap();
         std::fs::write(run.state(), "").unwrap();
-        check(folder.path(), &config).unwrap();
-        let changed = |change: &str| config_of(folder.path(), &[change.to_string()]).unwrap();
-        check(folder.path(), &changed("train.epochs=99")).unwrap();
-        check(folder.path(), &changed("checkpoint.keep=9")).unwrap();
-        let error = check(folder.path(), &changed("train.lr=7")).unwrap_err().to_string();
+        let before: Config = config_of(folder.path()).unwrap();
+        assert_eq!(before, config);
+        let check = |change: &str| {
+            let changed = Config::from_json_with(&before.to_json().unwrap(), &[change.to_string()]).unwrap();
+            super::check(folder.path(), &before, &changed)
+        };
+        check("train.epochs=99").unwrap();
+        check("checkpoint.keep=9").unwrap();
+        let error = check("train.lr=7").unwrap_err().to_string();
         assert!(error.contains("train.lr is 7.0 but the run"), "{error}");
     }
 
@@ -96,9 +112,10 @@ mod tests {
         let run = RunDir::create(folder.path()).unwrap();
         run.describe(&ClassifyConfig::default().to_json().unwrap(), json!({}), false).unwrap();
         std::fs::write(run.state(), "").unwrap();
+        let before: ClassifyConfig = config_of(folder.path()).unwrap();
         let check = |change: &str| {
-            let changed = classify_config_of(folder.path(), &[change.to_string()]).unwrap();
-            check_classify(folder.path(), &changed)
+            let changed = ClassifyConfig::from_json_with(&before.to_json().unwrap(), &[change.to_string()]).unwrap();
+            super::check(folder.path(), &before, &changed)
         };
         check("train.max_iters=99").unwrap();
         let error = check("train.epochs=99").unwrap_err().to_string();

@@ -18,7 +18,8 @@ impl TimeLimit {
         Self { seconds: 60.0 * minutes, steps: Vec::with_capacity(WATCHED) }
     }
 
-    /// Takes note of a step's seconds, and of those of the whole run so far. Once enough steps have been seen: how many more fit.
+    /// Takes note of a step's seconds, and of those of the whole run so far. Once enough steps have been seen: how
+    /// many more fit.
     pub fn step(&mut self, seconds: f64, so_far: f64) -> Option<u64> {
         self.steps.push(seconds);
         if self.steps.len() < WATCHED {

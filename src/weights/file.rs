@@ -1,4 +1,6 @@
 //! A file of named tensors, of either format that is read: safetensors, or PyTorch's.
+//!
+//! What vigdet writes has a checksum in its metadata, over the header and all numbers.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,10 +8,10 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use safetensors::tensor::Metadata as Header;
-use safetensors::{Dtype, SafeTensors};
-use tch::{Kind, Tensor};
+use safetensors::SafeTensors;
+use tch::Tensor;
 
-use super::save::Metadata;
+use super::save::{Metadata, CHECKSUM, KINDS, WRITER};
 use super::torch::{TorchFile, OLD_MAGIC};
 
 /// How a zip archive starts.
@@ -21,7 +23,7 @@ pub enum WeightFile {
     Safetensors {
         /// The file's bytes.
         bytes: Vec<u8>,
-        /// Names, shapes and places, checked against the bytes.
+        /// Names, shapes and locations, checked against the bytes.
         header: Header,
         /// Where the tensors begin.
         start: usize,
@@ -34,7 +36,7 @@ impl WeightFile {
     /// Opens a file of either format, by its content.
     ///
     /// # Errors
-    /// If there is none, if it is cut off, or of another format.
+    /// If there is none, if it is cut off, damaged, or of another format.
     pub fn open(path: &Path) -> Result<Self> {
         ensure!(path.exists(), "there is no such file");
         ensure!(!path.is_dir(), "it is a folder; name the file of weights in it");
@@ -50,7 +52,20 @@ impl WeightFile {
             )
         })?;
         // Before the header are the 8 bytes of its length.
-        Ok(Self::Safetensors { bytes, header, start: length + 8 })
+        let start = length + 8;
+        let said = |key: &str| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
+        if let Some(written) = said(CHECKSUM) {
+            let sum = header_checksum(&bytes[8..start], written);
+            let found = format!("{:08x}", crc32c::crc32c_append(sum, &bytes[start..]));
+            ensure!(
+                found == *written,
+                "it is damaged: its checksum is {found}, but {written} was written (whoever edits such a file drops \
+                 `crc32c` and `writer` from its metadata)"
+            );
+        } else {
+            ensure!(said(WRITER.0).is_none_or(|by| by != WRITER.1), "it is damaged: its checksum is gone");
+        }
+        Ok(Self::Safetensors { bytes, header, start })
     }
 
     /// Names of the tensors, sorted.
@@ -81,17 +96,9 @@ impl WeightFile {
         match self {
             Self::Safetensors { bytes, header, start } => {
                 let info = header.info(name).with_context(|| format!("there is no {name}"))?;
-                let kind = match info.dtype {
-                    Dtype::F32 => Kind::Float,
-                    Dtype::F64 => Kind::Double,
-                    Dtype::F16 => Kind::Half,
-                    Dtype::BF16 => Kind::BFloat16,
-                    Dtype::I64 => Kind::Int64,
-                    Dtype::I32 => Kind::Int,
-                    Dtype::U8 => Kind::Uint8,
-                    Dtype::BOOL => Kind::Bool,
-                    other => bail!("{name} holds {other:?} numbers, which vigdet does not read"),
-                };
+                let kind = KINDS.iter().find(|(dtype, _)| *dtype == info.dtype).map(|(_, kind)| *kind);
+                let kind =
+                    kind.with_context(|| format!("{name} holds {:?} numbers, which vigdet does not read", info.dtype))?;
                 let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
                 let (from, to) = info.data_offsets;
                 let data = bytes.get(start + from..start + to).context("the file is cut off")?;
@@ -101,11 +108,12 @@ impl WeightFile {
         }
     }
 
-    /// What the file says about itself; empty if it says nothing.
+    /// What the file says about itself, beside its checksum; empty if it says nothing.
     pub fn metadata(&self) -> Metadata {
         match self {
             Self::Safetensors { header, .. } => {
-                header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
+                let said = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone()));
+                said.filter(|(key, _)| key != CHECKSUM && key != WRITER.0).collect()
             }
             Self::Torch(_) => Metadata::new(),
         }
@@ -115,7 +123,21 @@ impl WeightFile {
     pub fn key(&self) -> Option<&'static str> {
         match self {
             Self::Safetensors { .. } => None,
-            Self::Torch(file) => file.key(),
+            Self::Torch(file) => file.key,
         }
+    }
+}
+
+/// CRC-32C of a file's header in which the checksum itself, `written`, counts as zeros. The sum goes on with the
+/// file's numbers.
+pub(super) fn header_checksum(header: &[u8], written: &str) -> u32 {
+    let entry = |digits: &str| format!("\"{CHECKSUM}\":\"{digits}\"");
+    let (written, zeros) = (entry(written), entry("00000000"));
+    match header.windows(written.len()).position(|window| window == written.as_bytes()) {
+        Some(at) => {
+            let sum = crc32c::crc32c_append(crc32c::crc32c(&header[..at]), zeros.as_bytes());
+            crc32c::crc32c_append(sum, &header[at + written.len()..])
+        }
+        None => crc32c::crc32c(header),
     }
 }

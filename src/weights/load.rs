@@ -2,30 +2,50 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
 use tch::{nn, Kind, Tensor};
 
 use super::file::WeightFile;
-use super::save::{sorted_variables, Metadata};
+use super::save::sorted_variables;
 use crate::backbone::vig::pyramid::{NATIVE_GRID, REDUCE};
+use crate::classes::{list, Class, Classes};
 
 /// Where a backbone's variables live in a detector: a file of a backbone alone has its names without this.
 const BACKBONE: &str = "backbone.body.";
-/// Layers whose size is the number of classes: of detectors, of ViG's classifier and of ResNet's.
-const CLASSIFIERS: [&str; 6] = ["cls_logits", "cls_score", "bbox_pred", "mask_fcn_logits", "prediction.4", "fc"];
+/// Layers whose size is the number of classes: of detectors, of ViG's classifier and of ResNet's; and how many rows
+/// come before those of the first class (a two-stage detector's background).
+const CLASSIFIERS: [(&str, i64); 6] =
+    [("cls_logits", 0), ("cls_score", 1), ("bbox_pred", 1), ("mask_fcn_logits", 1), ("prediction.4", 0), ("fc", 0)];
 
 /// What a file must and may hold.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// Every variable of the model must be in the file: for inference and evaluation.
     pub complete: bool,
-    /// Layers whose size is the number of classes may have another in the file: they then keep their start. For training on
-    /// other classes than those the file knows.
-    pub other_classes: bool,
-    /// Nothing but the backbone is taken from the file, whatever else of it has a name in the model: for weights of another kind of detector.
+    /// Layers whose size is the number of classes may be for others in the file. For training on other classes than
+    /// those the file knows.
+    pub other_classes: OtherClasses,
+    /// Nothing but the backbone is taken from the file, whatever else of it has a name in the model: for weights of
+    /// another kind of detector.
     pub backbone_only: bool,
+}
+
+/// What becomes of layers for other classes than the model's.
+#[derive(Clone, Debug, Default)]
+pub enum OtherClasses {
+    /// They are an error.
+    #[default]
+    Refused,
+    /// They keep their init, where their shape tells; for files that name no classes.
+    Unnamed,
+    /// Rows of classes with equal names are taken from the file, the others keep their init.
+    ByName {
+        /// The file's classes.
+        file: Classes,
+        /// The model's.
+        model: Classes,
+    },
 }
 
 /// What happened to each name. All lists are sorted.
@@ -41,8 +61,35 @@ pub struct LoadReport {
     pub reshaped: Vec<String>,
     /// Where in a trainer's checkpoint the weights were (`state_dict`, `model`, …); `None`: it holds nothing else.
     pub key: Option<&'static str>,
-    /// Of the missing: classifiers for another number of classes (see [`LoadOptions::other_classes`]).
+    /// Of the missing: classifiers for other classes (see [`LoadOptions::other_classes`]).
     pub other_classes: Vec<String>,
+    /// Where classes were matched by name and differ: what became of them.
+    pub classes: Option<ClassReport>,
+}
+
+/// Which rows of class layers were taken from a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClassReport {
+    /// Names of the classes whose rows were taken.
+    pub kept: Vec<String>,
+    /// Names of the model's classes that the file does not know: their rows keep their init.
+    pub anew: Vec<String>,
+    /// Names of the file's classes that the model does not have.
+    pub unused: Vec<String>,
+}
+
+impl fmt::Display for ClassReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "classes by name: {} kept", self.kept.len())?;
+        for (names, what) in [(&self.kept, ""), (&self.anew, "anew"), (&self.unused, "of the file unused")] {
+            match (names.is_empty(), what) {
+                (true, _) => {}
+                (false, "") => write!(f, " ({})", list(names))?,
+                (false, what) => write!(f, ", {} {what} ({})", names.len(), list(names))?,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for LoadReport {
@@ -51,38 +98,33 @@ impl fmt::Display for LoadReport {
         if let Some(key) = self.key {
             write!(f, " from its `{key}`")?;
         }
-        let mut list = |what: &str, names: &[String]| match names {
-            [] => Ok(()),
-            all if all.len() <= 4 => write!(f, ", {} {what} ({})", all.len(), all.join(", ")),
-            [first, second, third, ..] => {
-                write!(f, ", {} {what} ({first}, {second}, {third}, …)", names.len())
-            }
-            _ => Ok(()),
+        let mut list = |what: &str, names: &[String]| match names.len() {
+            0 => Ok(()),
+            count @ 1..=4 => write!(f, ", {count} {what} ({})", names.join(", ")),
+            count => write!(f, ", {count} {what} ({}, …)", names[..3].join(", ")),
         };
-        list("missing in the file", &self.missing)?;
+        let missing = self.missing.iter().filter(|name| !self.other_classes.contains(name));
+        list("missing in the file", &missing.cloned().collect::<Vec<_>>())?;
         list("in the file unused", &self.unused)?;
         list("resized", &self.reshaped)?;
-        list("kept at their start: other classes", &self.other_classes)
+        list("kept at their init: other classes", &self.other_classes)?;
+        self.classes.iter().try_for_each(|classes| write!(f, ", {classes}"))
     }
 }
 
-/// Copies a file's tensors into the variables of a store that have the same name. The file is safetensors or a PyTorch file
-/// (`.pth`, `.pth.tar`, `.pt`, of before version 1.6 too) with a state dict, bare or under `state_dict_ema`, `model_ema`, `state_dict` or `model`, with or without
-/// `module.` before its names; nothing in it is executed.
+/// Copies a file's tensors into the variables of a store that have the same name. The file is safetensors or a PyTorch
+/// file (`.pth`, `.pth.tar`, `.pt`, of before version 1.6 too) with a state dict, bare or under `state_dict_ema`,
+/// `model_ema`, `state_dict` or `model`, with or without `module.` before its names; nothing in it is executed.
 ///
-/// File and model may each be a whole detector, or a backbone or classifier, whose names lack `backbone.body.`. torchvision's older names of heads
-/// count as the newer ones. A position embedding of another grid is resized. Constants of the published ViG code (`relative_pos`)
-/// are checked and passed over, step counters of batch norms are passed over.
+/// File and model may each be a whole detector, or a backbone or classifier, whose names lack `backbone.body.`.
+/// torchvision's older names of heads count as the newer ones. A position embedding of another grid is resized.
+/// Constants of the published ViG code (`relative_pos`) are checked and passed over, step counters of batch norms are
+/// passed over.
 ///
 /// # Errors
-/// If the file cannot be read or is cut off, if no name matches, if a shape differs (but see [`LoadOptions::other_classes`]), or if
+/// If no name matches, if a shape differs (but see [`LoadOptions::other_classes`]), if a number is not finite, or if
 /// `complete` is asked for and a variable is missing. Nothing is copied then.
-pub fn load_into(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<LoadReport> {
-    load(store, path, options).with_context(|| format!("cannot load weights from {}", path.display()))
-}
-
-fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<LoadReport> {
-    let file = WeightFile::open(path)?;
+pub(super) fn load(store: &nn::VarStore, file: &WeightFile, options: &LoadOptions) -> Result<LoadReport> {
     let variables = sorted_variables(store);
     let names: HashMap<&str, usize> = variables.iter().enumerate().map(|(i, (name, _))| (name.as_str(), i)).collect();
     let find = |name: &str| {
@@ -92,33 +134,49 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
         names.get(name).or_else(with).or_else(without).or_else(newer).copied()
     };
 
+    let differ = match &options.other_classes {
+        OtherClasses::ByName { file, model } if file.names() != model.names() => Some(compare(file, model)),
+        _ => None,
+    };
     let mut report = LoadReport { key: file.key(), ..Default::default() };
     let mut sources: Vec<Option<Tensor>> = variables.iter().map(|_| None).collect();
     let entries = file.names()?;
     for entry in &entries {
         if entry.ends_with("relative_pos") {
-            check_relative(&file, &entries, entry)?;
+            check_relative(file, &entries, entry)?;
             continue;
         }
         if entry.ends_with("num_batches_tracked") {
             continue;
         }
-        let wanted = |index: &usize| !options.backbone_only || variables[*index].0.starts_with(BACKBONE);
-        let Some(index) = find(entry).filter(wanted) else {
+        let taken = |index: &usize| !options.backbone_only || variables[*index].0.starts_with(BACKBONE);
+        let Some(index) = find(entry).filter(taken) else {
             report.unused.push(entry.to_string());
             continue;
         };
         let (name, variable) = &variables[index];
         let mut source = file.tensor(entry)?;
-        if source.size() != variable.size() {
+        check_finite(entry, &source)?;
+        let rows = rows_before_classes(name);
+        if let (OtherClasses::ByName { file, model }, Some(before), true) =
+            (&options.other_classes, rows, differ.is_some())
+        {
+            match take_rows(&source, variable, before, (file, model)) {
+                Some(taken) => source = taken,
+                None => {
+                    report.other_classes.push(name.clone());
+                    continue;
+                }
+            }
+        } else if source.size() != variable.size() {
             if let Some(resized) = resize_position(name, &source, variable) {
                 source = resized;
                 report.reshaped.push(name.clone());
-            } else if options.other_classes && is_classifier(name) {
+            } else if rows.is_some() && !matches!(options.other_classes, OtherClasses::Refused) {
                 report.other_classes.push(name.clone());
                 continue;
             } else {
-                let hint = if is_classifier(name) { "; the file is for other classes" } else { "" };
+                let hint = if rows.is_some() { "; the file is for other classes" } else { "" };
                 bail!("{name} has shape {:?} in the file and {:?} in the model{hint}", source.size(), variable.size());
             }
         }
@@ -126,8 +184,8 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
         sources[index] = Some(source);
         report.loaded.push(name.clone());
     }
-    report.missing =
-        variables.iter().zip(&sources).filter(|(_, s)| s.is_none()).map(|((name, _), _)| name.clone()).collect();
+    let missing = variables.iter().zip(&sources).filter(|(_, source)| source.is_none());
+    report.missing = missing.map(|((name, _), _)| name.clone()).collect();
     report.loaded.sort_unstable();
     report.reshaped.sort_unstable();
     report.other_classes.sort_unstable();
@@ -138,16 +196,16 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
         report.unused.first().map_or("none", String::as_str),
         variables.first().map_or("none", |v| v.0.as_str()),
     );
-    if options.complete {
-        if let Some(first) = report.missing.first() {
-            bail!(
-                "{} of the model's {} tensors are not in it ({first}{}): it is for another model",
-                report.missing.len(),
-                variables.len(),
-                if report.missing.len() > 1 { ", …" } else { "" }
-            );
-        }
+    if let Some(first) = report.missing.first().filter(|_| options.complete) {
+        bail!(
+            "{} of the model's {} tensors are not in it ({first}{}): it is for another model",
+            report.missing.len(),
+            variables.len(),
+            if report.missing.len() > 1 { ", …" } else { "" }
+        );
     }
+    let of_classes = |name: &String| rows_before_classes(name).is_some();
+    report.classes = differ.filter(|_| report.loaded.iter().chain(&report.other_classes).any(of_classes));
     tch::no_grad(|| -> Result<()> {
         for ((name, variable), source) in variables.iter().zip(&sources) {
             if let Some(source) = source {
@@ -159,16 +217,61 @@ fn load(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<Load
     Ok(report)
 }
 
-/// What a file of weights says about itself; empty if it says nothing, as PyTorch's.
-pub fn read_metadata(path: &Path) -> Result<Metadata> {
-    let file = WeightFile::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(file.metadata())
+/// How many rows a layer has before those of classes; `None`: its size is not the number of classes.
+fn rows_before_classes(name: &str) -> Option<i64> {
+    let (layer, _) = name.rsplit_once('.')?;
+    let fits = |suffix: &str| layer.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    CLASSIFIERS.iter().find(|(suffix, _)| fits(suffix)).map(|(_, before)| *before)
 }
 
-fn is_classifier(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(layer, _)| {
-        CLASSIFIERS.iter().any(|c| layer.strip_suffix(c).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+/// Which classes of a model a file knows, and which it does not.
+fn compare(file: &Classes, model: &Classes) -> ClassReport {
+    let (kept, anew): (Vec<&Class>, Vec<&Class>) = model.iter().partition(|class| file.find(class).is_some());
+    let unused = file.iter().filter(|class| model.find(class).is_none());
+    let names = |classes: Vec<&Class>| classes.into_iter().map(|class| class.name.clone()).collect();
+    ClassReport { kept: names(kept), anew: names(anew), unused: names(unused.collect()) }
+}
+
+/// A class layer `[outer · (before + classes) · inner, …]` with the rows of the file where both know the class, and
+/// the model's own for the others. `None`: no class is in both, or the file's layer is not for its classes.
+///
+/// RetinaNet's layer has such rows for each anchor; Mask R-CNN's box layer has four for each class.
+fn take_rows(source: &Tensor, own: &Tensor, before: i64, (file, model): (&Classes, &Classes)) -> Option<Tensor> {
+    let (of_file, of_model) = (file.len() as i64 + before, model.len() as i64 + before);
+    let (from, to) = (source.size(), own.size());
+    let groups = to.first()? / of_model.max(1);
+    let fits = from.len() == to.len() && from[1..] == to[1..] && groups > 0;
+    if !fits || to[0] != groups * of_model || from[0] != groups * of_file {
+        return None;
+    }
+    let found: Vec<(i64, i64)> =
+        (0..).zip(model.iter()).filter_map(|(i, class)| Some((i, file.find(class)? as i64))).collect();
+    if found.is_empty() {
+        return None;
+    }
+    // Without background the classes of an anchor lie side by side; with it, all rows of a class do.
+    let view = |t: &Tensor, classes: i64| match before {
+        0 => t.view([groups, classes, -1]),
+        _ => t.view([1, classes, -1]),
+    };
+    tch::no_grad(|| {
+        let taken = own.detach().copy();
+        let (rows, all) = (view(&taken, of_model), view(&source.to_kind(own.kind()).contiguous(), of_file));
+        let background = (0..before).map(|row| (row, row));
+        for (to, from) in background.chain(found.iter().map(|(to, from)| (to + before, from + before))) {
+            rows.select(1, to).copy_(&all.select(1, from));
+        }
+        Some(taken)
     })
+}
+
+/// Refuses a tensor with a number that is not finite.
+fn check_finite(name: &str, tensor: &Tensor) -> Result<()> {
+    ensure!(
+        !tensor.is_floating_point() || tensor.isfinite().all().int64_value(&[]) == 1,
+        "{name} holds numbers that are not finite: the file is damaged, or its training failed"
+    );
+    Ok(())
 }
 
 /// What torchvision calls today what its older files (those with batch norm's epsilon 0) call `name`; `None`: the same.
@@ -189,13 +292,14 @@ fn newer_name(name: &str) -> Option<String> {
     }
 }
 
-/// Refuses a `relative_pos` that is not of the shape that the published code makes for the file's own grid: `[1, n, n / r²]`
-/// for a stage of n nodes whose candidates are pooled by r. Its numbers are a formula's, and computed here, not read.
+/// Refuses a `relative_pos` that is not of the shape that the published code makes for the file's own grid: `[1, n, n
+/// / r²]` for a stage of n nodes whose candidates are pooled by r. Its numbers are a formula's, and computed here, not
+/// read.
 fn check_relative(file: &WeightFile, entries: &[String], name: &str) -> Result<()> {
     let found = file.shape(name).unwrap_or_default();
     // `[prefix]backbone.N.0.relative_pos`: the stage is the number of downsampling layers before layer N.
-    let place = name.strip_suffix(".0.relative_pos").and_then(|layer| layer.rsplit_once("backbone."));
-    let expected = place.and_then(|(prefix, layer)| {
+    let location = name.strip_suffix(".0.relative_pos").and_then(|layer| layer.rsplit_once("backbone."));
+    let expected = location.and_then(|(prefix, layer)| {
         let layer: usize = layer.parse().ok()?;
         let down = |n: &usize| entries.binary_search(&format!("{prefix}backbone.{n}.conv.0.weight")).is_ok();
         let stage = (0..layer).filter(down).count();
@@ -222,9 +326,16 @@ fn resize_position(name: &str, source: &Tensor, like: &Tensor) -> Option<Tensor>
 
 #[cfg(test)]
 mod tests {
-    use super::super::{save, write_tensors};
-    use super::*;
+    use std::path::Path;
+
     use tch::Device;
+
+    use super::super::{save, write_tensors, Checkpoint, Metadata};
+    use super::*;
+
+    fn load_into(store: &nn::VarStore, path: &Path, options: &LoadOptions) -> Result<LoadReport> {
+        Checkpoint::open(path)?.load_into(store, options)
+    }
 
     fn model(classes: i64, start: f64) -> nn::VarStore {
         let store = nn::VarStore::new(Device::Cpu);
@@ -256,7 +367,7 @@ mod tests {
         let report = load_into(&to, &path, &LoadOptions { complete: true, ..Default::default() }).unwrap();
         assert_eq!((report.loaded.len(), report.missing.len(), report.unused.len()), (3, 0, 0));
         assert_eq!(value(&to, "head.cls_logits.weight"), 2.0);
-        assert_eq!(read_metadata(&path).unwrap(), metadata);
+        assert_eq!(Checkpoint::open(&path).unwrap().metadata(), metadata);
     }
 
     #[test]
@@ -306,10 +417,68 @@ mod tests {
         let text = error(load_into(&to, &path, &LoadOptions::default()));
         assert!(text.contains("head.cls_logits.weight") && text.contains("80"), "{text}");
         assert_eq!(value(&to, "backbone.body.stem.weight"), 0.0);
-        let report = load_into(&to, &path, &LoadOptions { other_classes: true, ..Default::default() }).unwrap();
+        let report =
+            load_into(&to, &path, &LoadOptions { other_classes: OtherClasses::Unnamed, ..Default::default() }).unwrap();
         assert_eq!(report.other_classes, ["head.cls_logits.weight"]);
         assert_eq!(report.missing, ["head.cls_logits.weight"]);
         assert_eq!(value(&to, "backbone.body.stem.weight"), 2.0);
+    }
+
+    /// Numbers that tell where they came from: `base` + their own number.
+    fn counted(shape: &[i64], base: i64) -> Tensor {
+        (Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, Device::Cpu)) + base).view(shape)
+    }
+
+    #[test]
+    fn rows_of_classes_with_equal_names_are_kept_and_the_others_stay_anew() {
+        let classes = |names: &[&str]| -> Classes { (1..).zip(names.iter().copied()).collect() };
+        let (file, model) = (classes(&["nut", "bolt", "cog"]), classes(&["washer", "bolt", "nut"]));
+        let rows = |t: &Tensor| Vec::<f32>::try_from(t.reshape(-1)).unwrap();
+        // Two anchors with three classes each, one number a row.
+        let taken = take_rows(&counted(&[6, 1], 0), &counted(&[6, 1], 100), 0, (&file, &model)).unwrap();
+        assert_eq!(rows(&taken), [100.0, 1.0, 0.0, 103.0, 4.0, 3.0]);
+        // Background first; four rows for each class.
+        let taken = take_rows(&counted(&[16], 0), &counted(&[16], 100), 1, (&file, &model)).unwrap();
+        let expected = [0, 1, 2, 3, 104, 105, 106, 107, 8, 9, 10, 11, 4, 5, 6, 7].map(|v| v as f32);
+        assert_eq!(rows(&taken), expected);
+        // Fewer classes than in the file.
+        let few = classes(&["bolt"]);
+        let taken = take_rows(&counted(&[4], 0), &counted(&[2], 100), 1, (&file, &few)).unwrap();
+        assert_eq!(rows(&taken), [0.0, 2.0]);
+        assert!(take_rows(&counted(&[4], 0), &counted(&[2], 9), 1, (&file, &classes(&["rim"]))).is_none());
+        assert!(take_rows(&counted(&[5], 0), &counted(&[2], 9), 1, (&file, &few)).is_none());
+    }
+
+    #[test]
+    fn classes_are_matched_by_name_though_their_number_is_the_same_and_it_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        let classes = |names: [&str; 3]| -> Classes { (1..).zip(names).collect() };
+        let (file, own) = (classes(["nut", "bolt", "cog"]), classes(["cog", "rim", "nut"]));
+        save(&model(3, 2.0), &path, &Metadata::new()).unwrap();
+        let to = model(3, 5.0);
+        let other_classes = OtherClasses::ByName { file: file.clone(), model: own };
+        let options = LoadOptions { other_classes, ..Default::default() };
+        let report = load_into(&to, &path, &options).unwrap();
+        let rows: Vec<f32> = to.variables()["head.cls_logits.weight"].reshape(-1).try_into().unwrap();
+        assert_eq!(rows, [2.0, 2.0, 5.0, 5.0, 2.0, 2.0]);
+        let said = report.to_string();
+        assert!(
+            said.contains("classes by name: 2 kept (`cog`, `nut`), 1 anew (`rim`), 1 of the file unused (`bolt`)"),
+            "{said}"
+        );
+        let other_classes = OtherClasses::ByName { model: file.clone(), file };
+        let report = load_into(&to, &path, &LoadOptions { other_classes, ..Default::default() }).unwrap();
+        assert_eq!((report.classes, value(&to, "head.cls_logits.weight")), (None, 2.0));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_an_error_that_names_the_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        save(&model(3, f64::NAN), &path, &Metadata::new()).unwrap();
+        let text = error(load_into(&model(3, 0.0), &path, &LoadOptions::default()));
+        assert!(text.contains("backbone.body.pos_embed holds numbers that are not finite"), "{text}");
     }
 
     /// What `tests/fixtures/weights/make.py` writes, and its model.
@@ -444,8 +613,13 @@ mod tests {
             assert!(newer_name(newer).is_none_or(|n| n != newer));
         }
         assert_eq!(newer_name("backbone.body.conv1.weight"), None);
-        for (name, is) in [("prediction.4.weight", true), ("fc.bias", true), ("backbone.0.1.fc1.0.weight", false)] {
-            assert_eq!(is_classifier(name), is, "{name}");
+        for (name, rows) in [
+            ("prediction.4.weight", Some(0)),
+            ("fc.bias", Some(0)),
+            ("roi_heads.box_predictor.cls_score.bias", Some(1)),
+            ("backbone.0.1.fc1.0.weight", None),
+        ] {
+            assert_eq!(rows_before_classes(name), rows, "{name}");
         }
     }
 

@@ -1,15 +1,15 @@
 //! Weights in files: reading them into a model, writing them, and what a file says about itself.
 
-mod classifier;
+mod checkpoint;
 mod file;
 mod load;
 mod pickle;
 mod save;
 mod torch;
 
-pub use classifier::{is_of_head, load_classifier, LoadedClassifier, IMAGENET_CLASSES};
-pub use file::WeightFile;
-pub use load::{load_into, read_metadata, LoadOptions, LoadReport};
-pub use save::{
-    metadata_of, metadata_of_classifier, save, sorted_variables, write_atomically, write_tensors, Metadata,
+pub use checkpoint::{
+    backbone_config, is_of_head, load_classifier, previous, Checkpoint, LoadedClassifier, IMAGENET_CLASSES,
 };
+pub use file::WeightFile;
+pub use load::{ClassReport, LoadOptions, LoadReport, OtherClasses};
+pub use save::{export_tensors, metadata_of, save, sorted_variables, write_tensors, Metadata};

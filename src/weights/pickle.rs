@@ -1,7 +1,8 @@
 //! Reads the pickles that `torch.save` writes, without running them.
 //!
-//! A pickle is a program; Python's reader calls whatever it names. This one knows the instructions and the few names that state
-//! dicts are made of, builds plain values from them, and refuses every other name, so there is nothing that it could run.
+//! A pickle is a program; Python's reader calls whatever it names. This one knows the instructions and the few names
+//! that state dicts are made of, builds plain values from them, and refuses every other name, so there is nothing that
+//! it could run.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -133,24 +134,13 @@ impl Objects {
     }
 }
 
-/// Reads a pickle: its value, and the objects that the value is made of.
+/// Reads a pickle, after which more may follow: its value, the objects that the value is made of, and how many bytes it
+/// has.
 ///
 /// # Errors
 /// If the pickle is cut off or malformed, or names anything that a state dict is not made of: the message says what.
-pub fn read(bytes: &[u8]) -> Result<(Value, Objects)> {
-    read_first(bytes).map(|(value, objects, _)| (value, objects))
-}
-
-/// [`read`], where more may follow: gives also how many bytes the pickle has.
-pub fn read_first(bytes: &[u8]) -> Result<(Value, Objects, usize)> {
-    let mut reader = Reader {
-        bytes,
-        at: 0,
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: HashMap::new(),
-        objects: Objects::default(),
-    };
+pub fn read(bytes: &[u8]) -> Result<(Value, Objects, usize)> {
+    let mut reader = Reader { bytes, ..Reader::default() };
     let value = loop {
         let start = reader.at;
         if let Some(value) = reader.step().with_context(|| format!("at byte {start} of its pickle"))? {
@@ -160,6 +150,7 @@ pub fn read_first(bytes: &[u8]) -> Result<(Value, Objects, usize)> {
     Ok((value, reader.objects, reader.at))
 }
 
+#[derive(Default)]
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -184,8 +175,10 @@ impl<'a> Reader<'a> {
         Ok(self.take(count)?.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte)))
     }
 
-    fn text(&mut self, count: u64) -> Result<Value> {
-        let bytes = self.take(usize::try_from(count)?)?;
+    /// Text after its length, which has `count` bytes.
+    fn text(&mut self, count: usize) -> Result<Value> {
+        let length = usize::try_from(self.unsigned(count)?)?;
+        let bytes = self.take(length)?;
         Ok(Value::Text(std::str::from_utf8(bytes).context("text is not UTF-8")?.into()))
     }
 
@@ -212,9 +205,11 @@ impl<'a> Reader<'a> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn push(&mut self, object: Object) {
-        let value = self.objects.add(object);
-        self.stack.push(value);
+    /// The last `count` values, the last of them last.
+    fn pop_many(&mut self, count: usize) -> Result<Vec<Value>> {
+        let mut items = (0..count).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
+        items.reverse();
+        Ok(items)
     }
 
     fn remember(&mut self, key: u64) -> Result<()> {
@@ -223,45 +218,20 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn recall(&mut self, key: u64) -> Result<()> {
-        let value = self.memo.get(&key).with_context(|| format!("memo {key} was never filled"))?.clone();
-        self.stack.push(value);
-        Ok(())
-    }
-
-    fn tuple(&mut self, count: usize) -> Result<()> {
-        let mut items = (0..count).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
-        items.reverse();
-        self.push(Object::Sequence(items));
-        Ok(())
-    }
-
-    fn set(&mut self, items: Vec<Value>) -> Result<()> {
-        ensure!(items.len().is_multiple_of(2), "a dictionary has a key without a value");
-        let dict = self.last()?.clone();
-        match self.objects.get_mut(&dict) {
-            Some(Object::Dict(entries)) => {
-                let mut items = items.into_iter();
-                while let (Some(key), Some(value)) = (items.next(), items.next()) {
-                    entries.push((key, value));
-                }
-                Ok(())
+    /// Adds keys and values to the dictionary, or items to the list, that is on the top of the stack.
+    fn extend(&mut self, items: Vec<Value>, dict: bool) -> Result<()> {
+        ensure!(!dict || items.len().is_multiple_of(2), "a dictionary has a key without a value");
+        let target = self.last()?.clone();
+        match (self.objects.get_mut(&target), dict) {
+            (Some(Object::Dict(entries)), true) => {
+                entries.extend(items.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())));
             }
-            Some(Object::Opaque) => Ok(()),
-            _ => bail!("entries for what is not a dictionary"),
+            (Some(Object::Sequence(list)), false) => list.extend(items),
+            (Some(Object::Opaque), _) => {}
+            (_, true) => bail!("entries for what is not a dictionary"),
+            (_, false) => bail!("items for what is not a list"),
         }
-    }
-
-    fn append(&mut self, items: Vec<Value>) -> Result<()> {
-        let list = self.last()?.clone();
-        match self.objects.get_mut(&list) {
-            Some(Object::Sequence(list)) => {
-                list.extend(items);
-                Ok(())
-            }
-            Some(Object::Opaque) => Ok(()),
-            _ => bail!("items for what is not a list"),
-        }
+        Ok(())
     }
 
     /// One instruction; the value, if it was the last.
@@ -275,124 +245,90 @@ impl<'a> Reader<'a> {
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
             b'1' => drop(self.since_mark()?),
-            b'2' => self.stack.push(self.last()?.clone()),
-            b'N' => self.stack.push(Value::None),
-            0x88 => self.stack.push(Value::Bool(true)),
-            0x89 => self.stack.push(Value::Bool(false)),
-            b'J' => {
-                let value = self.unsigned(4)? as u32 as i32;
-                self.stack.push(Value::Int(value.into()));
+            b's' | b'a' => {
+                let items = self.pop_many(if code == b's' { 2 } else { 1 })?;
+                self.extend(items, code == b's')?;
             }
-            b'K' => {
-                let value = self.unsigned(1)?;
-                self.stack.push(Value::Int(value as i64));
-            }
-            b'M' => {
-                let value = self.unsigned(2)?;
-                self.stack.push(Value::Int(value as i64));
-            }
-            0x8a => {
-                let count = self.unsigned(1)? as usize;
-                if count > 8 {
-                    // A generator's 64-bit seed takes nine bytes. No size or name of a tensor does.
-                    self.take(count)?;
-                    self.push(Object::Opaque);
-                    return Ok(None);
-                }
-                let value = self.unsigned(count)?;
-                // The sign is the highest bit of the highest byte.
-                let unused = 64 - 8 * count as u32;
-                let value = if count == 0 { 0 } else { (value << unused) as i64 >> unused };
-                self.stack.push(Value::Int(value));
-            }
-            b'G' => {
-                let bits = self.unsigned(8)?.swap_bytes();
-                self.stack.push(Value::Float(f64::from_bits(bits)));
-            }
-            b'X' | 0x8c | 0x8d => {
-                let length = self.unsigned(match code {
-                    b'X' => 4,
-                    0x8c => 1,
-                    _ => 8,
-                })?;
-                let text = self.text(length)?;
-                self.stack.push(text);
-            }
-            // Bytes and byte strings: no part of a state dict, but of what may lie beside it.
-            b'U' | b'C' | b'T' | b'B' => {
-                let length = self.unsigned(if matches!(code, b'U' | b'C') { 1 } else { 4 })?;
-                self.take(usize::try_from(length)?)?;
-                self.push(Object::Opaque);
-            }
-            b')' => self.push(Object::Sequence(Vec::new())),
-            b']' => self.push(Object::Sequence(Vec::new())),
-            b'}' => self.push(Object::Dict(Vec::new())),
-            b't' => {
+            b'u' | b'e' => {
                 let items = self.since_mark()?;
-                self.push(Object::Sequence(items));
+                self.extend(items, code == b'u')?;
             }
-            0x85 => self.tuple(1)?,
-            0x86 => self.tuple(2)?,
-            0x87 => self.tuple(3)?,
-            b's' => {
-                let value = self.pop()?;
-                let key = self.pop()?;
-                self.set(vec![key, value])?;
-            }
-            b'u' => {
-                let items = self.since_mark()?;
-                self.set(items)?;
-            }
-            b'a' => {
-                let item = self.pop()?;
-                self.append(vec![item])?;
-            }
-            b'e' => {
-                let items = self.since_mark()?;
-                self.append(items)?;
-            }
-            b'q' => {
-                let key = self.unsigned(1)?;
-                self.remember(key)?;
-            }
-            b'r' => {
-                let key = self.unsigned(4)?;
+            b'q' | b'r' => {
+                let key = self.unsigned(if code == b'q' { 1 } else { 4 })?;
                 self.remember(key)?;
             }
             0x94 => self.remember(self.memo.len() as u64)?,
-            b'h' => {
-                let key = self.unsigned(1)?;
-                self.recall(key)?;
+            // What `__setstate__` would get: state dicts keep module versions there.
+            b'b' => drop(self.pop()?),
+            _ => {
+                let value = self.value(code)?;
+                self.stack.push(value);
             }
-            b'j' => {
-                let key = self.unsigned(4)?;
-                self.recall(key)?;
-            }
-            b'c' => {
-                let (module, name) = (self.line()?, self.line()?);
-                self.push(Object::Global(global(module, name)?));
-            }
-            0x93 => {
-                let (name, module) = (self.pop()?, self.pop()?);
-                let (Value::Text(module), Value::Text(name)) = (module, name) else { bail!("a name that is not text") };
-                self.push(Object::Global(global(&module, &name)?));
+        }
+        Ok(None)
+    }
+
+    /// What an instruction puts on the stack.
+    fn value(&mut self, code: u8) -> Result<Value> {
+        let object = match code {
+            b'2' => return self.last().cloned(),
+            b'N' => return Ok(Value::None),
+            0x88 => return Ok(Value::Bool(true)),
+            0x89 => return Ok(Value::Bool(false)),
+            b'J' => return Ok(Value::Int((self.unsigned(4)? as u32 as i32).into())),
+            b'K' => return Ok(Value::Int(self.unsigned(1)? as i64)),
+            b'M' => return Ok(Value::Int(self.unsigned(2)? as i64)),
+            0x8a => match self.unsigned(1)? as usize {
+                0 => return Ok(Value::Int(0)),
+                // The sign is the highest bit of the highest byte.
+                count @ 1..=8 => {
+                    let unused = 64 - 8 * count as u32;
+                    return Ok(Value::Int((self.unsigned(count)? << unused) as i64 >> unused));
+                }
+                // A generator's 64-bit seed takes nine bytes. No size or name of a tensor does.
+                count => self.opaque(count)?,
+            },
+            b'G' => return Ok(Value::Float(f64::from_bits(self.unsigned(8)?.swap_bytes()))),
+            b'X' => return self.text(4),
+            0x8c => return self.text(1),
+            0x8d => return self.text(8),
+            b'h' | b'j' => {
+                let key = self.unsigned(if code == b'h' { 1 } else { 4 })?;
+                return self.memo.get(&key).cloned().with_context(|| format!("memo {key} was never filled"));
             }
             // A call, and the making of an object.
             b'R' | 0x81 => {
                 let (arguments, called) = (self.pop()?, self.pop()?);
-                let made = self.call(&called, &arguments)?;
-                self.stack.push(made);
+                return self.call(&called, &arguments);
             }
-            // What `__setstate__` would get: state dicts keep module versions there.
-            b'b' => drop(self.pop()?),
+            // Bytes and byte strings: no part of a state dict, but of what may lie beside it.
+            b'U' | b'C' | b'T' | b'B' => {
+                let length = self.unsigned(if matches!(code, b'U' | b'C') { 1 } else { 4 })?;
+                self.opaque(usize::try_from(length)?)?
+            }
+            b')' | b']' => Object::Sequence(Vec::new()),
+            b'}' => Object::Dict(Vec::new()),
+            b't' => Object::Sequence(self.since_mark()?),
+            0x85..=0x87 => Object::Sequence(self.pop_many(usize::from(code - 0x84))?),
+            b'c' => Object::Global(global(self.line()?, self.line()?)?),
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let (Value::Text(module), Value::Text(name)) = (module, name) else { bail!("a name that is not text") };
+                Object::Global(global(&module, &name)?)
+            }
             b'Q' => {
                 let id = self.pop()?;
-                let storage = self.storage(&id)?;
-                self.push(Object::Storage(storage));
+                Object::Storage(self.storage(&id)?)
             }
             _ => bail!("instruction 0x{code:02x} is no part of a state dict"),
-        }
-        Ok(None)
+        };
+        Ok(self.objects.add(object))
+    }
+
+    /// Passes over `count` bytes of what no state dict needs.
+    fn opaque(&mut self, count: usize) -> Result<Object> {
+        self.take(count)?;
+        Ok(Object::Opaque)
     }
 
     fn call(&mut self, called: &Value, arguments: &Value) -> Result<Value> {
@@ -420,7 +356,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `('storage', torch.FloatStorage, key, location, count)`, before 1.6 with a sixth part, which is `None` for a whole storage.
+    /// `('storage', torch.FloatStorage, key, location, count)`, before 1.6 with a sixth part, which is `None` for a
+    /// whole storage.
     fn storage(&self, id: &Value) -> Result<Storage> {
         match self.objects.sequence(id)? {
             [Value::Text(tag), class, Value::Text(key), _, Value::Int(count)]
@@ -462,7 +399,8 @@ fn global(module: &str, name: &str) -> Result<Global> {
         ("numpy", "dtype" | "ndarray") => Ok(Global::Opaque),
         ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct") => Ok(Global::Opaque),
         _ => bail!(
-            "it names `{module}.{name}`, which no state dict needs; vigdet runs nothing from a file: save `model.state_dict()` alone"
+            "it names `{module}.{name}`, which no state dict needs; vigdet runs nothing from a file: save \
+             `model.state_dict()` alone"
         ),
     }
 }
@@ -478,8 +416,10 @@ mod tests {
     #[test]
     fn plain_values_are_read() {
         // {'a': [1, -2, 0.5, None, True], 'b': (258, 70000)} as Python's protocol 2 writes it
-        let bytes = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01]q\x02(K\x01J\xfe\xff\xff\xffG?\xe0\x00\x00\x00\x00\x00\x00N\x88eX\x01\x00\x00\x00bM\x02\x01Jp\x11\x01\x00\x86u.";
-        let (value, objects) = read(bytes).unwrap();
+        let bytes =
+            b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01]q\x02(K\x01J\xfe\xff\xff\xffG?\xe0\x00\x00\x00\x00\x00\x00\
+            N\x88eX\x01\x00\x00\x00bM\x02\x01Jp\x11\x01\x00\x86u.";
+        let (value, objects, _) = read(bytes).unwrap();
         let Some(Object::Dict(entries)) = objects.get(&value) else { panic!("{value:?}") };
         let keys: Vec<&Value> = entries.iter().map(|e| &e.0).collect();
         assert_eq!(keys, [&Value::Text("a".into()), &Value::Text("b".into())]);
@@ -490,8 +430,9 @@ mod tests {
         assert_eq!(long(&[0xff]), Value::Int(-1));
         assert_eq!(long(&[0xff, 0]), Value::Int(255));
         assert_eq!(long(&[]), Value::Int(0));
-        // A seed of 64 bits without a sign takes nine bytes; it stands for nothing here, and is no reason to refuse the file.
-        let (seed, objects) = read(&[&[0x8a, 9][..], &[0xff; 8], &[0], b"."].concat()).unwrap();
+        // A seed of 64 bits without a sign takes nine bytes; it stands for nothing here, and is no reason to refuse
+        // the file.
+        let (seed, objects, _) = read(&[&[0x8a, 9][..], &[0xff; 8], &[0], b"."].concat()).unwrap();
         assert!(matches!(objects.get(&seed), Some(Object::Opaque)));
     }
 

@@ -1,10 +1,12 @@
-//! Reads what `torch.save` writes: a zip archive with a pickle that describes tensors and a file of numbers for each storage; before version 1.6 pickles
-//! one after the other (magic number, version, system, the state dict, the storages' keys), then each storage's length and numbers.
+//! Reads what `torch.save` writes: a zip archive with a pickle that describes tensors and a file of numbers for each
+//! storage; before version 1.6 pickles one after the other (magic number, version, system, the state dict, the
+//! storages' keys), then each storage's length and numbers.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -14,7 +16,8 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, Object, Objects, Storage, TensorView, Value};
 
-/// Where trainers put the state dict in a checkpoint, the first that is there counts: averaged weights before the last ones, as timm does.
+/// Where trainers put the state dict in a checkpoint, the first that is there counts: averaged weights before the last
+/// ones, as timm does.
 const KEYS: [&str; 4] = ["state_dict_ema", "model_ema", "state_dict", "model"];
 /// Put before every name by PyTorch's data-parallel wrappers.
 const WRAPPER: &str = "module.";
@@ -26,8 +29,8 @@ pub const OLD_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\
 pub struct TorchFile {
     source: Source,
     tensors: Vec<(String, TensorView)>,
-    /// The key of the checkpoint that the state dict was under.
-    key: Option<&'static str>,
+    /// The key of the checkpoint that the state dict was under; `None`: it is the whole file.
+    pub key: Option<&'static str>,
     /// Storages read so far: several tensors may share one.
     storages: RefCell<HashMap<Rc<str>, Tensor>>,
 }
@@ -41,15 +44,16 @@ enum Source {
         /// Length of the file in bytes.
         length: u64,
     },
-    /// The file of before version 1.6, and where in it each storage's length is.
-    Old { bytes: Vec<u8>, places: HashMap<Rc<str>, usize> },
+    /// The file of before version 1.6, and each storage's length and bytes in it.
+    Old { bytes: Vec<u8>, ranges: HashMap<Rc<str>, (usize, Range<usize>)> },
 }
 
 impl TorchFile {
     /// Reads the names and shapes in a file.
     ///
     /// # Errors
-    /// If it is not a whole archive, or holds anything but plain data beside tensors (see [`pickle::read`]), or no state dict.
+    /// If it is not a whole archive, or holds anything but plain data beside tensors (see [`pickle::read`]), or no
+    /// state dict.
     pub fn open(path: &Path) -> Result<Self> {
         let mut start = Vec::new();
         File::open(path)?.take(OLD_MAGIC.len() as u64).read_to_end(&mut start)?;
@@ -73,7 +77,7 @@ impl TorchFile {
             let order = read_entry(&mut archive, &order, length)?;
             ensure!(order == b"little", "its numbers are big-endian; save it again on another machine");
         }
-        let (value, objects) = pickle::read(&read_entry(&mut archive, pickle, length)?)?;
+        let (value, objects, _) = pickle::read(&read_entry(&mut archive, pickle, length)?)?;
         let source = Source::Archive { archive: RefCell::new(archive), folder, length };
         Self::new(source, &value, &objects)
     }
@@ -82,7 +86,7 @@ impl TorchFile {
     fn open_old(bytes: Vec<u8>) -> Result<Self> {
         let mut at = OLD_MAGIC.len();
         let mut next = || -> Result<(Value, Objects)> {
-            let (value, objects, length) = pickle::read_first(&bytes[at..])?;
+            let (value, objects, length) = pickle::read(&bytes[at..])?;
             at += length;
             Ok((value, objects))
         };
@@ -99,29 +103,29 @@ impl TorchFile {
         let Some(Object::Sequence(keys)) = of_keys.get(&keys) else { bail!("it does not list its storages") };
         let sizes: HashMap<Rc<str>, usize> =
             objects.storages().map(|s| (s.key.clone(), s.kind.elt_size_in_bytes())).collect();
-        let mut places = HashMap::new();
+        let mut ranges = HashMap::new();
         for key in keys {
             let Value::Text(key) = key else { bail!("a storage's key is not text") };
             let size = sizes.get(key).with_context(|| format!("storage {key} belongs to nothing"))?;
-            let count = bytes.get(at..at + 8).context("the file is cut off")?;
-            let count = count.iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
-            places.insert(key.clone(), at);
-            let length = usize::try_from(count)?.checked_mul(*size).and_then(|n| n.checked_add(at + 8));
-            at = length.filter(|end| *end <= bytes.len()).context("the file is cut off")?;
+            let count = bytes.get(at..).and_then(<[u8]>::first_chunk).context("the file is cut off")?;
+            let count = usize::try_from(u64::from_le_bytes(*count))?;
+            let start = at + 8;
+            let end = count.checked_mul(*size).and_then(|n| n.checked_add(start));
+            at = end.filter(|end| *end <= bytes.len()).context("the file is cut off")?;
+            ranges.insert(key.clone(), (count, start..at));
         }
-        Self::new(Source::Old { bytes, places }, &value, &objects)
+        Self::new(Source::Old { bytes, ranges }, &value, &objects)
     }
 
     fn new(source: Source, value: &Value, objects: &Objects) -> Result<Self> {
         let (entries, key) = state_dict(value, objects)?;
-        let tensors: Vec<(String, TensorView)> = entries
-            .iter()
-            .filter_map(|(name, value)| match (name, objects.get(value)) {
-                (Value::Text(name), Some(Object::Tensor(view))) => Some((name, view)),
-                _ => None,
-            })
-            .map(|(name, view)| (name.strip_prefix(WRAPPER).unwrap_or(name).to_string(), view.clone()))
-            .collect();
+        let tensor = |(name, value): &(Value, Value)| match (name, objects.get(value)) {
+            (Value::Text(name), Some(Object::Tensor(view))) => {
+                Some((name.strip_prefix(WRAPPER).unwrap_or(name).to_string(), view.clone()))
+            }
+            _ => None,
+        };
+        let tensors = entries.iter().filter_map(tensor).collect();
         Ok(Self { source, tensors, key, storages: RefCell::default() })
     }
 
@@ -130,20 +134,18 @@ impl TorchFile {
         self.tensors.iter().map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Where in the checkpoint the state dict was; `None`: it is the whole file.
-    pub fn key(&self) -> Option<&'static str> {
-        self.key
-    }
-
     /// The shape of a tensor, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
-        self.tensors.iter().find(|(n, _)| n == name).map(|(_, view)| &view.size[..])
+        self.view(name).map(|view| &view.size[..])
+    }
+
+    fn view(&self, name: &str) -> Option<&TensorView> {
+        self.tensors.iter().find(|(n, _)| n == name).map(|(_, view)| view)
     }
 
     /// A tensor's numbers.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let view = self.tensors.iter().find(|(n, _)| n == name).map(|(_, view)| view);
-        let view = view.with_context(|| format!("there is no {name}"))?;
+        let view = self.view(name).with_context(|| format!("there is no {name}"))?;
         let storage = self.storage(&view.storage).with_context(|| format!("the numbers of {name}"))?;
         check(view, storage.size()[0]).with_context(|| name.to_string())?;
         Ok(storage.f_as_strided(&view.size, &view.stride, view.offset)?)
@@ -162,13 +164,11 @@ impl TorchFile {
                 from_entry = read_entry(&mut archive.borrow_mut(), &name, *length)?;
                 (name, &from_entry[..])
             }
-            Source::Old { bytes, places } => {
+            Source::Old { bytes, ranges } => {
                 let name = format!("storage {}", storage.key);
-                let at = places.get(&storage.key).with_context(|| format!("{name} is missing"))? + 8;
-                let end = storage.count.checked_mul(size).and_then(|n| n.checked_add(at));
-                let count = bytes[at - 8..at].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
-                ensure!(count == storage.count as u64, "{name} has {count} numbers in place of {}", storage.count);
-                (name, end.and_then(|end| bytes.get(at..end)).context("the file is cut off")?)
+                let (count, range) = ranges.get(&storage.key).with_context(|| format!("{name} is missing"))?;
+                ensure!(*count == storage.count, "{name} has {count} numbers in place of {}", storage.count);
+                (name, &bytes[range.clone()])
             }
         };
         ensure!(

@@ -8,15 +8,16 @@
 //! only appended, before the file itself appears, so several programs may write into one folder at once.
 
 use crate::error::{Error, Result};
+use crc32c::Crc32cReader;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// The file in each folder that lists what vigdet wrote there.
-const MANIFEST: &str = ".vigdet";
+pub const MANIFEST: &str = ".vigdet";
 /// Its first line.
 const HEADER: &str = "# Files that vigdet wrote here and may replace: CRC-32C, length in bytes, name";
 
@@ -121,8 +122,32 @@ impl Outputs {
     /// Those of [`Outputs::check`] and [`write_atomically`].
     pub fn write(&self, path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
         self.check(path)?;
+        self.replace(path, fill)
+    }
+
+    /// As [`Outputs::write`], whatever is there: for files in a folder that is vigdet's own.
+    ///
+    /// # Errors
+    /// Those of [`write_atomically`].
+    pub fn replace(&self, path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
         let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         write_with(&target, fill, |file| self.record(&target, file)).map_err(failed(path))
+    }
+
+    /// Takes a file for one that vigdet wrote: for those of versions that kept no list.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if the list cannot be written.
+    pub fn adopt(&self, path: &Path) -> Result<()> {
+        File::open(path).and_then(|file| self.record(path, &file)).map_err(failed(path))
+    }
+
+    /// Whether a file is as it was written; `true` also where nothing is known of it.
+    pub fn is_intact(&self, path: &Path) -> bool {
+        let is_ours = self.is_ours(path).unwrap_or(true);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let of_name = |line: &String| line.splitn(3, ' ').nth(2).is_some_and(|named| named == name);
+        is_ours || !self.with_manifest(path, |m| Ok(m.lines.iter().any(of_name))).unwrap_or(false)
     }
 
     fn is_read(&self, path: &Path) -> bool {
@@ -169,7 +194,8 @@ impl Outputs {
         self.with_manifest(path, append).map_err(context)
     }
 
-    /// Gives `of` what is known of the folder of `path`. No thread may wait for this while it holds the lock of the list.
+    /// Gives `of` what is known of the folder of `path`. No thread may wait for this while it holds the lock of the
+    /// list.
     fn with_manifest<T>(&self, path: &Path, of: impl FnOnce(&mut Manifest) -> io::Result<T>) -> io::Result<T> {
         let folder = folder_of(path).canonicalize()?;
         of(self.manifests.lock().unwrap_or_else(PoisonError::into_inner).entry(folder).or_default())
@@ -204,20 +230,10 @@ impl Manifest {
 /// The line of a file with this content at this path.
 fn line_of(path: &Path, mut file: &File) -> io::Result<String> {
     file.rewind()?;
-    let (mut checksum, mut length) = (0, 0);
-    let mut file = BufReader::with_capacity(1 << 16, file);
-    loop {
-        let bytes = file.fill_buf()?;
-        if bytes.is_empty() {
-            break;
-        }
-        checksum = crc32c::crc32c_append(checksum, bytes);
-        let count = bytes.len();
-        length += count;
-        file.consume(count);
-    }
+    let mut summed = Crc32cReader::new(file);
+    let length = io::copy(&mut BufReader::with_capacity(1 << 16, &mut summed), &mut io::sink())?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().replace('\n', "\\n");
-    Ok(format!("{checksum:08x} {length} {name}"))
+    Ok(format!("{:08x} {length} {name}", summed.crc32c()))
 }
 
 fn folder_of(path: &Path) -> &Path {

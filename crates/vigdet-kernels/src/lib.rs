@@ -90,9 +90,10 @@ impl Isa {
                 // SAFETY: this function runs only where the processor has the set.
                 unsafe { work.run(Isa::Avx2) }
             }
-            // SAFETY: the processor has the set.
             match self {
+                // SAFETY: the processor has the set.
                 Isa::Avx512 if self.is_available() => return unsafe { avx512(work) },
+                // SAFETY: the processor has the set.
                 Isa::Avx2 if self.is_available() => return unsafe { avx2(work) },
                 _ => {}
             }

@@ -10,6 +10,7 @@ pub(super) const KERNEL: MicroKernel = MicroKernel { rows: ROWS, lanes: LANES, t
 /// # Safety
 /// The pointers of `t` must be valid for `ROWS` rows and `LANES` candidates.
 unsafe fn tile(t: &Tile) -> bool {
+    // SAFETY: the caller answers for the pointers; arrays of float32 may lie at any multiple of 4.
     unsafe {
         let x = std::slice::from_raw_parts(t.x.cast::<[f32; ROWS]>(), t.columns);
         let y = std::slice::from_raw_parts(t.y.cast::<[f32; LANES]>(), t.columns);

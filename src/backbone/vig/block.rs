@@ -15,7 +15,7 @@ use crate::nn::layers::{gelu, residual, ConvBn, ConvSpec};
 pub struct Block {
     grapher: Grapher,
     /// C to 4C, GELU, 4C to C; `None` in an ablation.
-    ffn: Option<(ConvBn, ConvBn)>,
+    ffn: Option<[ConvBn; 2]>,
     /// Probability that a branch of this block is left out for an image, in training.
     pub(super) drop: f64,
 }
@@ -24,11 +24,8 @@ impl Block {
     /// Variables `0.*` (Grapher) and `1.*` (feed-forward network, if there is one) under `path`.
     pub fn new(path: &nn::Path, spec: GrapherSpec, ffn: bool, drop: f64) -> Result<Self> {
         let (c, eps) = (spec.channels, spec.norm_eps);
-        let layer = |name: &str, conv: ConvSpec| {
-            let p = path / "1" / name;
-            ConvBn::new(&p / "0", &p / "1", conv, eps)
-        };
-        let ffn = ffn.then(|| (layer("fc1", ConvSpec::new(c, 4 * c, 1)), layer("fc2", ConvSpec::new(4 * c, c, 1))));
+        let layer = |name: &str, input, output| ConvBn::at(path / "1" / name, ConvSpec::new(input, output, 1), eps);
+        let ffn = ffn.then(|| [layer("fc1", c, 4 * c), layer("fc2", 4 * c, c)]);
         Ok(Self { grapher: Grapher::new(&(path / "0"), spec)?, ffn, drop })
     }
 
@@ -37,7 +34,7 @@ impl Block {
         let branch = self.grapher.forward(x, train, pass)?;
         let x = residual(x, self.keep(branch, pass.noise()));
         Ok(match &self.ffn {
-            Some((fc1, fc2)) => {
+            Some([fc1, fc2]) => {
                 let branch = fc2.forward(&gelu(fc1.forward(&x, train)), train);
                 residual(&x, self.keep(branch, pass.noise()))
             }
@@ -59,19 +56,15 @@ impl Block {
     /// Takes the weights out of training.
     pub fn freeze(&self) {
         self.grapher.freeze();
-        if let Some((fc1, fc2)) = &self.ffn {
-            fc1.freeze();
-            fc2.freeze();
-        }
+        self.ffn.iter().flatten().for_each(ConvBn::freeze);
     }
 }
 
 impl Flops for Block {
     fn flops(&self, size: Size, visit: &mut dyn FnMut(Layer)) -> Size {
         self.grapher.flops(size, visit);
-        if let Some((fc1, fc2)) = &self.ffn {
-            fc1.flops(size, visit);
-            fc2.flops(size, visit);
+        for layer in self.ffn.iter().flatten() {
+            layer.flops(size, visit);
         }
         size
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{ensure, Result};
 
-use super::{Plan, StagePlan};
+use super::Plan;
 use crate::config::BackboneConfig;
 
 /// (channels, blocks) of a published isotropic model.
@@ -30,7 +30,9 @@ pub(super) fn plan(config: &BackboneConfig) -> Result<Plan> {
     let grid = config.image_size / 16;
     Ok(Plan {
         stem: vec![channels / 8, channels / 4, channels / 2, channels],
-        stages: vec![StagePlan { channels, blocks, reduce: 1 }],
+        channels: vec![channels],
+        blocks: vec![blocks],
+        reduce: &[1],
         grid,
         k_last: 2 * config.k,
         reach: grid.pow(2),

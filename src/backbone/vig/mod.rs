@@ -24,7 +24,11 @@ use crate::nn::layers::{channels_last, gelu, ConvBn, ConvSpec};
 pub(super) struct Plan {
     /// Channels after each stride-2 convolution of the stem; the last width comes twice in the stem.
     pub stem: Vec<i64>,
-    pub stages: Vec<StagePlan>,
+    /// Channels and blocks of each stage.
+    pub channels: Vec<i64>,
+    pub blocks: Vec<i64>,
+    /// Average pooling that makes the candidates of each stage from its nodes.
+    pub reduce: &'static [i64],
     /// Side of the grid of nodes in the first stage, at the native image size.
     pub grid: i64,
     /// Neighbours in the last block, unless the config says so.
@@ -33,14 +37,6 @@ pub(super) struct Plan {
     pub reach: i64,
     /// Whether relative positions enter the distances.
     pub relative: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct StagePlan {
-    pub channels: i64,
-    pub blocks: i64,
-    /// Average pooling that makes candidates from nodes.
-    pub reduce: i64,
 }
 
 /// ViG of either kind, without its classifier.
@@ -83,16 +79,16 @@ impl Vig {
         let pyramid = config.name.starts_with("pvig_");
         let plan = if pyramid { pyramid::plan(config)? } else { isotropic::plan(config)? };
         ensure!(
-            (0..=plan.stages.len() as i64).contains(&config.frozen_stages),
+            (0..=plan.channels.len() as i64).contains(&config.frozen_stages),
             "model.backbone.frozen_stages of {} is at most {}, not {}",
             config.name,
-            plan.stages.len(),
+            plan.channels.len(),
             config.frozen_stages
         );
         let k_last = config.k_last.unwrap_or(plan.k_last);
         ensure!(config.k > 0 && k_last > 0, "model.backbone.k and k_last must be above 0");
         let eps = config.norm_eps;
-        let total = plan.stages.iter().map(|s| s.blocks).sum();
+        let total = plan.blocks.iter().sum();
         let ks = line(config.k as f64, k_last as f64, total)?;
         let drops = line(0.0, config.drop_path, total)?;
         let max_dilation = if config.dilation { (plan.reach / config.k.max(k_last)).max(1) } else { 1 };
@@ -100,17 +96,16 @@ impl Vig {
         let layers = path / "backbone";
         let (mut index, mut layer, mut grid) = (0, 0, plan.grid as usize);
         let mut stages: Vec<Stage> = Vec::new();
-        for (s, planned) in plan.stages.iter().enumerate() {
-            let c = planned.channels;
+        for (s, ((&c, &blocks), &reduce)) in plan.channels.iter().zip(&plan.blocks).zip(plan.reduce).enumerate() {
             let down = (s > 0).then(|| {
-                let p = &layers / layer / "conv";
-                layer += 1;
-                grid /= 2;
-                ConvBn::new(&p / "0", &p / "1", ConvSpec::new(plan.stages[s - 1].channels, c, 3).stride(2), eps)
+                let spec = ConvSpec::new(plan.channels[s - 1], c, 3).stride(2);
+                let down = ConvBn::at(&layers / layer / "conv", spec, eps);
+                (layer, grid) = (layer + 1, grid / 2);
+                down
             });
             let mut stage = Stage { down, blocks: Vec::new() };
-            for _ in 0..planned.blocks {
-                let relative = || RelativePosition::new(c as usize, grid, planned.reduce as usize, config.relative);
+            for _ in 0..blocks {
+                let relative = || RelativePosition::new(c as usize, grid, reduce as usize, config.relative);
                 let spec = GrapherSpec {
                     channels: c,
                     conv: config.conv,
@@ -120,7 +115,7 @@ impl Vig {
                         search: config.graph,
                     },
                     stochastic: config.stochastic_dilation,
-                    reduce: planned.reduce,
+                    reduce,
                     heads: config.heads,
                     fc: config.grapher_fc,
                     relative: plan.relative.then(relative).transpose()?,
@@ -149,13 +144,20 @@ impl Vig {
             stem,
             pos_embed: path.zeros("pos_embed", &[1, last, plan.grid, plan.grid]),
             resized: RefCell::new(None),
-            channels: plan.stages.iter().map(|s| s.channels).collect(),
+            channels: plan.channels,
             strides: (0..stages.len()).map(|s| first << s).collect(),
             stages,
             frozen_stages: config.frozen_stages as usize,
             freeze_norms: config.freeze_norms,
         };
-        model.freeze();
+        if model.frozen_stages > 0 {
+            let _ = model.pos_embed.set_requires_grad(false);
+            model.stem.iter().for_each(ConvBn::freeze);
+        }
+        for stage in &model.stages[..model.frozen_stages] {
+            stage.down.iter().for_each(ConvBn::freeze);
+            stage.blocks.iter().for_each(Block::freeze);
+        }
         Ok(model)
     }
 
@@ -180,19 +182,6 @@ impl Vig {
                 *resized = Some((kept.shallow_clone(), version));
                 kept
             }
-        }
-    }
-
-    /// Takes the weights of the frozen stages out of training.
-    fn freeze(&self) {
-        if self.frozen_stages == 0 {
-            return;
-        }
-        let _ = self.pos_embed.set_requires_grad(false);
-        self.stem.iter().for_each(ConvBn::freeze);
-        for stage in &self.stages[..self.frozen_stages] {
-            stage.down.iter().for_each(ConvBn::freeze);
-            stage.blocks.iter().for_each(Block::freeze);
         }
     }
 }
@@ -227,7 +216,7 @@ impl Backbone for Vig {
                 x = down.forward(&x, norms_at(s));
             }
             if let Some(trace) = pass.trace() {
-                trace.enter(self.strides[s]);
+                trace.stride = self.strides[s];
                 if s == 0 {
                     trace.keep(&x);
                 }
@@ -244,18 +233,11 @@ impl Backbone for Vig {
     }
 
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size> {
-        let mut size = image;
-        for layer in &self.stem {
-            size = layer.flops(size, visit);
-        }
+        let mut size = self.stem.iter().fold(image, |size, layer| layer.flops(size, visit));
         let mut sizes = Vec::new();
         for stage in &self.stages {
-            if let Some(down) = &stage.down {
-                size = down.flops(size, visit);
-            }
-            for block in &stage.blocks {
-                size = block.flops(size, visit);
-            }
+            size = stage.down.iter().fold(size, |size, down| down.flops(size, visit));
+            size = stage.blocks.iter().fold(size, |size, block| block.flops(size, visit));
             sizes.push(size);
         }
         sizes

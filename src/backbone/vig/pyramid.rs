@@ -2,7 +2,7 @@
 
 use anyhow::{ensure, Result};
 
-use super::{Plan, StagePlan};
+use super::Plan;
 use crate::config::BackboneConfig;
 
 /// Side of the published position embedding: 224 pixels at stride 4.
@@ -34,10 +34,11 @@ pub(super) fn plan(config: &BackboneConfig) -> Result<Plan> {
         config.image_size
     );
     let grid = config.image_size / 4;
-    let stage = |s: usize| StagePlan { channels: channels[s], blocks: blocks[s], reduce: REDUCE[s] };
     Ok(Plan {
         stem: vec![channels[0] / 2, channels[0]],
-        stages: (0..4).map(stage).collect(),
+        channels: channels.to_vec(),
+        blocks: blocks.to_vec(),
+        reduce: &REDUCE,
         grid,
         k_last: config.k,
         reach: (grid / 8).pow(2),

@@ -4,10 +4,12 @@ use image::RgbImage;
 
 use super::crop::Filter;
 
-/// Where each pixel comes from: `x_in = m[0]·x + m[1]·y + m[2]`, `y_in = m[3]·x + m[4]·y + m[5]`, with x and y at the pixels' centres.
+/// Where each pixel comes from: `x_in = m[0]·x + m[1]·y + m[2]`, `y_in = m[3]·x + m[4]·y + m[5]`, with x and y at the
+/// pixels' centres.
 pub type Matrix = [f64; 6];
 
-/// What Pillow's `rotate` makes of an angle in degrees, counter-clockwise about the centre: the matrix rounded as it does.
+/// What Pillow's `rotate` makes of an angle in degrees, counter-clockwise about the centre: the matrix rounded as it
+/// does.
 pub fn rotation(degrees: f64, (width, height): (u32, u32)) -> Matrix {
     let angle = -degrees.rem_euclid(360.0).to_radians();
     let round = |v: f64| (v * 1e15).round_ties_even() / 1e15;
@@ -17,8 +19,8 @@ pub fn rotation(degrees: f64, (width, height): (u32, u32)) -> Matrix {
     [cos, sin, cos * -cx + sin * -cy + cx, -sin, cos, -sin * -cx + cos * -cy + cy]
 }
 
-/// An image of the same size through `matrix`; what would come from outside is `fill`. Interpolation is two-by-two bilinear or four-by-four
-/// bicubic (a = −1), without antialiasing, and rounds down, as in Pillow.
+/// An image of the same size through `matrix`; what would come from outside is `fill`. Interpolation is two-by-two
+/// bilinear or four-by-four bicubic (a = −1), without antialiasing, and rounds down, as in Pillow.
 pub fn transform(image: &RgbImage, matrix: Matrix, filter: Filter, fill: [u8; 3]) -> RgbImage {
     let (width, height) = image.dimensions();
     let mut out = RgbImage::new(width, height);
@@ -45,7 +47,8 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The pixel that a point falls between, to its upper left, and how far it is from there; `None`: outside the image.
+    /// The pixel that a point falls between, to its upper left, and how far it is from there; `None`: outside the
+    /// image.
     fn place(&self, (x, y): (f64, f64)) -> Option<([isize; 2], [f64; 2])> {
         if !(x >= 0.0 && x < self.width as f64 && y >= 0.0 && y < self.height as f64) {
             return None;

@@ -1,11 +1,12 @@
 //! Which part of an image a network sees, resized to a square.
 
 use anyhow::Result;
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::TypedCroppedImage;
+use fast_image_resize::FilterType;
 use image::{imageops, RgbImage};
 use rand::Rng;
+
+use crate::data::resize::{convolve, view};
 
 /// How often a random crop is drawn before the central one is taken.
 const TRIES: usize = 10;
@@ -32,8 +33,9 @@ pub enum Filter {
     Bicubic,
 }
 
-/// torchvision's `RandomResizedCrop.get_params`: a window whose area is a share of the image's drawn from `scale`, and whose width over height is drawn
-/// from `ratio`, evenly in logarithm. After ten windows that do not fit, the central one of the nearest ratio that does.
+/// torchvision's `RandomResizedCrop.get_params`: a window whose area is a share of the image's drawn from `scale`, and
+/// whose width over height is drawn from `ratio`, evenly in logarithm. After ten windows that do not fit, the central
+/// one of the nearest ratio that does.
 pub fn random_window(size: (u32, u32), scale: [f64; 2], ratio: [f64; 2], rng: &mut impl Rng) -> Window {
     let (w, h) = (f64::from(size.0), f64::from(size.1));
     let between = |range: [f64; 2], rng: &mut dyn rand::RngCore| range[0] + (range[1] - range[0]) * rng.random::<f64>();
@@ -58,27 +60,22 @@ pub fn random_window(size: (u32, u32), scale: [f64; 2], ratio: [f64; 2], rng: &m
     Window { x: (size.0 - width) / 2, y: (size.1 - height) / 2, width, height }
 }
 
-/// Cuts a window out and resizes it, as Pillow's `crop` and `resize` do one after the other: pixels outside the window have no say.
+/// Cuts a window out and resizes it, as Pillow's `crop` and `resize` do one after the other: pixels outside the window
+/// have no say.
 pub fn crop_resize(image: &RgbImage, window: Window, (width, height): (u32, u32), filter: Filter) -> Result<RgbImage> {
     let Window { x, y, width: w, height: h } = window;
     if (w, h) == (width, height) {
         return Ok(imageops::crop_imm(image, x, y, w, h).to_image());
     }
-    let mut resized = RgbImage::new(width, height);
-    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())?;
-    let source = TypedCroppedImage::from_ref(&source, x, y, w, h)?;
-    let mut target = TypedImage::<U8x3>::from_buffer(width, height, resized.as_mut())?;
     let filter = match filter {
         Filter::Bilinear => FilterType::Bilinear,
         Filter::Bicubic => FilterType::CatmullRom,
     };
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
-    Resizer::new().resize_typed(&source, &mut target, &options)?;
-    Ok(resized)
+    convolve(&TypedCroppedImage::from_ref(&view(image)?, x, y, w, h)?, width, height, filter)
 }
 
-/// The evaluation's view: the shorter side becomes `size / share` pixels, rounded down, and the central `size` × `size` pixels are kept (timm's
-/// `transforms_imagenet_eval`).
+/// The evaluation's view: the shorter side becomes `size / share` pixels, rounded down, and the central `size` ×
+/// `size` pixels are kept (timm's `transforms_imagenet_eval`).
 pub fn center(image: &RgbImage, size: u32, share: f64, filter: Filter) -> Result<RgbImage> {
     let (w, h) = image.dimensions();
     let short = ((f64::from(size) / share).floor() as u32).max(size);

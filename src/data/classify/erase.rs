@@ -9,8 +9,9 @@ use crate::config::EraseConfig;
 /// Rectangles that are tried before the image stays as it is.
 const TRIES: usize = 10;
 
-/// The rectangle to erase from a `side` × `side` image, if any: its area a share of the image's drawn from `config.area`, its height over
-/// width drawn evenly in logarithm; it is always smaller than the image along both sides.
+/// The rectangle to erase from a `side` × `side` image, if any: its area a share of the image's drawn from
+/// `config.area`, its height over width drawn evenly in logarithm; it is always smaller than the image along both
+/// sides.
 pub fn window(side: u32, config: &EraseConfig, rng: &mut impl Rng) -> Option<Window> {
     if rng.random::<f64>() >= config.probability {
         return None;

@@ -1,15 +1,15 @@
 //! Images of classes on their way to a network: crops, RandAugment, Mixup and CutMix, erasing, batches.
 //!
-//! The transforms are timm's, which the published ViG classifiers were trained with, on 8-bit images as Pillow computes them.
+//! The transforms are timm's, which the published ViG classifiers were trained with, on 8-bit images as Pillow
+//! computes them.
 
 pub mod affine;
 mod color_jitter;
 pub mod crop;
 pub mod erase;
-mod loader;
+mod folder_loader;
 pub mod mix;
 pub mod ops;
-pub mod order;
 pub mod rand_augment;
 
-pub use loader::{ClassBatch, ClassEpoch, ClassLoader, ClassLoaderOptions};
+pub use folder_loader::{prepare, ClassBatch, ClassLoader, ClassLoaderOptions, FolderSource};

@@ -2,7 +2,8 @@
 
 use image::RgbImage;
 
-use crate::data::color;
+use crate::data::color::to_byte;
+pub use crate::data::color::{brightness, contrast, saturation};
 
 /// Stretches each channel's values to 0–255.
 pub fn autocontrast(image: &mut RgbImage) {
@@ -63,21 +64,6 @@ pub fn solarize_add(image: &mut RgbImage, add: u8) {
     image.iter_mut().filter(|v| **v < 128).for_each(|v| *v = v.saturating_add(add));
 }
 
-/// Blends with black: 0 is black, 1 the image, more is brighter.
-pub fn brightness(image: &mut RgbImage, factor: f32) {
-    color::brightness(image, factor);
-}
-
-/// Blends with the image's mean grey.
-pub fn contrast(image: &mut RgbImage, factor: f32) {
-    color::contrast(image, factor);
-}
-
-/// Blends with the image's own grey.
-pub fn saturation(image: &mut RgbImage, factor: f32) {
-    color::saturation(image, factor);
-}
-
 /// Blends with a smoothed image: 0 is smooth, 1 the image, more is sharper. The outermost pixels stay.
 pub fn sharpness(image: &mut RgbImage, factor: f32) {
     let (width, height) = (image.width() as usize, image.height() as usize);
@@ -95,7 +81,7 @@ pub fn sharpness(image: &mut RgbImage, factor: f32) {
             // Pillow's SMOOTH: (1 1 1, 1 5 1, 1 1 1) / 13, rounded.
             let sum = across(rows[0]) + across(rows[1]) + across(rows[2]) + 4 * u32::from(centre);
             let smooth = ((2 * sum + 13) / 26) as f32;
-            *v = color::to_byte(smooth + (f32::from(centre) - smooth) * factor);
+            *v = to_byte(smooth + (f32::from(centre) - smooth) * factor);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! RandAugment (Cubuk et al., 2020) as timm's `rand-…-inc1` has it: fifteen operations whose strength grows with the magnitude.
+//! RandAugment (Cubuk et al., 2020) as timm's `rand-…-inc1` has it: fifteen operations whose strength grows with the
+//! magnitude.
 
 use image::RgbImage;
 use rand::Rng;
@@ -164,16 +165,15 @@ impl Op {
     }
 }
 
-/// Draws the operations of one image: kinds with repetition, then for each whether it is carried out, at which magnitude, which way.
+/// Draws the operations of one image: kinds with repetition, then for each whether it is carried out, at which
+/// magnitude, which way.
 pub fn draw(config: &RandAugmentConfig, rng: &mut impl Rng) -> Vec<Op> {
     let kinds: Vec<Kind> = (0..config.ops).map(|_| KINDS[rng.random_range(0..KINDS.len())]).collect();
-    let mut drawn = Vec::new();
-    for kind in kinds {
-        if rng.random::<f64>() >= config.probability {
-            continue;
-        }
-        let magnitude = config.magnitude + config.std * rng.sample::<f64, _>(StandardNormal);
-        drawn.push(kind.at(magnitude, rng.random()));
-    }
-    drawn
+    let draw = |kind: Kind| {
+        (rng.random::<f64>() < config.probability).then(|| {
+            let magnitude = config.magnitude + config.std * rng.sample::<f64, _>(StandardNormal);
+            kind.at(magnitude, rng.random())
+        })
+    };
+    kinds.into_iter().filter_map(draw).collect()
 }

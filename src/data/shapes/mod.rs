@@ -1,7 +1,7 @@
 //! Built-in data: shapes told apart by their outlines, drawn by vigdet itself, in COCO's layout.
 //!
-//! The same settings give the same bytes on every machine: every image has its own generator, curves come from `libm` rather than from the
-//! system, and nothing depends on the order of threads.
+//! The same settings give the same bytes on every machine: every image has its own generator, curves come from `libm`
+//! rather than from the system, and nothing depends on the order of threads.
 
 mod outline;
 mod paint;
@@ -10,7 +10,7 @@ mod scene;
 
 use std::fs;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
 use image::codecs::jpeg::JpegEncoder;
@@ -46,28 +46,26 @@ const SIDES: RangeInclusive<u32> = 64..=8192;
 /// Most images of a split: their names have twelve digits, and nobody's disk holds more.
 const MOST_IMAGES: usize = 10_000_000;
 
-/// Draws the set that `config` describes into `root`, unless it is there already. A set with other settings is replaced.
+/// Draws the set that `config` describes into `root`, unless it is there already. A set with other settings is
+/// replaced.
 ///
-/// It is made beside `root` and then renamed: `root` never holds half a set. Errors: a `root` that holds anything but such a set, a side or a
-/// number of images that cannot be drawn, files that cannot be written.
+/// It is made beside `root` and then renamed: `root` never holds half a set. Errors: a `root` that holds anything but
+/// such a set, a side or a number of images that cannot be drawn, files that cannot be written.
 pub fn ensure(root: &Path, config: &ShapesConfig) -> Result<()> {
     check(config)?;
-    let wanted = Stamp { version: VERSION, config: config.clone() };
-    if stamp(root).is_some_and(|found| found == wanted) {
+    let expected = Stamp { version: VERSION, config: config.clone() };
+    if stamp(root).is_some_and(|found| found == expected) {
         return Ok(());
     }
     check_replaceable(root)?;
-    let parent = match root.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    fs::create_dir_all(&parent).with_context(|| format!("cannot make folder {}", parent.display()))?;
+    let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).with_context(|| format!("cannot make folder {}", parent.display()))?;
     let fresh = tempfile::Builder::new()
         .prefix(".shapes-")
-        .tempdir_in(&parent)
+        .tempdir_in(parent)
         .with_context(|| format!("cannot write in {}", parent.display()))?;
     let made = fresh.path().join("set");
-    write(&made, &wanted)?;
+    write(&made, &expected)?;
 
     if root.exists() {
         let old = fresh.path().join("old");
@@ -76,7 +74,7 @@ pub fn ensure(root: &Path, config: &ShapesConfig) -> Result<()> {
     match fs::rename(&made, root) {
         Ok(()) => Ok(()),
         // Another run drew the same set meanwhile.
-        Err(_) if stamp(root).is_some_and(|found| found == wanted) => Ok(()),
+        Err(_) if stamp(root).is_some_and(|found| found == expected) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot write {}", root.display())),
     }
 }
@@ -112,7 +110,7 @@ fn stamp(root: &Path) -> Option<Stamp> {
     serde_json::from_slice(&fs::read(root.join(STAMP)).ok()?).ok()
 }
 
-/// Only sets that were drawn by this module, and empty folders, are ever replaced.
+/// Only sets that were drawn by this module, with nothing else in them, and empty folders are ever replaced.
 fn check_replaceable(root: &Path) -> Result<()> {
     let Ok(mut entries) = fs::read_dir(root) else {
         ensure!(!root.exists(), "{} is not a folder", root.display());
@@ -120,6 +118,26 @@ fn check_replaceable(root: &Path) -> Result<()> {
     };
     if entries.next().is_some() && !root.join(STAMP).is_file() {
         bail!("{} holds something else than drawn shapes; give another folder, or empty it", root.display());
+    }
+    ensure!(!root.is_symlink(), "{} is a link: name the folder itself", root.display());
+    let most = stamp(root).map_or(MOST_IMAGES, |stamp| stamp.config.train.max(stamp.config.val));
+    for folder in ["", "annotations", "train2017", "val2017"] {
+        for entry in fs::read_dir(root.join(folder)).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let drawn = match folder {
+                "" => [STAMP, "annotations", "train2017", "val2017"].contains(&name.as_str()),
+                "annotations" => ["instances_train2017.json", "instances_val2017.json"].contains(&name.as_str()),
+                _ => name.strip_suffix(".jpg").is_some_and(|number| {
+                    number.len() == 12 && number.parse::<usize>().is_ok_and(|number| (1..=most).contains(&number))
+                }),
+            };
+            let path = entry.path();
+            ensure!(
+                drawn,
+                "{} is not of the shapes that were drawn there: move it, or give another folder",
+                path.display()
+            );
+        }
     }
     Ok(())
 }
@@ -166,9 +184,7 @@ fn draw_split(folder: &Path, seed: u64, split: usize, count: usize, side: u32) -
     let mut set = Dataset { categories, ..Dataset::default() };
     for (image, objects) in scenes {
         for object in objects {
-            if let Some(annotation) = annotation(object, set.annotations.len() as i64 + 1, &image) {
-                set.annotations.push(annotation);
-            }
+            set.annotations.extend(annotation(object, set.annotations.len() as i64 + 1, &image));
         }
         set.images.push(image);
     }
@@ -202,6 +218,7 @@ fn annotation(object: Object, id: i64, image: &Image) -> Option<Annotation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     /// SHA-free fingerprint (FNV-1a) of everything in a folder, in the order of names.
     fn fingerprint(folder: &Path) -> u64 {
@@ -259,6 +276,15 @@ mod tests {
         let error = ensure(folder.path(), &SMALL).unwrap_err().to_string();
         assert!(error.contains("something else"), "{error}");
         assert!(folder.path().join("thesis.txt").exists());
+        // Nor is a set that somebody put a file of his own into.
+        let root = folder.path().join("set");
+        let other = ShapesConfig { seed: 8, ..SMALL };
+        ensure(&root, &SMALL).unwrap();
+        fs::write(root.join("val2017/mine.png"), b"precious").unwrap();
+        let error = ensure(&root, &other).unwrap_err().to_string();
+        assert!(error.contains("val2017/mine.png is not of the shapes"), "{error}");
+        fs::remove_file(root.join("val2017/mine.png")).unwrap();
+        ensure(&root, &other).unwrap();
     }
 
     #[test]

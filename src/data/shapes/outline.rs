@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use super::region::{area, Point};
+use super::region::{area, bounds, Point};
 
 /// A class: told by its outline only. Turned any way, mirrored or a little stretched, none becomes another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Shape {
         }
     }
 
-    /// The outline at some size and place.
+    /// The outline at some size and location.
     fn points(self) -> Vec<Point> {
         match self {
             Shape::Circle => ring(40, |_| 1.0),
@@ -96,18 +96,10 @@ fn ring(count: u32, radius: impl Fn(u32) -> f64) -> Vec<Point> {
 
 /// Moves a polygon to the origin and gives it area 1.
 fn unit(mut points: Vec<Point>) -> Vec<Point> {
-    let (mut low, mut high) = ([f64::INFINITY; 2], [f64::NEG_INFINITY; 2]);
-    for point in &points {
-        for axis in 0..2 {
-            low[axis] = low[axis].min(point[axis]);
-            high[axis] = high[axis].max(point[axis]);
-        }
-    }
+    let [left, top, right, bottom] = bounds(points.iter()).unwrap_or_default();
     let scale = 1.0 / libm::sqrt(area(&points).abs());
-    for point in &mut points {
-        for axis in 0..2 {
-            point[axis] = (point[axis] - (low[axis] + high[axis]) / 2.0) * scale;
-        }
+    for [x, y] in &mut points {
+        (*x, *y) = ((*x - (left + right) / 2.0) * scale, (*y - (top + bottom) / 2.0) * scale);
     }
     points
 }

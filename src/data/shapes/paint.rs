@@ -1,4 +1,5 @@
-//! Anti-aliased polygons with textures on an image. Only +, −, ×, ÷ and square roots of floats: the same bytes on every machine.
+//! Anti-aliased polygons with textures on an image. Only +, −, ×, ÷ and square roots of floats: the same bytes on
+//! every machine.
 
 use image::{Rgb, RgbImage};
 use rand::Rng;
@@ -11,8 +12,8 @@ pub type Colour = [f32; 3];
 /// Lines per pixel at which outlines are sampled; across a line coverage is exact.
 const SUBLINES: usize = 5;
 
-/// The two colours of a pattern differ by at most this much in a channel. An outline is a step of at least [`CONTRAST`], so the strongest
-/// edge is the outline and not the pattern.
+/// The two colours of a pattern differ by at most this much in a channel. An outline is a step of at least
+/// [`CONTRAST`], so the strongest edge is the outline and not the pattern.
 const SPREAD: f32 = 25.0;
 /// The same for the background.
 const BACKGROUND_SPREAD: f32 = 20.0;
@@ -28,13 +29,13 @@ pub struct Coverage {
     y: usize,
     width: usize,
     /// 0 to 1, rows of `width`.
-    share: Vec<f32>,
+    coverage: Vec<f32>,
 }
 
 impl Coverage {
     /// Coverage of one polygon in an image of `width × height` (even-odd rule).
     pub fn new(polygon: &[Point], width: u32, height: u32) -> Self {
-        let empty = Self { x: 0, y: 0, width: 0, share: Vec::new() };
+        let empty = Self { x: 0, y: 0, width: 0, coverage: Vec::new() };
         let Some([x1, y1, x2, y2]) = bounds(polygon.iter()) else { return empty };
         let clamp = |v: f64, side: u32| v.clamp(0.0, f64::from(side)) as usize;
         let (x, y) = (clamp(x1.floor(), width), clamp(y1.floor(), height));
@@ -43,9 +44,9 @@ impl Coverage {
             return empty;
         }
         let columns = right - x;
-        let mut share = vec![0.0f32; columns * (bottom - y)];
+        let mut coverage = vec![0.0f32; columns * (bottom - y)];
         let mut crossings: Vec<f64> = Vec::new();
-        for (row, pixels) in share.chunks_exact_mut(columns).enumerate() {
+        for (row, pixels) in coverage.chunks_exact_mut(columns).enumerate() {
             for sub in 0..SUBLINES {
                 let at = (y + row) as f64 + (sub as f64 + 0.5) / SUBLINES as f64;
                 crossings.clear();
@@ -61,46 +62,41 @@ impl Coverage {
                 }
             }
         }
-        Self { x, y, width: columns, share }
+        Self { x, y, width: columns, coverage }
     }
 
-    /// Whether at least half of each pixel is covered, for the whole image, row by row.
-    pub fn mask(&self, width: u32, height: u32) -> Vec<bool> {
-        let mut mask = vec![false; width as usize * height as usize];
-        for (x, y, share) in self.pixels() {
-            mask[y * width as usize + x] = share >= 0.5;
+    /// Sets the pixels of which at least half is covered, in the rows of an image of this width.
+    pub fn add_to(&self, mask: &mut [bool], width: u32) {
+        for (x, y, coverage) in self.pixels() {
+            mask[y * width as usize + x] |= coverage >= 0.5;
         }
-        mask
     }
 
     fn pixels(&self) -> impl Iterator<Item = (usize, usize, f32)> + '_ {
-        let place = move |i: usize| (self.x + i % self.width, self.y + i / self.width);
-        self.share.iter().enumerate().filter(|(_, share)| **share > 0.0).map(move |(i, &share)| {
-            let (x, y) = place(i);
-            (x, y, share)
-        })
+        let covered = self.coverage.iter().enumerate().filter(|(_, coverage)| **coverage > 0.0);
+        covered.map(|(i, &coverage)| (self.x + i % self.width, self.y + i / self.width, coverage))
     }
 
     /// Mean colour of the image below, weighted by coverage.
     pub fn mean(&self, image: &RgbImage) -> Colour {
         let mut sum = [0.0f32; 3];
         let mut weight = 1e-6f32;
-        for (x, y, share) in self.pixels() {
+        for (x, y, coverage) in self.pixels() {
             let pixel = image.get_pixel(x as u32, y as u32).0;
-            (0..3).for_each(|c| sum[c] += share * f32::from(pixel[c]));
-            weight += share;
+            (0..3).for_each(|c| sum[c] += coverage * f32::from(pixel[c]));
+            weight += coverage;
         }
         sum.map(|v| v / weight)
     }
 
     /// Blends `texture` over the image.
     pub fn paint(&self, image: &mut RgbImage, texture: &Texture) {
-        for (x, y, share) in self.pixels() {
+        for (x, y, coverage) in self.pixels() {
             let new = texture.at(x as f32, y as f32);
             let Rgb(pixel) = image.get_pixel_mut(x as u32, y as u32);
             for c in 0..3 {
                 let old = f32::from(pixel[c]);
-                pixel[c] = (old + (new[c] - old) * share.min(1.0) + 0.5).clamp(0.0, 255.0) as u8;
+                pixel[c] = (old + (new[c] - old) * coverage.min(1.0) + 0.5).clamp(0.0, 255.0) as u8;
             }
         }
     }
@@ -248,13 +244,13 @@ mod tests {
         // From (0.25, 0) to (3.5, 2): whole pixels, a quarter missing at the left, half at the right.
         let cover = Coverage::new(&[[0.25, 0.0], [3.5, 0.0], [3.5, 2.0], [0.25, 2.0]], 10, 10);
         let expected = [0.75, 1.0, 1.0, 0.5];
-        assert_eq!((cover.x, cover.y, cover.width, cover.share.len()), (0, 0, 4, 8));
-        for (share, expected) in cover.share.iter().zip(expected.iter().cycle()) {
-            assert!((share - expected).abs() < 1e-6);
+        assert_eq!((cover.x, cover.y, cover.width, cover.coverage.len()), (0, 0, 4, 8));
+        for (coverage, expected) in cover.coverage.iter().zip(expected.iter().cycle()) {
+            assert!((coverage - expected).abs() < 1e-6);
         }
-        let total: f32 = Coverage::new(&[[2.0, 1.0], [9.0, 4.0], [3.0, 8.0]], 10, 10).share.iter().sum();
+        let total: f32 = Coverage::new(&[[2.0, 1.0], [9.0, 4.0], [3.0, 8.0]], 10, 10).coverage.iter().sum();
         assert!((total - 23.0).abs() < 0.2, "{total}");
-        assert!(Coverage::new(&[[-5.0, 0.0], [-1.0, 0.0], [-3.0, 9.0]], 10, 10).share.is_empty());
+        assert!(Coverage::new(&[[-5.0, 0.0], [-1.0, 0.0], [-3.0, 9.0]], 10, 10).coverage.is_empty());
     }
 
     #[test]

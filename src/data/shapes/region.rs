@@ -46,8 +46,8 @@ impl Region {
         bounds(self.0.iter().flatten().flatten())
     }
 
-    /// Polygons without holes that cover the region together: COCO's polygons have no holes, so a part with one is cut through it.
-    /// Holes smaller than [`SPECK`] are filled.
+    /// Polygons without holes that cover the region together: COCO's polygons have no holes, so a part with one is cut
+    /// through it. Holes smaller than [`SPECK`] are filled.
     pub fn polygons(&self) -> Vec<Vec<Point>> {
         let mut done = Vec::new();
         let mut left = self.0.clone();

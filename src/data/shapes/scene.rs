@@ -11,23 +11,23 @@ use super::region::{bounds, Point, Region};
 
 /// √area of the smallest object, in pixels.
 pub const SMALLEST: f64 = 8.0;
-/// √area of the largest object, as a share of the image's shorter side.
+/// √area of the largest object, as a fraction of the image's shorter side.
 pub const LARGEST: f64 = 0.6;
-/// At least this share of an object can be seen: fewer, and its class could not be told.
+/// At least this fraction of an object can be seen: fewer, and its class could not be told.
 const LEAST_VISIBLE: f64 = 0.7;
-/// An object counts as partly hidden when more than this share of it cannot be seen.
+/// An object counts as partly hidden when more than this fraction of it cannot be seen.
 pub const HIDDEN: f64 = 0.05;
 /// Probability that something is put in front of an object on purpose.
 const HIDE: f64 = 0.25;
-/// Probability that the place of an object may be cut by the image's edge.
+/// Probability that the location of an object may be cut by the image's edge.
 const AT_EDGE: f64 = 0.15;
 /// Pieces of clutter behind the objects.
 const CLUTTER: std::ops::Range<usize> = 2..7;
-/// Largest clutter, as a share of the image's shorter side.
+/// Largest clutter, as a fraction of the image's shorter side.
 const LARGEST_CLUTTER: f64 = 0.2;
 /// Probability of a crowd in an image.
 const CROWD: f64 = 0.08;
-/// Random places that are tried for an object.
+/// Random locations that are tried for an object.
 const TRIES: usize = 300;
 
 /// An image and its objects.
@@ -66,12 +66,6 @@ struct Layer {
     size: f64,
     /// Hardly stands out from what lies below.
     faint: bool,
-}
-
-impl Layer {
-    fn visible(&self) -> f64 {
-        self.seen.area() / self.whole
-    }
 }
 
 struct Composer<'a> {
@@ -176,8 +170,7 @@ impl Composer<'_> {
     fn clutter(&mut self) {
         let size = self.rng.random_range(6.0..LARGEST_CLUTTER * f64::from(self.width.min(self.height)));
         let outline = if self.rng.random_bool(0.5) { bar(self.rng) } else { lump(self.rng) };
-        let centre =
-            [self.rng.random_range(0.0..f64::from(self.width)), self.rng.random_range(0.0..f64::from(self.height))];
+        let centre = self.place([0.0; 4], true);
         let placed = Pose::draw(size, self.rng).place(&outline, centre);
         self.push(vec![placed], None, false, size);
     }
@@ -260,7 +253,7 @@ impl Composer<'_> {
 
 impl Layer {
     fn object(self, width: u32, height: u32) -> Option<Object> {
-        let visible = self.visible();
+        let visible = self.seen.area() / self.whole;
         let polygons = self.seen.polygons();
         let crowd = self.crowd.then(|| mask(&polygons, width, height)).flatten();
         Some(Object { class: self.class?, polygons, crowd, size: self.size, visible })
@@ -271,8 +264,7 @@ impl Layer {
 fn mask(polygons: &[Vec<Point>], width: u32, height: u32) -> Option<Rle> {
     let mut all = vec![false; width as usize * height as usize];
     for polygon in polygons {
-        let one = Coverage::new(polygon, width, height).mask(width, height);
-        all.iter_mut().zip(one).for_each(|(all, one)| *all |= one);
+        Coverage::new(polygon, width, height).add_to(&mut all, width);
     }
     Rle::from_rows(height, width, &all).ok()
 }
@@ -309,8 +301,8 @@ mod tests {
             let most = LARGEST * f64::from(scene.image.width().min(scene.image.height()));
             for object in scene.objects.iter().filter(|o| o.crowd.is_none()) {
                 assert!(object.size >= SMALLEST && object.size <= most);
-                let share = (object.size / SMALLEST).ln() / (most / SMALLEST).ln();
-                bands[((share * 5.0) as usize).min(4)] += 1.0;
+                let fraction = (object.size / SMALLEST).ln() / (most / SMALLEST).ln();
+                bands[((fraction * 5.0) as usize).min(4)] += 1.0;
             }
         }
         for band in bands {

@@ -105,7 +105,7 @@ impl BlockLinks {
             node,
             patch: graph.node_patch(node).xywh(),
             neighbours: graph.neighbours(node).to_vec(),
-            distances: graph.neighbour_distances(node).to_vec(),
+            distances: graph.distances[node * graph.k..][..graph.k].to_vec(),
             patches: graph.neighbours(node).iter().map(|&c| graph.candidate_patch(c as usize).xywh()).collect(),
         };
         Self {

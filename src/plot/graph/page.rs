@@ -1,17 +1,17 @@
 //! All blocks of a view in one HTML file that needs nothing else: the image, the graph, and what shows it.
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
 use base64::prelude::{Engine, BASE64_STANDARD};
-use image::{Rgb, RgbImage};
+use image::{imageops, Rgb, RgbImage};
 use serde_json::{json, Value};
 
-use super::super::canvas::Canvas;
 use super::picture::jpeg;
 use crate::data::resize::antialias;
 use crate::explore::{GraphView, PatchGraph};
-use crate::weights::write_atomically;
+use vigdet_coco::output::write_atomically;
 
 const HTML: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
@@ -41,22 +41,20 @@ pub fn page(view: &GraphView, path: &Path) -> Result<()> {
     });
     // In a script element nothing but `</` and `<!--` has a meaning of its own.
     let data = data.to_string().replace('<', "\\u003c");
-    let title = escape(&format!("{} on {}", view.model, view.file));
+    let title = format!("{} on {}", view.model, view.file);
+    let title = title.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let page = HTML
         .replace("{{title}}", &title)
         .replacen("{{style}}", STYLE, 1)
         .replacen("{{script}}", SCRIPT, 1)
         .replacen("{{data}}", &data, 1);
-    write_atomically(path, |out| std::io::Write::write_all(out, page.as_bytes()))
+    Ok(write_atomically(path, |out| out.write_all(page.as_bytes()))?)
 }
 
 fn block(graph: &PatchGraph) -> Value {
     // Half the size where it is enough.
     let width = if graph.candidate_count() <= 1 << 16 { 16 } else { 32 };
-    let edges: Vec<u8> = match width {
-        16 => graph.edges.iter().flat_map(|&e| (e as u16).to_le_bytes()).collect(),
-        _ => graph.edges.iter().flat_map(|e| e.to_le_bytes()).collect(),
-    };
+    let edges: Vec<u8> = graph.edges.iter().flat_map(|e| e.to_le_bytes().into_iter().take(width / 8)).collect();
     let finite = || graph.distances.iter().copied().filter(|d| d.is_finite());
     let low = finite().fold(f32::INFINITY, f32::min);
     let high = finite().fold(f32::NEG_INFINITY, f32::max);
@@ -85,11 +83,7 @@ fn image(view: &GraphView) -> Result<RgbImage> {
     let finest = 1.0 / view.scale().0.max(view.scale().1);
     let factor = finest.min(LONGEST / height.max(width)).max(1.0);
     let side = |v: u32| ((f64::from(v) * factor).round() as u32).max(1);
-    let mut canvas = Canvas::new(RgbImage::from_pixel(side(view.input.1), side(view.input.0), PADDING));
-    canvas.paste(&antialias(&view.image, side(view.seen.1), side(view.seen.0))?, 0, 0);
-    Ok(canvas.into_image())
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    let mut image = RgbImage::from_pixel(side(view.input.1), side(view.input.0), PADDING);
+    imageops::replace(&mut image, &antialias(&view.image, side(view.seen.1), side(view.seen.0))?, 0, 0);
+    Ok(image)
 }

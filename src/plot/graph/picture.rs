@@ -3,23 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::f64::consts::PI;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{anyhow, Context, Result};
 use base64::prelude::{Engine, BASE64_STANDARD};
 use image::codecs::jpeg::JpegEncoder;
-use image::{Rgb, RgbImage};
+use image::{imageops, Rgb, RgbImage};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use vigdet_coco::plot::style::{self, DrawResult};
 
-use super::super::canvas::{text_size, Canvas, Weight};
+use super::super::canvas::{text_size, Weight};
 use super::super::colors;
 use super::layout::{Layout, GAP, HEAD, HEAD_ROOM, LEGEND_ROOM, SMALL, TITLE};
 use super::links::{BlockLinks, Centers, Links};
 use crate::data::resize::antialias;
 use crate::explore::GraphView;
-use crate::weights::write_atomically;
+use vigdet_coco::output::write_atomically;
 
 /// Grid lines closer than this, in pixels of the picture, are left out: they would hide the image.
 const CLOSEST_LINES: f64 = 7.0;
@@ -43,8 +44,8 @@ pub struct GraphPicture {
     links: Links,
     options: PictureOptions,
     layout: Layout,
-    /// Entries of the legend, with the position of each: line, and pixels from the left.
-    legend: Vec<(Entry, i32, i32)>,
+    /// Entries of the legend, with the position of each.
+    legend: Vec<Placed>,
     photo: RgbImage,
 }
 
@@ -54,7 +55,7 @@ enum Entry {
     /// A centre's number and what is written beside its pentagram.
     Center(usize, String),
     Neighbour,
-    Grid(String),
+    Grid(&'static str),
     Edge,
     Padding,
 }
@@ -62,7 +63,8 @@ enum Entry {
 impl Entry {
     fn text(&self) -> &str {
         match self {
-            Self::Center(_, text) | Self::Grid(text) => text,
+            Self::Center(_, text) => text,
+            Self::Grid(text) => text,
             Self::Neighbour => "its neighbours, in its colour, at their true size",
             Self::Edge => "edges",
             Self::Padding => "padding",
@@ -73,6 +75,11 @@ impl Entry {
 /// Room for an entry's sign, in pixels.
 const SIGN: i32 = 32;
 
+/// What is drawn on, in pixels.
+type Area<DB> = DrawingArea<DB, Shift>;
+/// x and y, in pixels.
+type Point = (i32, i32);
+
 impl GraphPicture {
     /// Blocks (indices from 0) of a view around some centres.
     ///
@@ -82,9 +89,8 @@ impl GraphPicture {
         let links = Links::new(view, blocks, centers)?;
         let title = text_size(&title(&links), TITLE as f32, Weight::Bold)?.0 as i32;
         let least = (title + 2 * GAP).clamp(560, 1600);
-        let width = Layout::new(&links, 0, least).size.0 as i32;
-        let scale = Layout::new(&links, 0, least).scale;
-        let (legend, lines) = place(entries(&links, scale, options), width)?;
+        let bare = Layout::new(&links, 0, least);
+        let (legend, lines) = place(entries(&links, bare.scale, options), bare.size.0 as i32)?;
         let layout = Layout::new(&links, lines, least);
         let photo = photo(view, layout.panel, layout.scale)?;
         Ok(Self { links, options, layout, legend, photo })
@@ -98,16 +104,13 @@ impl GraphPicture {
     /// The picture as pixels.
     pub fn image(&self) -> Result<RgbImage> {
         let (width, height) = self.layout.size;
-        let mut canvas = Canvas::new(RgbImage::from_pixel(width, height, Rgb([255; 3])));
+        let mut image = RgbImage::from_pixel(width, height, Rgb([255; 3]));
         for &(x, y) in &self.layout.corners {
-            canvas.paste(&self.photo, x.into(), y.into());
+            imageops::replace(&mut image, &self.photo, x.into(), y.into());
         }
-        let mut pixels = canvas.into_image().into_raw();
-        {
-            let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-            self.draw(&root).map_err(|e| anyhow!("cannot draw the graph: {e}"))?;
-        }
-        RgbImage::from_raw(width, height, pixels).context("the picture has lost pixels")
+        self.draw(&BitMapBackend::with_buffer(&mut image, (width, height)).into_drawing_area())
+            .map_err(|e| anyhow!("cannot draw the graph: {e}"))?;
+        Ok(image)
     }
 
     /// Writes the picture as PNG.
@@ -119,10 +122,8 @@ impl GraphPicture {
     pub fn svg(&self) -> Result<String> {
         let (width, height) = self.layout.size;
         let mut drawn = String::new();
-        {
-            let root = SVGBackend::with_string(&mut drawn, (width, height)).into_drawing_area();
-            self.draw(&root).map_err(|e| anyhow!("cannot draw the graph: {e}"))?;
-        }
+        self.draw(&SVGBackend::with_string(&mut drawn, (width, height)).into_drawing_area())
+            .map_err(|e| anyhow!("cannot draw the graph: {e}"))?;
         // plotters has no JPEG in SVG, and would draw an image pixel by pixel: it goes beneath what is drawn.
         let start = drawn.find("<svg").and_then(|at| Some(at + drawn[at..].find('>')? + 1));
         let start = start.context("plotters has written no SVG")?;
@@ -143,15 +144,15 @@ impl GraphPicture {
     /// Writes the picture as SVG.
     pub fn write_svg(&self, path: &Path) -> Result<()> {
         let text = self.svg()?;
-        write_atomically(path, |out| std::io::Write::write_all(out, text.as_bytes()))
+        Ok(write_atomically(path, |out| out.write_all(text.as_bytes()))?)
     }
 
-    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>) -> DrawResult<(), DB> {
+    fn draw<DB: DrawingBackend>(&self, root: &Area<DB>) -> DrawResult<(), DB> {
         style::register_font();
         let links = &self.links;
         let bold = (style::FONT, TITLE).into_font().style(FontStyle::Bold).color(&style::INK);
         root.draw(&Text::new(title(links), (GAP, GAP), bold))?;
-        let below = format!("{}, {}", links.weights, size_of(links));
+        let below = format!("{}, image of {}×{} pixels", links.weights, links.seen.1, links.seen.0);
         root.draw(&Text::new(below, (GAP, GAP + 38), style::text(HEAD)))?;
         for (block, &corner) in links.blocks.iter().zip(&self.layout.corners) {
             self.draw_panel(root, block, corner)?;
@@ -163,24 +164,18 @@ impl GraphPicture {
         root.present()
     }
 
-    fn draw_panel<DB: DrawingBackend>(
-        &self,
-        root: &DrawingArea<DB, Shift>,
-        block: &BlockLinks,
-        corner: (i32, i32),
-    ) -> DrawResult<(), DB> {
+    fn draw_panel<DB: DrawingBackend>(&self, root: &Area<DB>, block: &BlockLinks, corner: Point) -> DrawResult<(), DB> {
         let (x, y) = corner;
         let bold = (style::FONT, HEAD).into_font().style(FontStyle::Bold).color(&style::INK);
-        root.draw(&Text::new(head(block), (x, y - HEAD_ROOM), bold))?;
+        let head = format!("Block {} (stage {})", block.block, block.stage);
+        root.draw(&Text::new(head, (x, y - HEAD_ROOM), bold))?;
         root.draw(&Text::new(grid_of(block), (x, y - HEAD_ROOM + 27), style::text(SMALL)))?;
 
         // The grid, finest lines first.
-        let pooled = block.is_pooled().then(|| {
-            let side = |nodes: usize, candidates: usize| (nodes / candidates.max(1)) as u32 * block.stride;
-            (side(block.nodes.0, block.candidates.0), side(block.nodes.1, block.candidates.1))
-        });
         self.draw_grid(root, corner, (block.stride, block.stride), WHITE.mix(0.5))?;
-        if let Some(cell) = pooled {
+        if block.is_pooled() {
+            let side = |nodes: usize, candidates: usize| (nodes / candidates.max(1)) as u32 * block.stride;
+            let cell = (side(block.nodes.0, block.candidates.0), side(block.nodes.1, block.candidates.1));
             self.draw_grid(root, corner, cell, style::INK.mix(0.5))?;
         }
 
@@ -217,7 +212,7 @@ impl GraphPicture {
         Ok(())
     }
 
-    fn middle(&self, corner: (i32, i32), patch: [u32; 4]) -> (i32, i32) {
+    fn middle(&self, corner: Point, patch: [u32; 4]) -> Point {
         let [left, top, right, bottom] = self.layout.patch(corner, patch);
         ((left + right) / 2, (top + bottom) / 2)
     }
@@ -225,8 +220,8 @@ impl GraphPicture {
     /// Lines between cells of (height, width) pixels of the input.
     fn draw_grid<DB: DrawingBackend>(
         &self,
-        root: &DrawingArea<DB, Shift>,
-        corner: (i32, i32),
+        root: &Area<DB>,
+        corner: Point,
         cell: (u32, u32),
         color: RGBAColor,
     ) -> DrawResult<(), DB> {
@@ -238,25 +233,15 @@ impl GraphPicture {
         let at = |v: u32| (f64::from(v) * self.layout.scale).round() as i32;
         let down = (1..).map(|i| i * cell.1).take_while(|x| *x < width).map(|x| left + at(x));
         let across = (1..).map(|i| i * cell.0).take_while(|y| *y < height).map(|y| top + at(y));
-        let lines =
-            down.map(|x| vec![(x, top), (x, bottom - 1)]).chain(across.map(|y| vec![(left, y), (right - 1, y)]));
-        for line in lines {
-            root.draw(&PathElement::new(line, color))?;
-        }
-        Ok(())
+        let mut lines = down.map(|x| [(x, top), (x, bottom - 1)]).chain(across.map(|y| [(left, y), (right - 1, y)]));
+        lines.try_for_each(|line| root.draw(&PathElement::new(line, color)))
     }
 
-    fn draw_entry<DB: DrawingBackend>(
-        &self,
-        root: &DrawingArea<DB, Shift>,
-        entry: &Entry,
-        (x, y): (i32, i32),
-    ) -> DrawResult<(), DB> {
+    fn draw_entry<DB: DrawingBackend>(&self, root: &Area<DB>, entry: &Entry, (x, y): Point) -> DrawResult<(), DB> {
         let middle = y + LEGEND_ROOM / 2;
-        let sign = [x, middle - 9, x + 22, middle + 9];
         match entry {
             Entry::Center(c, _) => pentagram(root, (x + 11, middle), 10.0, color_of(*c))?,
-            Entry::Neighbour => tile(root, sign, color_of(0))?,
+            Entry::Neighbour => tile(root, [x, middle - 9, x + 22, middle + 9], color_of(0))?,
             Entry::Grid(_) => {
                 for i in 0..3 {
                     let (across, down) = (x + 11 * i, middle - 9 + 9 * i);
@@ -270,7 +255,7 @@ impl GraphPicture {
             }
             Entry::Padding => {
                 let Rgb([r, g, b]) = PADDING;
-                root.draw(&Rectangle::new([(sign[0], sign[1]), (sign[2], sign[3])], RGBColor(r, g, b).filled()))?
+                root.draw(&Rectangle::new([(x, middle - 9), (x + 22, middle + 9)], RGBColor(r, g, b).filled()))?
             }
         }
         root.draw(&Text::new(entry.text().to_string(), (x + SIGN, middle - 10), style::text(SMALL)))
@@ -285,7 +270,7 @@ fn color_of(center: usize) -> RGBColor {
 /// A patch: its colour, and a frame of it with a dark line around, that shows on any image. The rectangle's right and
 /// lower edge are excluded.
 fn tile<DB: DrawingBackend>(
-    root: &DrawingArea<DB, Shift>,
+    root: &Area<DB>,
     [left, top, right, bottom]: [i32; 4],
     color: RGBColor,
 ) -> DrawResult<(), DB> {
@@ -304,13 +289,8 @@ fn tile<DB: DrawingBackend>(
 }
 
 /// A pentagram with a white and a dark rim.
-fn pentagram<DB: DrawingBackend>(
-    root: &DrawingArea<DB, Shift>,
-    (x, y): (i32, i32),
-    radius: f64,
-    color: RGBColor,
-) -> DrawResult<(), DB> {
-    let star = |radius: f64| -> Vec<(i32, i32)> {
+fn pentagram<DB: DrawingBackend>(root: &Area<DB>, (x, y): Point, radius: f64, color: RGBColor) -> DrawResult<(), DB> {
+    let star = |radius: f64| -> Vec<Point> {
         let point = |i: i32| {
             // The inner corners of a regular pentagram are at 1/φ² of its outer ones.
             let reach = if i % 2 == 0 { radius } else { radius * 0.382 + 0.5 };
@@ -326,15 +306,6 @@ fn pentagram<DB: DrawingBackend>(
 
 fn title(links: &Links) -> String {
     format!("{}: neighbours of {} patches in {}", links.model, links.centers.len(), links.image)
-}
-
-fn size_of(links: &Links) -> String {
-    let (height, width) = links.seen;
-    format!("image of {width}×{height} pixels")
-}
-
-fn head(block: &BlockLinks) -> String {
-    format!("Block {} (stage {})", block.block, block.stage)
 }
 
 fn grid_of(block: &BlockLinks) -> String {
@@ -358,14 +329,11 @@ fn entries(links: &Links, scale: f64, options: PictureOptions) -> Vec<Entry> {
     let fine = |b: &BlockLinks| f64::from(b.stride) * scale < CLOSEST_LINES;
     let hidden = links.blocks.iter().any(|b| fine(b) && b.is_pooled());
     let pooled = links.blocks.iter().any(BlockLinks::is_pooled);
-    entries.push(Entry::Grid(
-        match (pooled, hidden) {
-            (true, true) => "grid (where patches are too small: of pooled ones only)",
-            (true, false) => "grid of patches, darker between pooled ones",
-            (false, _) => "grid of patches",
-        }
-        .into(),
-    ));
+    entries.push(Entry::Grid(match (pooled, hidden) {
+        (true, true) => "grid (where patches are too small: of pooled ones only)",
+        (true, false) => "grid of patches, darker between pooled ones",
+        (false, _) => "grid of patches",
+    }));
     if links.seen != links.input {
         entries.push(Entry::Padding);
     }
@@ -397,9 +365,9 @@ fn photo(view: &GraphView, (width, height): (i32, i32), scale: f64) -> Result<Rg
     for pixel in image.pixels_mut() {
         pixel.0 = pixel.0.map(|v| (f32::from(v) + (255.0 - f32::from(v)) * LIGHTEN) as u8);
     }
-    let mut canvas = Canvas::new(RgbImage::from_pixel(width as u32, height as u32, PADDING));
-    canvas.paste(&image, 0, 0);
-    Ok(canvas.into_image())
+    let mut padded = RgbImage::from_pixel(width as u32, height as u32, PADDING);
+    imageops::replace(&mut padded, &image, 0, 0);
+    Ok(padded)
 }
 
 /// An image as JPEG.

@@ -1,9 +1,9 @@
 //! All detections of an image against all its objects, whatever their categories.
 
 use crate::error::Result;
+use crate::eval::geometry::{Candidate, Overlaps};
 use crate::eval::group::{sort_by_score, Member, Ranked};
 use crate::eval::matching::Group;
-use crate::eval::shapes::{Candidate, Overlaps};
 use crate::eval::{IouType, Params, Task};
 use crate::types::{Category, Dataset, Detection};
 use rayon::prelude::*;
@@ -61,8 +61,8 @@ impl<'a> Images<'a> {
         let all = crate::eval::AreaRange::new("all", f64::NEG_INFINITY, f64::INFINITY);
         let matching = Params { iou_thresholds: vec![iou], areas: vec![all], ..params.clone() }.checked()?;
         // The overlaps kept are those from the smallest threshold on.
-        let task =
-            Task::new(truth, detections, iou_type, &Params { iou_thresholds: vec![least, iou], ..matching.clone() })?;
+        let kept = Params { iou_thresholds: vec![least, iou], ..matching.clone() };
+        let task = Task::new(truth, detections, iou_type, &kept)?;
         let by_image = |bins: &[Vec<Member>]| {
             let mut images = vec![Vec::new(); task.scope.images.len()];
             for (category, bin) in bins.iter().enumerate() {

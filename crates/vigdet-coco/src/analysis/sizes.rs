@@ -38,13 +38,9 @@ pub fn ap_by_size(
     let params = Params { areas: areas.clone(), max_dets: vec![most], ..params.clone() };
     let evaluation = evaluate(truth, detections, iou_type, &params)?;
     let aps = evaluation.ap_per_area();
-    let counted = |area: &AreaRange| {
-        truth.annotations.iter().filter(|object| !object.iscrowd && !area.excludes(object.area)).count()
+    let result = |(((from, to), area), ap): (((f64, f64), &AreaRange), f64)| {
+        let counted = truth.annotations.iter().filter(|object| !object.iscrowd && !area.excludes(object.area));
+        SizeResult { from, to, objects: counted.count(), ap }
     };
-    Ok(sizes
-        .iter()
-        .zip(&areas)
-        .zip(aps)
-        .map(|((&(from, to), area), ap)| SizeResult { from, to, objects: counted(area), ap })
-        .collect())
+    Ok(sizes.into_iter().zip(&areas).zip(aps).map(result).collect())
 }

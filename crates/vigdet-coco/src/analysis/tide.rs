@@ -137,9 +137,9 @@ pub fn errors(truth: &Dataset, detections: &[Detection], iou_type: IouType, para
     }
     count(Kind::Missed, judged.iter().map(|image| image.missed.len()).sum());
 
-    let ledger = Ledger::new(&judged, images.categories());
-    let ap50 = ledger.ap(None);
-    let cost = |oracle: Oracle| if ap50 < 0.0 { 0.0 } else { ledger.ap(Some(oracle)) - ap50 };
+    let ap = |oracle: Option<Oracle>| mean_ap(&judged, images.categories(), oracle);
+    let ap50 = ap(None);
+    let cost = |oracle: Oracle| if ap50 < 0.0 { 0.0 } else { ap(Some(oracle)) - ap50 };
     let kinds = Kind::ALL.map(|kind| KindCost { kind, count: counts[kind as usize], cost: cost(Oracle::Mend(kind)) });
     Ok(Errors {
         ap50,
@@ -163,18 +163,15 @@ fn judge(image: ImageView) -> JudgedImage {
             let of_class = |&&(object, _): &&(usize, f64)| (image.objects[object].category == seen.category) == right;
             seen.overlaps.iter().filter(of_class).copied().max_by(|a, b| a.1.total_cmp(&b.1))
         };
+        let wrong = |kind, object| Verdict::Wrong { kind, object };
         let verdict = match (seen.found, best(true), best(false)) {
             (Some(object), _, _) if image.objects[object].crowd => Verdict::OnCrowd,
             (Some(object), _, _) => Verdict::Right { object },
-            (_, Some((object, overlap)), _) if overlap < FOUND => {
-                Verdict::Wrong { kind: Kind::Localisation, object: Some(object) }
-            }
-            (_, _, Some((object, overlap))) if overlap >= FOUND => {
-                Verdict::Wrong { kind: Kind::Classification, object: Some(object) }
-            }
-            (_, Some(_), _) => Verdict::Wrong { kind: Kind::Duplicate, object: None },
-            (_, None, Some(_)) => Verdict::Wrong { kind: Kind::Both, object: None },
-            (_, None, None) => Verdict::Wrong { kind: Kind::Background, object: None },
+            (_, Some((object, overlap)), _) if overlap < FOUND => wrong(Kind::Localisation, Some(object)),
+            (_, _, Some((object, overlap))) if overlap >= FOUND => wrong(Kind::Classification, Some(object)),
+            (_, Some(_), _) => wrong(Kind::Duplicate, None),
+            (_, None, Some(_)) => wrong(Kind::Both, None),
+            (_, None, None) => wrong(Kind::Background, None),
         };
         if let Verdict::Wrong { object: Some(object), .. } = verdict {
             covered[object] = true;
@@ -194,72 +191,53 @@ enum Oracle {
     NoFalseNegatives,
 }
 
-/// Computes AP50 of judged images, mended or not.
-struct Ledger<'a> {
-    images: &'a [JudgedImage],
-    categories: usize,
+/// Mean of the AP50 of `categories` classes in judged images, mended or not. −1 where no class has objects.
+fn mean_ap(images: &[JudgedImage], categories: usize, oracle: Option<Oracle>) -> f64 {
+    let mut classes = vec![Class::default(); categories];
+    for (image, index) in images.iter().zip(0..) {
+        add(image, index, oracle, &mut classes);
+    }
+    let recalls = linspace(0.0, 1.0, 101);
+    let present = classes.into_iter().filter(|class| class.objects > 0);
+    let aps: Vec<f64> = present.map(|class| average_precision(class, &recalls)).collect();
+    if aps.is_empty() {
+        -1.0
+    } else {
+        aps.iter().sum::<f64>() / aps.len() as f64
+    }
 }
 
-impl<'a> Ledger<'a> {
-    fn new(images: &'a [JudgedImage], categories: usize) -> Ledger<'a> {
-        Ledger { images, categories }
-    }
-
-    /// Mean of the classes' AP. −1 where no class has objects.
-    fn ap(&self, oracle: Option<Oracle>) -> f64 {
-        let mut classes = vec![Class::default(); self.categories];
-        for (image, index) in self.images.iter().zip(0..) {
-            self.add(image, index, oracle, &mut classes);
-        }
-        let recalls = linspace(0.0, 1.0, 101);
-        let aps: Vec<f64> = classes
-            .into_iter()
-            .filter(|class| class.objects > 0)
-            .map(|class| average_precision(class, &recalls))
-            .collect();
-        if aps.is_empty() {
-            -1.0
-        } else {
-            aps.iter().sum::<f64>() / aps.len() as f64
+/// Adds the objects and detections of an image to their classes.
+fn add(image: &JudgedImage, index: u32, oracle: Option<Oracle>, classes: &mut [Class]) {
+    let uncounted = |object: usize| oracle == Some(Oracle::Mend(Kind::Missed)) && image.missed.contains(&object);
+    for (object, category) in image.objects.iter().enumerate() {
+        if let Some(category) = category.filter(|_| !uncounted(object)) {
+            classes[category].objects += 1;
         }
     }
-
-    fn add(&self, image: &JudgedImage, index: u32, oracle: Option<Oracle>, classes: &mut [Class]) {
-        let uncounted = |object: usize| oracle == Some(Oracle::Mend(Kind::Missed)) && image.missed.contains(&object);
-        for (object, category) in image.objects.iter().enumerate() {
-            if let Some(category) = category.filter(|_| !uncounted(object)) {
-                classes[category].objects += 1;
-            }
+    // The first in order among those that the oracle gives each object to.
+    let mut right = vec![None::<Order>; image.objects.len()];
+    let mut give = |object: usize, order: Order| {
+        right[object] = Some(right[object].map_or(order, |other| other.min(order)));
+    };
+    for (detection, rank) in image.detections.iter().zip(0..) {
+        let order = Order { score: ScoreKey::new(detection.score), image: index, rank };
+        match detection.verdict {
+            Verdict::OnCrowd => {}
+            Verdict::Right { object } => give(object, order),
+            Verdict::Wrong { kind, object } => match (oracle, object) {
+                (Some(Oracle::NoFalsePositives), _) => {}
+                (Some(Oracle::Mend(mended)), Some(object)) if mended == kind => give(object, order),
+                (Some(Oracle::Mend(mended)), None) if mended == kind => {}
+                _ => classes[detection.category].detections.push((order, false)),
+            },
         }
-        // The first in order among those that the oracle gives each object to.
-        let mut right = vec![None::<Order>; image.objects.len()];
-        let mut give = |object: usize, order: Order| {
-            right[object] = Some(right[object].map_or(order, |other| other.min(order)));
-        };
-        for (detection, rank) in image.detections.iter().zip(0..) {
-            let order = Order { score: ScoreKey::new(detection.score), image: index, rank };
-            match detection.verdict {
-                Verdict::OnCrowd => {}
-                Verdict::Right { object } => give(object, order),
-                Verdict::Wrong { kind, object } => match (oracle, object) {
-                    (Some(Oracle::NoFalsePositives), _) => {}
-                    (Some(Oracle::Mend(mended)), Some(object)) if mended == kind => give(object, order),
-                    (Some(Oracle::Mend(mended)), None) if mended == kind => {}
-                    _ => classes[detection.category].detections.push((order, false)),
-                },
-            }
-        }
-        if oracle == Some(Oracle::NoFalseNegatives) {
-            for (category, order) in image.objects.iter().zip(&right) {
-                if let (Some(category), None) = (category, order) {
-                    classes[*category].objects -= 1;
-                }
-            }
-        }
-        for (category, order) in image.objects.iter().zip(&right) {
-            if let (Some(category), Some(order)) = (category, order) {
-                classes[*category].detections.push((*order, true));
-            }
+    }
+    for (category, order) in image.objects.iter().zip(right) {
+        match (*category, order) {
+            (Some(category), Some(order)) => classes[category].detections.push((order, true)),
+            (Some(category), None) if oracle == Some(Oracle::NoFalseNegatives) => classes[category].objects -= 1,
+            _ => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `coco_eval`: COCO's numbers for a results file.
 
-use anyhow::{bail, Context, Result};
-use clap::{Parser, ValueEnum};
+use anyhow::{bail, ensure, Context, Result};
+use clap::Parser;
 use serde_json::json;
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -9,8 +9,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vigdet_coco::analysis::compare::{compare, Resampling};
-use vigdet_coco::analysis::confusion::{confusion, Confusion};
-use vigdet_coco::analysis::sizes::{ap_by_size, SizeResult};
+use vigdet_coco::analysis::confusion::confusion;
+use vigdet_coco::analysis::sizes::ap_by_size;
 use vigdet_coco::analysis::tide;
 use vigdet_coco::eval::{evaluate, AreaRange, Evaluation, IouType, Params, STAT_NAMES};
 use vigdet_coco::output::Outputs;
@@ -33,8 +33,8 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     dt: Option<PathBuf>,
     /// Overlap of boxes or of masks.
-    #[arg(long = "type", value_name = "TYPE", default_value = "bbox")]
-    kind: Kind,
+    #[arg(long = "type", value_name = "TYPE", default_value = "bbox", value_parser = ["bbox", "segm"])]
+    kind: String,
     /// Writes the numbers, unrounded, to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -73,21 +73,6 @@ struct Arguments {
     /// Takes all categories for one, as for proposals.
     #[arg(long, conflicts_with = "per_class")]
     class_agnostic: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Kind {
-    Bbox,
-    Segm,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Kind::Bbox => "bbox",
-            Kind::Segm => "segm",
-        }
-    }
 }
 
 fn area_range(text: &str) -> Result<AreaRange, String> {
@@ -133,10 +118,8 @@ fn one_line(message: &str) -> String {
 /// Prints on standard output. A reader who has had enough is no reason to stop: files may be asked for too.
 fn say(text: impl Display) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to standard output")
-        }
-        _ => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
     }
 }
 
@@ -157,52 +140,45 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
             bail!("--area: two ranges are named {}: give each a name of its own", area.label);
         }
     }
-    let iou_type = match arguments.kind {
-        Kind::Bbox => IouType::Bbox,
-        Kind::Segm => IouType::Segm,
-    };
+    let iou_type = if arguments.kind == "bbox" { IouType::Bbox } else { IouType::Segm };
     let on_truth = |results: &Path| format!("{} on {}", results.display(), truth_path.display());
-    let evaluation = evaluate(&truth, &results, iou_type, &params).with_context(|| on_truth(&results_path))?;
     // All that can go wrong with the first results does before anything is printed.
-    let errors = (arguments.errors || arguments.plots.is_some())
-        .then(|| tide::errors(&truth, &results, iou_type, &params))
-        .transpose()
-        .with_context(|| on_truth(&results_path))?;
-    let plotted = (arguments.plots.as_ref())
-        .map(|_| -> vigdet_coco::Result<(Vec<SizeResult>, Confusion)> {
+    let analysed = || -> vigdet_coco::Result<_> {
+        let evaluation = evaluate(&truth, &results, iou_type, &params)?;
+        let wanted = arguments.errors || arguments.plots.is_some();
+        let errors = wanted.then(|| tide::errors(&truth, &results, iou_type, &params)).transpose()?;
+        let plotted = (arguments.plots.as_ref()).map(|folder| -> vigdet_coco::Result<_> {
             let sizes = ap_by_size(&truth, &results, iou_type, &params)?;
-            Ok((sizes, confusion(&truth, &results, iou_type, &params, arguments.confusion_score, 0.5)?))
-        })
-        .transpose()
-        .with_context(|| on_truth(&results_path))?;
-    let others = arguments.compare.as_ref().map(read_results).transpose()?;
+            let confusion = confusion(&truth, &results, iou_type, &params, arguments.confusion_score, 0.5)?;
+            Ok((folder, sizes, confusion))
+        });
+        Ok((evaluation, errors, plotted.transpose()?))
+    };
+    let (evaluation, errors, plotted) = analysed().with_context(|| on_truth(&results_path))?;
+    let others = arguments.compare.as_ref().map(|path| read_results(path).map(|others| (path, others))).transpose()?;
     for warning in warnings.iter().chain(&evaluation.warnings) {
         eprintln!("warning: {warning}");
     }
     say(evaluation.summary())?;
-    for line in evaluation.extra_lines() {
-        say(line)?;
-    }
+    evaluation.extra_lines().iter().try_for_each(say)?;
     if arguments.per_class {
         say(format_args!("\n{}", evaluation.class_table()))?;
     }
     if let Some(errors) = errors.as_ref().filter(|_| arguments.errors) {
         say(format_args!("\n{errors}"))?;
     }
-    let comparison = match (&arguments.compare, &others) {
-        (Some(path), Some(others)) => {
-            let resampling = Resampling { resamples: arguments.resamples as usize, seed: arguments.seed };
-            let comparison =
-                compare(&truth, &results, others, iou_type, &params, resampling).with_context(|| on_truth(path))?;
-            for warning in &comparison.warnings {
-                eprintln!("warning: {}: {warning}", path.display());
-            }
-            say(format_args!("\nA {}\nB {}\n{comparison}", results_path.display(), path.display()))?;
-            Some(comparison)
+    let mut comparison = None;
+    if let Some((path, others)) = &others {
+        let resampling = Resampling { resamples: arguments.resamples as usize, seed: arguments.seed };
+        let compared =
+            compare(&truth, &results, others, iou_type, &params, resampling).with_context(|| on_truth(path))?;
+        for warning in &compared.warnings {
+            eprintln!("warning: {}: {warning}", path.display());
         }
-        _ => None,
-    };
-    if let (Some(folder), Some((sizes, confusion))) = (&arguments.plots, &plotted) {
+        say(format_args!("\nA {}\nB {}\n{compared}", results_path.display(), path.display()))?;
+        comparison = Some(compared);
+    }
+    if let Some((folder, sizes, confusion)) = &plotted {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let drawn = tempfile::tempdir().context("cannot make a temporary folder")?;
         let [curves, classes, by_size, confusions, kinds] = PICTURES.map(|name| drawn.path().join(name));
@@ -223,7 +199,7 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         }
     }
     if let Some(path) = &arguments.json {
-        let mut value = numbers(arguments.kind, &evaluation);
+        let mut value = numbers(&arguments.kind, &evaluation);
         if let Some(errors) = errors {
             value["errors"] = json!(errors);
         }
@@ -244,7 +220,7 @@ fn files(arguments: &Arguments) -> Result<(PathBuf, PathBuf)> {
         Some(path) => path.clone(),
         None if arguments.gt.is_some() => bail!("--gt needs a results file: --dt FILE"),
         None => {
-            let name = format!("{}.json", arguments.kind.name());
+            let name = format!("{}.json", arguments.kind);
             let Some(folder) = newest(Path::new("runs"), &name) else {
                 bail!(
                     "no run with a {name} under runs/: train one (train_det), or name the files: coco_eval --gt \
@@ -255,22 +231,15 @@ fn files(arguments: &Arguments) -> Result<(PathBuf, PathBuf)> {
             folder.join(name)
         }
     };
-    let truth = match &arguments.gt {
-        Some(path) => path.clone(),
-        None => ground_truth_beside(&results)?,
-    };
+    let truth = arguments.gt.clone().map_or_else(|| ground_truth_beside(&results), Ok)?;
     Ok((truth, results))
 }
 
 /// The folder under `runs` whose file `name` was written last.
 fn newest(runs: &Path, name: &str) -> Option<PathBuf> {
     let written = |folder: &Path| std::fs::metadata(folder.join(name)).and_then(|data| data.modified()).ok();
-    std::fs::read_dir(runs)
-        .ok()?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter_map(|folder| Some((written(&folder)?, folder)))
-        .max()
-        .map(|(_, folder)| folder)
+    let folders = std::fs::read_dir(runs).ok()?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    folders.filter_map(|folder| Some((written(&folder)?, folder))).max().map(|(_, folder)| folder)
 }
 
 /// The annotation file that results were made for, as `ground_truth.json` in their folder says: `{"annotations":
@@ -278,9 +247,7 @@ fn newest(runs: &Path, name: &str) -> Option<PathBuf> {
 fn ground_truth_beside(results: &Path) -> Result<PathBuf> {
     let folder = results.parent().unwrap_or(Path::new(""));
     let path = folder.join(GROUND_TRUTH);
-    if !path.is_file() {
-        bail!("there is no {} that names the annotations: give them with --gt FILE", path.display());
-    }
+    ensure!(path.is_file(), "there is no {} that names the annotations: give them with --gt FILE", path.display());
     #[derive(serde::Deserialize)]
     struct GroundTruth {
         annotations: PathBuf,
@@ -294,18 +261,15 @@ fn ground_truth_beside(results: &Path) -> Result<PathBuf> {
 /// What may be written, all of it checked before the work.
 fn outputs(arguments: &Arguments, truth: &Path, results: &Path) -> Result<Outputs> {
     let mut outputs = Outputs::default();
-    for path in [truth, results, &results.with_file_name(GROUND_TRUTH)] {
-        outputs.reads(path);
-    }
-    arguments.compare.iter().for_each(|path| outputs.reads(path));
+    let beside = results.with_file_name(GROUND_TRUTH);
+    let read = [truth, results, &beside].into_iter().chain(arguments.compare.as_deref());
+    read.for_each(|path| outputs.reads(path));
     let pictures = arguments.plots.iter().flat_map(|folder| PICTURES.map(|name| folder.join(name)));
-    for path in arguments.json.iter().cloned().chain(pictures) {
-        outputs.check(&path)?;
-    }
+    arguments.json.iter().cloned().chain(pictures).try_for_each(|path| outputs.check(&path))?;
     Ok(outputs)
 }
 
-fn numbers(kind: Kind, evaluation: &Evaluation) -> serde_json::Value {
+fn numbers(kind: &str, evaluation: &Evaluation) -> serde_json::Value {
     let stats = evaluation.summary().stats;
     let metrics: serde_json::Map<String, serde_json::Value> =
         STAT_NAMES.iter().zip(stats).map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
@@ -317,7 +281,7 @@ fn numbers(kind: Kind, evaluation: &Evaluation) -> serde_json::Value {
         .map(|((area, ap), ar)| json!({"area": area.label, "min": area.min, "max": area.max, "ap": ap, "ar": ar}))
         .collect();
     json!({
-        "type": kind.name(),
+        "type": kind,
         "stats": stats,
         "metrics": metrics,
         "per_iou": per_iou,

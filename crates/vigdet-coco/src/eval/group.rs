@@ -30,15 +30,13 @@ pub(crate) struct Scope {
 
 impl Scope {
     pub(crate) fn new(truth: &Dataset, params: &Params) -> Scope {
-        let images = match &params.image_ids {
-            Some(ids) => Ids::new(ids.iter().copied()),
-            None => Ids::new(truth.images.iter().map(|image| image.id)),
-        };
-        let categories = match &params.category_ids {
-            Some(ids) => Ids::new(ids.iter().copied()),
-            None => Ids::new(truth.categories.iter().map(|category| category.id)),
-        };
-        Scope { images, categories }
+        let named = |ids: &Option<Vec<i64>>| ids.as_ref().map(|ids| Ids::new(ids.iter().copied()));
+        let of_images = || Ids::new(truth.images.iter().map(|image| image.id));
+        let of_categories = || Ids::new(truth.categories.iter().map(|category| category.id));
+        Scope {
+            images: named(&params.image_ids).unwrap_or_else(of_images),
+            categories: named(&params.category_ids).unwrap_or_else(of_categories),
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Which detection finds which object: greedy, by score, at every threshold and area range (`evaluateImg` of
 //! pycocotools).
 
+use super::geometry::{Candidate, Overlaps, Shapes};
 use super::group::{sort_by_score, Member, Ranked, ScoreKey};
 use super::params::{AreaRange, Params};
-use super::shapes::{Candidate, Overlaps, Shapes};
 use crate::error::Result;
 use crate::types::{Annotation, Detection};
 use rayon::prelude::*;
@@ -55,8 +55,7 @@ pub(crate) fn category(
     let ranked = sort_by_score(detection_bin, detections);
     let mut truths = truth_bin.to_vec();
     truths.sort_by_key(|member| member.image);
-    let chunks = chunks(&ranked, &truths);
-    let parts = chunks
+    let parts = chunks(&ranked, &truths)
         .into_par_iter()
         .map(|(ranked, truths)| chunk(shapes, detections, annotations, ranked, truths, params))
         .collect::<Result<Vec<_>>>()?;
@@ -107,13 +106,10 @@ fn chunk(
     let mut matches = Matches::default();
     let mut overlaps = Overlaps::default();
     let mut group = Group::new(params);
-    while !(ranked.is_empty() && truths.is_empty()) {
-        let image = match (ranked.first(), truths.first()) {
-            (Some(detection), Some(truth)) => detection.image.min(truth.image),
-            (Some(detection), None) => detection.image,
-            (None, Some(truth)) => truth.image,
-            (None, None) => break,
-        };
+    let first = |ranked: &[Ranked], truths: &[Member]| {
+        ranked.first().map(|r| r.image).into_iter().chain(truths.first().map(|member| member.image)).min()
+    };
+    while let Some(image) = first(ranked, truths) {
         let (these, rest) = ranked.split_at(ranked.iter().take_while(|r| r.image == image).count());
         let (those, others) = truths.split_at(truths.iter().take_while(|member| member.image == image).count());
         (ranked, truths) = (rest, others);

@@ -22,12 +22,12 @@
 //! ```
 
 pub(crate) mod accumulate;
+pub(crate) mod geometry;
 pub(crate) mod group;
 pub(crate) mod ids;
 pub(crate) mod matching;
 mod params;
 mod per_class;
-pub(crate) mod shapes;
 pub(crate) mod summary;
 mod warning;
 
@@ -38,11 +38,11 @@ pub use warning::Warning;
 
 use crate::error::Result;
 use crate::types::{Category, Dataset, Detection};
+use geometry::Shapes;
 use group::{bins, Bins, Scope};
 use matching::Matches;
-use ndarray::{s, Array4, Array5, ArrayViewMut3, ArrayViewMut4, Axis};
+use ndarray::{s, Array4, Array5, Axis};
 use rayon::prelude::*;
-use shapes::Shapes;
 
 /// What overlaps are measured on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,27 +87,25 @@ impl Evaluation {
     /// T numbers: average precision over all categories at each IoU threshold, objects of all sizes, with the largest
     /// number of detections. −1 where there are no objects.
     pub fn ap_per_iou(&self) -> Vec<f64> {
-        let Some(a) = self.params.area("all") else {
-            return vec![-1.0; self.params.iou_thresholds.len()];
-        };
+        let Some(a) = self.params.area("all") else { return vec![-1.0; self.params.iou_thresholds.len()] };
         let of_areas = self.precision.slice(s![.., .., .., a, self.params.max_dets.len() - 1]);
-        of_areas.outer_iter().map(|values| summary::mean_of_present(values.iter().copied())).collect()
+        of_areas.outer_iter().map(summary::mean_of_present).collect()
     }
 
     /// A numbers: average precision over all categories and IoU thresholds in each area range, with the largest number
     /// of detections. −1 where there are no objects.
     pub fn ap_per_area(&self) -> Vec<f64> {
         let last = self.params.max_dets.len() - 1;
-        let of_area = |a| self.precision.slice(s![.., .., .., a, last]);
-        (0..self.params.areas.len()).map(|a| summary::mean_of_present(of_area(a).iter().copied())).collect()
+        let of_area = |a| summary::mean_of_present(self.precision.slice(s![.., .., .., a, last]));
+        (0..self.params.areas.len()).map(of_area).collect()
     }
 
     /// A numbers: average recall over all categories and IoU thresholds in each area range, with the largest number of
     /// detections. −1 where there are no objects.
     pub fn ar_per_area(&self) -> Vec<f64> {
         let last = self.params.max_dets.len() - 1;
-        let of_area = |a| self.recall.slice(s![.., .., a, last]);
-        (0..self.params.areas.len()).map(|a| summary::mean_of_present(of_area(a).iter().copied())).collect()
+        let of_area = |a| summary::mean_of_present(self.recall.slice(s![.., .., a, last]));
+        (0..self.params.areas.len()).map(of_area).collect()
     }
 
     /// The numbers of each category, in the order of their ids. Empty without `use_categories`.
@@ -134,65 +132,43 @@ impl Evaluation {
 /// A detection is in an image that `truth` does not have, a mask is missing or impossible, a parameter is.
 pub fn evaluate(truth: &Dataset, detections: &[Detection], iou_type: IouType, params: &Params) -> Result<Evaluation> {
     let task = Task::new(truth, detections, iou_type, params)?;
-    let mut curves = Curves::empty(&task.params, task.bins.truths.len());
-    task.each_category_with(curves.by_category(), |mut of_category, matches| {
-        accumulate::rows(&matches, &task.params, None, |_, _| true, |at, row| of_category.write(at, &row));
+    let Params { iou_thresholds, recall_thresholds, areas, max_dets, .. } = &task.params;
+    let (t, r, k) = (iou_thresholds.len(), recall_thresholds.len(), task.bins.truths.len());
+    let (a, m) = (areas.len(), max_dets.len());
+    let mut precision = Array5::from_elem((t, r, k, a, m), -1.0);
+    let mut scores = Array5::from_elem((t, r, k, a, m), -1.0);
+    let mut recall = Array4::from_elem((t, k, a, m), -1.0);
+    // These are the most that an evaluation of many classes holds, so each class writes into them where it stands.
+    let of_curves = precision.axis_iter_mut(Axis(2)).zip(scores.axis_iter_mut(Axis(2)));
+    let own = of_curves.zip(recall.axis_iter_mut(Axis(1))).collect();
+    task.each_category_with(own, |((mut precision, mut scores), mut recall), matches| {
+        accumulate::rows(
+            &matches,
+            &task.params,
+            None,
+            |_, _| true,
+            |(a, m, t), row| {
+                recall[[t, a, m]] = row.recall;
+                let values = row.precisions().zip(row.scores());
+                let targets = precision.slice_mut(s![t, .., a, m]).into_iter().zip(scores.slice_mut(s![t, .., a, m]));
+                for ((precision, score), (precision_here, score_here)) in values.zip(targets) {
+                    (*precision_here, *score_here) = (precision, score);
+                }
+            },
+        );
     })?;
-    Ok(task.finished(curves))
-}
-
-/// The arrays of an [`Evaluation`]. They are the most that an evaluation of many classes holds, so each class writes
-/// into them where it stands.
-struct Curves {
-    precision: Array5<f64>,
-    scores: Array5<f64>,
-    recall: Array4<f64>,
-}
-
-impl Curves {
-    fn empty(params: &Params, categories: usize) -> Curves {
-        let (t, r) = (params.iou_thresholds.len(), params.recall_thresholds.len());
-        let (a, m) = (params.areas.len(), params.max_dets.len());
-        Curves {
-            precision: Array5::from_elem((t, r, categories, a, m), -1.0),
-            scores: Array5::from_elem((t, r, categories, a, m), -1.0),
-            recall: Array4::from_elem((t, categories, a, m), -1.0),
-        }
-    }
-
-    fn by_category(&mut self) -> Vec<OfCategory<'_>> {
-        let of_curves = self.precision.axis_iter_mut(Axis(2)).zip(self.scores.axis_iter_mut(Axis(2)));
-        let all = of_curves.zip(self.recall.axis_iter_mut(Axis(1)));
-        all.map(|((precision, scores), recall)| OfCategory { precision, scores, recall }).collect()
-    }
-}
-
-/// One category's part of [`Curves`].
-struct OfCategory<'a> {
-    /// [T, R, A, M].
-    precision: ArrayViewMut4<'a, f64>,
-    /// [T, R, A, M].
-    scores: ArrayViewMut4<'a, f64>,
-    /// [T, A, M].
-    recall: ArrayViewMut3<'a, f64>,
-}
-
-impl OfCategory<'_> {
-    fn write(&mut self, (a, m, t): (usize, usize, usize), row: &accumulate::Row<'_>) {
-        self.recall[[t, a, m]] = row.recall;
-        let values = row.precisions().zip(row.scores());
-        let targets = self.precision.slice_mut(s![t, .., a, m]).into_iter().zip(self.scores.slice_mut(s![t, .., a, m]));
-        for ((precision, score), (precision_here, score_here)) in values.zip(targets) {
-            (*precision_here, *score_here) = (precision, score);
-        }
-    }
+    let warnings = task.warnings();
+    let Task { params, scope, bins, .. } = task;
+    let counts = |member: &group::Member| !truth.annotations[member.index as usize].iscrowd;
+    let objects = bins.truths.iter().map(|bin| bin.iter().filter(|member| counts(member)).count()).collect();
+    let categories = if params.use_categories { categories(truth, &scope) } else { Vec::new() };
+    Ok(Evaluation { precision, scores, recall, iou_type, params, categories, objects, warnings })
 }
 
 /// An evaluation that has its inputs in order.
 pub(crate) struct Task<'a> {
     pub truth: &'a Dataset,
     pub detections: &'a [Detection],
-    pub iou_type: IouType,
     pub params: Params,
     pub scope: Scope,
     pub bins: Bins,
@@ -216,9 +192,9 @@ impl<'a> Task<'a> {
             warnings.push(Warning::NoHundred);
         }
         let missing = summary::AREA_LABELS.into_iter().filter(|&label| params.area(label).is_none());
-        let missing: Vec<String> = missing.map(str::to_owned).collect();
-        if !missing.is_empty() {
-            warnings.push(Warning::NoAreas { labels: missing });
+        let labels: Vec<String> = missing.map(str::to_owned).collect();
+        if !labels.is_empty() {
+            warnings.push(Warning::NoAreas { labels });
         }
         if truth.annotations.iter().any(|annotation| annotation.id == 0) {
             warnings.push(Warning::IdZero);
@@ -227,7 +203,7 @@ impl<'a> Task<'a> {
         let bins = bins(truth, detections, &scope, &params, &mut warnings)?;
         let least = params.iou_thresholds.iter().map(|&t| matching::highest(t)).fold(f64::INFINITY, f64::min);
         let shapes = Shapes::new(truth, detections, iou_type, &scope, least, &mut warnings);
-        Ok(Task { truth, detections, iou_type, params, scope, bins, shapes, warnings })
+        Ok(Task { truth, detections, params, scope, bins, shapes, warnings })
     }
 
     /// Matches each category, in parallel, and gives what `of` makes of the matches.
@@ -252,16 +228,6 @@ impl<'a> Task<'a> {
     /// Those of the inputs, and, once the categories have been matched, those that came up on the way.
     pub(crate) fn warnings(&self) -> Vec<Warning> {
         self.warnings.iter().cloned().chain(self.shapes.warnings()).collect()
-    }
-
-    fn finished(self, curves: Curves) -> Evaluation {
-        let warnings = self.warnings();
-        let Task { truth, iou_type, params, scope, bins, .. } = self;
-        let counts = |member: &group::Member| !truth.annotations[member.index as usize].iscrowd;
-        let objects = bins.truths.iter().map(|bin| bin.iter().filter(|member| counts(member)).count()).collect();
-        let Curves { precision, scores, recall } = curves;
-        let categories = if params.use_categories { categories(truth, &scope) } else { Vec::new() };
-        Evaluation { precision, scores, recall, iou_type, params, categories, objects, warnings }
     }
 }
 

@@ -84,8 +84,7 @@ impl Params {
         if self.recall_thresholds.is_empty() || self.areas.is_empty() || self.max_dets.is_empty() {
             return wrong("recall thresholds, areas and numbers of detections must not be empty");
         }
-        if let Some(area) = self.areas.iter().find(|area| !(area.min <= area.max)) {
-            let AreaRange { label, min, max } = area;
+        if let Some(AreaRange { label, min, max }) = self.areas.iter().find(|area| !(area.min <= area.max)) {
             return wrong(&format!(
                 "the area range {label} goes from {min} to {max}: it must not end before it begins"
             ));

@@ -49,17 +49,13 @@ impl ClassResult {
 pub(super) fn of(evaluation: &Evaluation) -> Vec<ClassResult> {
     let params = &evaluation.params;
     let m = params.max_dets.len() - 1;
-    let area = |label: &str| params.area(label);
+    let all = params.area("all");
     let result = |(k, category): (usize, &crate::types::Category)| {
-        let of_area = |a: usize| mean_of_present(evaluation.precision.slice(s![.., .., k, a, m]).iter().copied());
+        let of_area = |a: usize| mean_of_present(evaluation.precision.slice(s![.., .., k, a, m]));
         let ap_per_area: Vec<f64> = (0..params.areas.len()).map(of_area).collect();
-        let ap = |label: &str| area(label).map_or(-1.0, |a| ap_per_area[a]);
-        let ap_per_iou: Vec<f64> = (0..params.iou_thresholds.len())
-            .map(|t| {
-                area("all")
-                    .map_or(-1.0, |a| mean_of_present(evaluation.precision.slice(s![t, .., k, a, m]).iter().copied()))
-            })
-            .collect();
+        let ap = |label: &str| params.area(label).map_or(-1.0, |a| ap_per_area[a]);
+        let of_iou = |t: usize| all.map_or(-1.0, |a| mean_of_present(evaluation.precision.slice(s![t, .., k, a, m])));
+        let ap_per_iou: Vec<f64> = (0..params.iou_thresholds.len()).map(of_iou).collect();
         let at = |iou: f64| params.iou_thresholds.iter().position(|&t| t == iou).map_or(-1.0, |t| ap_per_iou[t]);
         ClassResult {
             category_id: category.id,
@@ -71,9 +67,9 @@ pub(super) fn of(evaluation: &Evaluation) -> Vec<ClassResult> {
             ap_small: ap("small"),
             ap_medium: ap("medium"),
             ap_large: ap("large"),
-            ar: area("all").map_or(-1.0, |a| mean_of_present(evaluation.recall.slice(s![.., k, a, m]).iter().copied())),
+            ar: all.map_or(-1.0, |a| mean_of_present(evaluation.recall.slice(s![.., k, a, m]))),
             ap_per_iou,
-            ap_per_area: ap_per_area.clone(),
+            ap_per_area,
         }
     };
     evaluation.categories.iter().enumerate().map(result).collect()

@@ -156,11 +156,9 @@ impl Line<'_> {
         let Some((a, m)) = self.index(params) else { return -1.0 };
         let thresholds = self.thresholds(params);
         if self.average_precision {
-            let part = evaluation.precision.slice(s![.., .., .., a, m]);
-            mean_of_present(part.select(Axis(0), &thresholds).iter().copied())
+            mean_of_present(&evaluation.precision.slice(s![.., .., .., a, m]).select(Axis(0), &thresholds))
         } else {
-            let part = evaluation.recall.slice(s![.., .., a, m]);
-            mean_of_present(part.select(Axis(0), &thresholds).iter().copied())
+            mean_of_present(&evaluation.recall.slice(s![.., .., a, m]).select(Axis(0), &thresholds))
         }
     }
 
@@ -182,8 +180,8 @@ impl Line<'_> {
 }
 
 /// Mean of what is above −1, as numpy computes it, to the last bit; −1 of nothing.
-pub(crate) fn mean_of_present(values: impl Iterator<Item = f64>) -> f64 {
-    let values: Vec<f64> = values.filter(|&value| value > -1.0).collect();
+pub(crate) fn mean_of_present<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
+    let values: Vec<f64> = values.into_iter().copied().filter(|&value| value > -1.0).collect();
     if values.is_empty() {
         -1.0
     } else {

@@ -16,14 +16,9 @@ const OVERLAP: u64 = 64 << 10;
 /// So many overlaps beyond a block without the beginning of another, and the file is hardly one of results.
 const MOST_OVERLAPS: u64 = BLOCK / OVERLAP;
 
-/// Puts a value where there was none: a key that comes twice is not plain.
+/// Puts a value, which may be a null that counts as absent, where there was none: a key that comes twice is not plain.
 fn put<T>(slot: &mut Option<T>, value: T) -> Option<()> {
     slot.replace(value).is_none().then_some(())
-}
-
-/// As `put`, for a value that may be null, which counts as absent.
-fn put_optional<T>(slot: &mut Option<Option<T>>, value: Option<T>) -> Option<()> {
-    put(slot, value)
 }
 
 /// Reads a results file. `None` where it is not plain.
@@ -60,10 +55,8 @@ pub(super) fn in_blocks(file: &File, block: u64, overlap: u64) -> io::Result<Opt
         .collect();
     let mut all = Vec::with_capacity(parts.iter().flatten().flatten().map(Vec::len).sum());
     for part in parts {
-        match part? {
-            Some(part) => all.extend(part),
-            None => return Ok(None),
-        }
+        let Some(part) = part? else { return Ok(None) };
+        all.extend(part);
     }
     Ok(Some(all))
 }
@@ -71,10 +64,7 @@ pub(super) fn in_blocks(file: &File, block: u64, overlap: u64) -> io::Result<Opt
 /// Whether a list of objects may begin so.
 fn begins_a_list(head: &[u8]) -> bool {
     let mut scanner = Scanner::new(head);
-    match scanner.peek() {
-        Some(b'[') => scanner.take(b'[') && matches!(scanner.peek(), None | Some(b'{' | b']')),
-        other => other.is_none(),
-    }
+    scanner.at_end() || scanner.take(b'[') && matches!(scanner.peek(), None | Some(b'{' | b']'))
 }
 
 /// The objects that begin in the block from `offset` to `end`.
@@ -186,8 +176,8 @@ fn detection(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<Detection>
         b"image_id" => put(&mut image_id, scanner.integer()?),
         b"category_id" => put(&mut category_id, scanner.integer()?),
         b"score" => put(&mut score, scanner.number()?),
-        b"bbox" => put_optional(&mut bbox, four(scanner)?),
-        b"segmentation" => put_optional(&mut shape, segmentation(scanner, text)?),
+        b"bbox" => put(&mut bbox, four(scanner)?),
+        b"segmentation" => put(&mut shape, segmentation(scanner, text)?),
         _ => scanner.skip(),
     })?;
     let (bbox, segmentation) = (bbox.flatten(), shape.flatten());
@@ -202,33 +192,35 @@ fn four(scanner: &mut Scanner<'_>) -> Option<Option<[f64; 4]>> {
     if scanner.null() {
         return Some(None);
     }
-    let mut values = [0.0; 4];
-    let mut count = 0;
+    match at_most(scanner, Scanner::number)? {
+        (_, 0) => Some(None),
+        (values, 4) => Some(Some(values)),
+        _ => None,
+    }
+}
+
+/// A list of up to `N` values, and how many there are.
+#[inline]
+fn at_most<'a, T: Copy + Default, const N: usize>(
+    scanner: &mut Scanner<'a>,
+    mut read: impl FnMut(&mut Scanner<'a>) -> Option<T>,
+) -> Option<([T; N], usize)> {
+    let (mut values, mut count) = ([T::default(); N], 0);
     scanner.list(|scanner| {
-        *values.get_mut(count)? = scanner.number()?;
+        *values.get_mut(count)? = read(scanner)?;
         count += 1;
         Some(())
     })?;
-    match count {
-        0 => Some(None),
-        4 => Some(Some(values)),
-        _ => None,
-    }
+    Some((values, count))
 }
 
 fn segmentation(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<Option<Segmentation>> {
     match scanner.peek()? {
         b'[' => {
-            let mut polygons = Vec::new();
-            scanner.list(|scanner| {
-                let mut polygon = Vec::new();
-                scanner.list(|scanner| {
-                    polygon.push(scanner.number()?);
-                    Some(())
-                })?;
+            let mut polygons = all(scanner, |scanner| {
+                let mut polygon = all(scanner, Scanner::number)?;
                 polygon.shrink_to_fit();
-                polygons.push(polygon);
-                Some(())
+                Some(polygon)
             })?;
             polygons.shrink_to_fit();
             Some(Some(Segmentation::Polygons(polygons)))
@@ -238,41 +230,25 @@ fn segmentation(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<Option<
     }
 }
 
-enum Counts {
-    Text,
-    Runs(Vec<u32>),
-}
-
 fn mask(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<Rle> {
+    // Of `counts` the runs; none where `text` holds them.
     let (mut size, mut counts) = (None, None);
     scanner.object(|scanner, key| match key {
         b"size" => {
-            let (mut values, mut count) = ([0; 2], 0);
-            scanner.list(|scanner| {
-                *values.get_mut(count)? = scanner.unsigned()?;
-                count += 1;
-                Some(())
-            })?;
+            let (values, count) = at_most::<_, 2>(scanner, Scanner::unsigned)?;
             put(&mut size, (count == 2).then_some(values)?)
         }
         b"counts" if scanner.peek() == Some(b'"') => {
             scanner.text(text)?;
-            put(&mut counts, Counts::Text)
+            put(&mut counts, None)
         }
-        b"counts" => {
-            let mut runs = Vec::new();
-            scanner.list(|scanner| {
-                runs.push(scanner.unsigned()?);
-                Some(())
-            })?;
-            put(&mut counts, Counts::Runs(runs))
-        }
+        b"counts" => put(&mut counts, Some(all(scanner, Scanner::unsigned)?)),
         _ => scanner.skip(),
     })?;
     let [height, width] = size?;
     match counts? {
-        Counts::Text => Rle::from_compressed(height, width, std::str::from_utf8(text).ok()?).ok(),
-        Counts::Runs(runs) => Rle::from_runs(height, width, &runs).ok(),
+        Some(runs) => Rle::from_runs(height, width, &runs).ok(),
+        None => Rle::from_compressed(height, width, std::str::from_utf8(text).ok()?).ok(),
     }
 }
 
@@ -291,6 +267,8 @@ pub(super) fn dataset(bytes: &[u8]) -> Option<RawDataset> {
     Some(RawDataset { images: images?, annotations: annotations?, categories: categories? })
 }
 
+/// A list of any length.
+#[inline]
 fn all<'a, T>(scanner: &mut Scanner<'a>, mut read: impl FnMut(&mut Scanner<'a>) -> Option<T>) -> Option<Vec<T>> {
     let mut values = Vec::new();
     scanner.list(|scanner| {
@@ -304,9 +282,9 @@ fn image(scanner: &mut Scanner<'_>) -> Option<RawImage> {
     let (mut id, mut file_name, mut width, mut height) = (None, None, None, None);
     scanner.object(|scanner, key| match key {
         b"id" => put(&mut id, Integer(scanner.integer()?)),
-        b"file_name" => put_optional(&mut file_name, scanner.optional_string()?),
-        b"width" => put_optional(&mut width, optional_pixels(scanner)?),
-        b"height" => put_optional(&mut height, optional_pixels(scanner)?),
+        b"file_name" => put(&mut file_name, scanner.optional_string()?),
+        b"width" => put(&mut width, optional_pixels(scanner)?),
+        b"height" => put(&mut height, optional_pixels(scanner)?),
         _ => scanner.skip(),
     })?;
     Some(RawImage { id: id?, file_name: file_name.flatten(), width: width.flatten(), height: height.flatten() })
@@ -323,8 +301,8 @@ fn category(scanner: &mut Scanner<'_>) -> Option<RawCategory> {
     let (mut id, mut name, mut supercategory) = (None, None, None);
     scanner.object(|scanner, key| match key {
         b"id" => put(&mut id, Integer(scanner.integer()?)),
-        b"name" => put_optional(&mut name, scanner.optional_string()?),
-        b"supercategory" => put_optional(&mut supercategory, scanner.optional_string()?),
+        b"name" => put(&mut name, scanner.optional_string()?),
+        b"supercategory" => put(&mut supercategory, scanner.optional_string()?),
         _ => scanner.skip(),
     })?;
     Some(RawCategory { id: id?, name: name.flatten(), supercategory: supercategory.flatten() })
@@ -337,12 +315,12 @@ fn annotation(scanner: &mut Scanner<'_>, text: &mut Vec<u8>) -> Option<RawAnnota
         b"id" => put(&mut id, Integer(scanner.integer()?)),
         b"image_id" => put(&mut image_id, Integer(scanner.integer()?)),
         b"category_id" => put(&mut category_id, Integer(scanner.integer()?)),
-        b"bbox" => put_optional(&mut bbox, four(scanner)?),
-        b"area" if scanner.null() => put_optional(&mut area, None),
-        b"area" => put_optional(&mut area, Some(scanner.number()?)),
-        b"iscrowd" => put_optional(&mut iscrowd, flag(scanner)?),
-        b"ignore" => put_optional(&mut ignore, flag(scanner)?),
-        b"segmentation" => put_optional(&mut shape, segmentation(scanner, text)?),
+        b"bbox" => put(&mut bbox, four(scanner)?),
+        b"area" if scanner.null() => put(&mut area, None),
+        b"area" => put(&mut area, Some(scanner.number()?)),
+        b"iscrowd" => put(&mut iscrowd, flag(scanner)?),
+        b"ignore" => put(&mut ignore, flag(scanner)?),
+        b"segmentation" => put(&mut shape, segmentation(scanner, text)?),
         _ => scanner.skip(),
     })?;
     Some(RawAnnotation {

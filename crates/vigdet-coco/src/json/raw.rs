@@ -19,11 +19,8 @@ pub(super) struct RawDataset {
 #[serde(expecting = "an image, {\"id\": ...}")]
 pub(super) struct RawImage {
     pub id: Integer,
-    #[serde(default)]
     pub file_name: Option<String>,
-    #[serde(default)]
     pub width: Option<Pixels>,
-    #[serde(default)]
     pub height: Option<Pixels>,
 }
 
@@ -42,9 +39,7 @@ impl From<RawImage> for Image {
 #[serde(expecting = "a category, {\"id\": ...}")]
 pub(super) struct RawCategory {
     pub id: Integer,
-    #[serde(default)]
     pub name: Option<String>,
-    #[serde(default)]
     pub supercategory: Option<String>,
 }
 
@@ -60,15 +55,10 @@ pub(super) struct RawAnnotation {
     pub id: Integer,
     pub image_id: Integer,
     pub category_id: Integer,
-    #[serde(default)]
     pub bbox: Option<Bbox>,
-    #[serde(default)]
     pub area: Option<f64>,
-    #[serde(default)]
     pub iscrowd: Option<Flag>,
-    #[serde(default)]
     pub ignore: Option<Flag>,
-    #[serde(default)]
     pub segmentation: Option<Segmentation>,
 }
 
@@ -85,10 +75,8 @@ impl RawAnnotation {
 pub(super) struct RawDetection {
     pub image_id: Integer,
     pub category_id: Integer,
-    #[serde(default)]
     pub bbox: Option<Bbox>,
     pub score: f64,
-    #[serde(default)]
     pub segmentation: Option<Segmentation>,
 }
 

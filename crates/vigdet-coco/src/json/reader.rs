@@ -28,10 +28,7 @@ pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
 pub fn read_dataset_with_warnings(path: impl AsRef<Path>) -> Result<(Dataset, Vec<Warning>)> {
     let path = path.as_ref();
     let bytes = read_bytes(path)?;
-    let raw: RawDataset = match fast::dataset(&bytes) {
-        Some(raw) => raw,
-        None => parse(path, &bytes)?,
-    };
+    let raw: RawDataset = fast::dataset(&bytes).map_or_else(|| parse(path, &bytes), Ok)?;
     drop(bytes);
     let overwritten = raw.annotations.iter().filter(|annotation| annotation.ignore_differs()).count();
     let warnings = (overwritten > 0).then_some(Warning::IgnoreOverwritten { annotations: overwritten });
@@ -57,11 +54,8 @@ pub fn read_results(path: impl AsRef<Path>) -> Result<Vec<Detection>> {
     drop(file);
     let bytes = read_bytes(path)?;
     let raw: Vec<RawDetection> = parse(path, &bytes)?;
-    raw.into_iter()
-        .enumerate()
-        .map(|(index, raw)| detection(index, raw))
-        .collect::<Result<_>>()
-        .map_err(|error| error.in_file(path))
+    let detections = raw.into_iter().enumerate().map(|(index, raw)| detection(index, raw));
+    detections.collect::<Result<_>>().map_err(|error| error.in_file(path))
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
@@ -93,25 +87,19 @@ pub(super) fn dataset(raw: RawDataset) -> Result<Dataset> {
     let image_ids = unique("images", images.iter().map(|image| image.id))?;
     let category_ids = unique("categories", categories.iter().map(|category| category.id))?;
     unique("annotations", raw.annotations.iter().map(|annotation| annotation.id.0))?;
-    let annotations = raw
-        .annotations
-        .into_iter()
-        .map(|raw| {
-            let annotation = annotation(raw)?;
-            let Annotation { id, image_id, category_id, .. } = annotation;
-            if !image_ids.contains(&image_id) {
-                return Err(Error::Data(format!(
-                    "annotation {id} is in image {image_id}, which is not among the images"
-                )));
-            }
-            if !category_ids.contains(&category_id) {
-                return Err(Error::Data(format!(
-                    "annotation {id} has category {category_id}, which is not among the categories"
-                )));
-            }
-            Ok(annotation)
-        })
-        .collect::<Result<_>>()?;
+    let checked = |raw: RawAnnotation| {
+        let annotation = annotation(raw)?;
+        let Annotation { id, image_id, category_id, .. } = annotation;
+        let lacks = if !image_ids.contains(&image_id) {
+            format!("is in image {image_id}, which is not among the images")
+        } else if !category_ids.contains(&category_id) {
+            format!("has category {category_id}, which is not among the categories")
+        } else {
+            return Ok(annotation);
+        };
+        Err(Error::Data(format!("annotation {id} {lacks}")))
+    };
+    let annotations = raw.annotations.into_iter().map(checked).collect::<Result<_>>()?;
     Ok(Dataset { images, annotations, categories })
 }
 
@@ -130,12 +118,8 @@ fn annotation(raw: RawAnnotation) -> Result<Annotation> {
     let bbox = match (raw.bbox.and_then(|Bbox(bbox)| bbox), &raw.segmentation) {
         (Some(bbox), _) => bbox,
         (None, Some(Segmentation::Rle(rle))) => rle.bbox(),
-        (None, Some(Segmentation::Polygons(polygons))) if polygons.iter().any(|polygon| polygon.len() >= 2) => {
-            extent(polygons)
-        }
-        (None, _) => {
-            return Err(Error::Data(format!("annotation {id} has neither a `bbox` nor a `segmentation`")));
-        }
+        (None, Some(Segmentation::Polygons(shape))) if shape.iter().any(|polygon| polygon.len() >= 2) => extent(shape),
+        (None, _) => return Err(Error::Data(format!("annotation {id} has neither a `bbox` nor a `segmentation`"))),
     };
     Ok(Annotation {
         id,

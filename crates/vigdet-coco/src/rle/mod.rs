@@ -147,7 +147,7 @@ impl Rle {
         let mut union: Vec<u32> = Vec::new();
         for (index, polygon) in polygons.iter().enumerate() {
             polygon::fill(&mut runs, polygon, index, height, width)?;
-            union = if index == 0 { runs.clone() } else { overlap::merge(&union, &runs, overlap::Join::Union) };
+            union = if index == 0 { runs.clone() } else { overlap::merge(&union, &runs, |a, b| a || b) };
         }
         Ok(Rle::from_sound_runs(height, width, &union))
     }
@@ -197,29 +197,29 @@ impl Rle {
 
     /// The mask of the pixels in any of the masks (`merge` of pycocotools). The empty mask of 0 × 0 for none.
     pub fn union(masks: &[Rle]) -> Result<Rle, MaskError> {
-        Rle::join(masks, overlap::Join::Union)
+        Rle::join(masks, |a, b| a || b)
     }
 
     /// The mask of the pixels in all of the masks (`merge` of pycocotools with `intersect`).
     pub fn intersection(masks: &[Rle]) -> Result<Rle, MaskError> {
-        Rle::join(masks, overlap::Join::Intersection)
+        Rle::join(masks, |a, b| a && b)
     }
 
-    fn join(masks: &[Rle], how: overlap::Join) -> Result<Rle, MaskError> {
+    fn join(masks: &[Rle], how: impl Fn(bool, bool) -> bool) -> Result<Rle, MaskError> {
         let Some(first) = masks.first() else { return Ok(Rle::from_sound_runs(0, 0, &[])) };
         let mut runs: Vec<u32> = first.runs().collect();
         for mask in &masks[1..] {
             if mask.size() != first.size() {
                 return Err(MaskError::SizesDiffer { a: first.size(), b: mask.size() });
             }
-            runs = overlap::merge(&runs, &mask.runs().collect::<Vec<_>>(), how);
+            runs = overlap::merge(&runs, &mask.runs().collect::<Vec<_>>(), &how);
         }
         Ok(Rle::from_sound_runs(first.height, first.width, &runs))
     }
 
     /// Runs that are known to be right.
     fn from_sound_runs(height: u32, width: u32, runs: &[u32]) -> Rle {
-        let extent = Extent::of(runs.iter().copied(), height, width);
+        let extent = Extent::of(runs, height, width);
         Rle::new(height, width, text::compress(runs).into(), extent)
     }
 
@@ -292,9 +292,6 @@ fn check_size(height: u32, width: u32) -> Result<(), MaskError> {
 }
 
 fn check_sum(height: u32, width: u32, sum: u64) -> Result<(), MaskError> {
-    if sum == u64::from(height) * u64::from(width) {
-        Ok(())
-    } else {
-        Err(MaskError::WrongSum { sum, height, width })
-    }
+    let right = sum == u64::from(height) * u64::from(width);
+    right.then_some(()).ok_or(MaskError::WrongSum { sum, height, width })
 }

@@ -2,28 +2,17 @@
 
 use super::Rle;
 
-/// How masks are joined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Join {
-    Union,
-    Intersection,
-}
-
-/// Runs of two masks of the same size, joined.
+/// Runs of the mask of those pixels for which `join` says so, from whether two masks of the same size have them.
 ///
 /// Advances as `rleMerge` does, one run of each mask a step, and like it stops where both are used up: zero runs inside
 /// a mask (which no encoder writes) give its result too.
-pub(super) fn merge(a: &[u32], b: &[u32], how: Join) -> Vec<u32> {
+pub(super) fn merge(a: &[u32], b: &[u32], join: impl Fn(bool, bool) -> bool) -> Vec<u32> {
     let mut runs = Vec::with_capacity(a.len() + b.len());
     let mut length = 0u32;
     let mut value = false;
-    both(a.iter().copied(), b.iter().copied(), |step, in_a, in_b, after_a, after_b, done| {
-        let _ = (in_a, in_b);
+    both(a.iter().copied(), b.iter().copied(), |step, _, _, after_a, after_b, done| {
         length = length.wrapping_add(step);
-        let next = match how {
-            Join::Union => after_a || after_b,
-            Join::Intersection => after_a && after_b,
-        };
+        let next = join(after_a, after_b);
         if next != value || done {
             runs.push(length);
             length = 0;
@@ -79,13 +68,11 @@ pub(crate) struct Extent {
 
 impl Extent {
     /// Of a mask of `height` × `width` pixels with these runs.
-    pub(super) fn of(runs: impl Iterator<Item = u32>, height: u32, width: u32) -> Extent {
+    pub(super) fn of(runs: &[u32], height: u32, width: u32) -> Extent {
         let mut measure = Measure::new(height, width);
-        let mut runs = runs;
-        while let Some(background) = runs.next() {
-            measure.skip(background);
-            let Some(object) = runs.next() else { break };
-            measure.cover(object);
+        for pair in runs.chunks(2) {
+            measure.skip(pair[0]);
+            pair.get(1).into_iter().for_each(|&object| measure.cover(object));
         }
         measure.extent()
     }
@@ -114,6 +101,7 @@ impl Extent {
 }
 
 /// Finds area and box of a mask from its runs, one after the other, as `rleArea` and `rleToBbox` do.
+#[derive(Default)]
 pub(super) struct Measure {
     height: u32,
     /// 2⁶⁴ / height, rounded up.
@@ -134,18 +122,7 @@ impl Measure {
     pub(super) fn new(height: u32, width: u32) -> Measure {
         // A factor of 0 stands for division by 1, whose own does not fit.
         let factor = (u64::MAX / u64::from(height.max(1))).wrapping_add(1);
-        Measure {
-            height,
-            factor,
-            left: width,
-            top: height,
-            right: 0,
-            bottom: 0,
-            area: 0,
-            empty: true,
-            plain: true,
-            position: 0,
-        }
+        Measure { height, factor, left: width, top: height, empty: true, plain: true, ..Measure::default() }
     }
 
     /// Division by multiplication (Lemire, Kaser and Kurz, 2019): exact for 32 bits, and measuring is mostly division.

@@ -3,10 +3,8 @@
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
-use serde_json::Value;
 
-/// What a step's line holds besides the parts of the loss.
-const NOT_PARTS: [&str; 7] = ["iter", "epoch", "loss", "lr", "grad_norm", "seconds", "data_wait"];
+use crate::runs::{Evaluation, Line, Step};
 
 /// Numbers of one name over the steps of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +40,8 @@ impl RunLog {
             .with_context(|| format!("cannot read the log {} (is this the folder of a run?)", path.display()))?;
         let mut log = Self::default();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            match serde_json::from_str::<Value>(line) {
-                Ok(entry) => log.add(&entry),
+            match Line::parse(line) {
+                Ok(line) => log.add(line),
                 Err(_) if !text.ends_with('\n') && number + 1 == text.lines().count() => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("{}, line {}", path.display(), number + 1));
@@ -58,41 +56,29 @@ impl RunLog {
         Ok(log)
     }
 
-    /// Whether the evaluations are those of a classifier.
-    pub fn is_of_classifier(&self) -> bool {
-        self.metrics.iter().any(|series| series.name == "top-1")
-    }
-
-    fn add(&mut self, entry: &Value) {
-        let Some(iter) = entry["iter"].as_u64() else { return };
-        let at = iter as f64;
-        self.steps = self.steps.max(iter);
-        if let Some(metrics) = entry["bbox"].as_object() {
-            for (name, value) in metrics {
-                if let Some(value) = value.as_f64().filter(|v| *v >= 0.0) {
-                    push(&mut self.metrics, name, (at, value));
+    fn add(&mut self, line: Line) {
+        let at = line.iter() as f64;
+        self.steps = self.steps.max(line.iter());
+        match line {
+            Line::Step(Step { loss, parts, lr, .. }) => {
+                push(&mut self.losses, "loss", (at, loss));
+                parts.iter().for_each(|(name, value)| push(&mut self.losses, name, (at, *value)));
+                self.lr.push((at, lr));
+            }
+            Line::Evaluation(Evaluation { found, .. }) => {
+                let boxes = found.get("bbox").and_then(|boxes| boxes.as_object()).into_iter().flatten();
+                let boxes = boxes.map(|(name, value)| (name.as_str(), Some(value)));
+                let named = [
+                    ("mask AP", found.get("segm").and_then(|masks| masks.get("AP"))),
+                    ("top-1", found.get("top1")),
+                    ("top-5", found.get("top5")),
+                ];
+                for (name, value) in boxes.chain(named) {
+                    if let Some(value) = value.and_then(|v| v.as_f64()).filter(|v| *v >= 0.0) {
+                        push(&mut self.metrics, name, (at, value));
+                    }
                 }
             }
-            if let Some(value) = entry["segm"]["AP"].as_f64().filter(|v| *v >= 0.0) {
-                push(&mut self.metrics, "mask AP", (at, value));
-            }
-            return;
-        }
-        if let Some(top1) = entry["top1"].as_f64() {
-            push(&mut self.metrics, "top-1", (at, top1));
-            if let Some(top5) = entry["top5"].as_f64() {
-                push(&mut self.metrics, "top-5", (at, top5));
-            }
-            return;
-        }
-        let parts = entry.as_object().into_iter().flatten().filter(|(name, _)| !NOT_PARTS.contains(&name.as_str()));
-        for (name, value) in std::iter::once(("loss", &entry["loss"])).chain(parts.map(|(n, v)| (n.as_str(), v))) {
-            if let Some(value) = value.as_f64() {
-                push(&mut self.losses, name, (at, value));
-            }
-        }
-        if let Some(lr) = entry["lr"].as_f64() {
-            self.lr.push((at, lr));
         }
     }
 }

@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
 use serde_json::{Map, Value};
 use tch::Device;
 use vigdet_coco::eval::{evaluate, IouType, Params, Warning, STAT_NAMES};
+use vigdet_coco::output::Outputs;
 use vigdet_coco::types::{Detection, Segmentation};
 
-use super::run_dir::write_text;
+use crate::classes::{list, Class, Classes};
 use crate::config::DataConfig;
-use crate::data::{Class, CocoDataset, ImageInfo, Loader, LoaderOptions};
+use crate::data::{CocoDataset, ImageInfo, Loader, LoaderOptions};
 use crate::detect::{Detections, Detector};
+use crate::nn::precision::autocast;
+use crate::runs::{write_text, RunDir};
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,8 +93,8 @@ impl Evaluation {
 pub struct Results {
     /// Boxes, for bbox.json.
     pub boxes: Vec<Detection>,
-    /// From a detector that gives them, the masks of the same detections, for segm.json: without boxes, since pycocotools would take its areas
-    /// from those.
+    /// From a detector that gives them, the masks of the same detections, for segm.json: without boxes, since
+    /// pycocotools would take its areas from those.
     pub masks: Option<Vec<Detection>>,
 }
 
@@ -102,14 +105,16 @@ pub struct Evaluator {
     loader: Loader,
     /// Category id of each label of the detector; `None`: the split has no such class.
     categories: Vec<Option<i64>>,
+    /// What people should know of classes that only one side has.
+    notes: Vec<String>,
+    amp: bool,
 }
 
 impl Evaluator {
-    /// `classes`: (category id, name) of each label of the detector. `masks`: whether it gives masks. `batch_size`: images that go through it
-    /// at once.
+    /// `classes`: those of the detector's labels. `masks`: whether it gives masks. `batch_size`: images that go
+    /// through it at once. `amp`: mixed precision, on CUDA.
     ///
-    /// A class of the detector is the split's category of the same id and name, or else of the same name, or else of the same id where the split
-    /// has no name for it.
+    /// A class of the detector is the split's category that [`Classes::find`] finds for it.
     ///
     /// # Errors
     /// If the split has none of the classes, or no masks for a detector that gives them.
@@ -117,34 +122,59 @@ impl Evaluator {
         dataset: Arc<CocoDataset>,
         config: &DataConfig,
         batch_size: usize,
-        classes: &[(i64, String)],
+        classes: &Classes,
         masks: bool,
+        amp: bool,
     ) -> Result<Self> {
         let own = dataset.classes();
-        let categories: Vec<Option<i64>> = classes.iter().map(|(id, name)| category_of(own, *id, name)).collect();
-        if categories.iter().all(Option::is_none) {
-            let names = |names: Vec<&str>| names.into_iter().take(4).collect::<Vec<_>>().join(", ");
+        let found: Vec<Option<&Class>> = classes.iter().map(|class| Some(&own[own.find(class)?])).collect();
+        if found.iter().all(Option::is_none) {
             bail!(
-                "the detector's classes ({}, …) are none of those of the data ({}, …)",
-                names(classes.iter().map(|c| c.1.as_str()).collect()),
-                names(own.iter().map(|c| c.name.as_str()).collect())
+                "the detector's classes ({}) are none of those of the data ({})",
+                list(classes.names()),
+                list(own.names())
             );
         }
         if masks {
             dataset.check_masks()?;
         }
+        let unknown: Vec<&Class> = own.iter().filter(|class| !found.contains(&Some(class))).collect();
+        let unknown: Vec<String> = unknown
+            .into_iter()
+            .map(|class| (class, dataset.objects_of(class.id)))
+            .filter(|(_, objects)| *objects > 0)
+            .map(|(class, objects)| format!("{} ({objects} objects)", class.name))
+            .collect();
+        let mut notes = Vec::new();
+        if !unknown.is_empty() {
+            notes.push(format!(
+                "the detector does not know {} of its classes, which it cannot find and which lower AP: {}",
+                unknown.len(),
+                list(unknown)
+            ));
+        }
+        let absent = classes.iter().zip(&found).filter(|(class, found)| found.is_none() && !class.name.is_empty());
+        let absent: Vec<&str> = absent.map(|(class, _)| class.name.as_str()).collect();
+        if !absent.is_empty() {
+            notes.push(format!(
+                "{} classes of the detector are not in it, and what is seen of them does not count: {}",
+                absent.len(),
+                list(absent)
+            ));
+        }
+        let categories = found.into_iter().map(|class| Some(class?.id)).collect();
         let options = LoaderOptions { batch_size, train: false, seed: 0 };
         let loader = Loader::new(dataset.clone(), config, options)?;
-        Ok(Self { dataset, loader, categories })
+        Ok(Self { dataset, loader, categories, notes, amp })
     }
 
-    /// Names of the detector's classes that the split does not have: what is detected of them counts for nothing.
-    pub fn classes_without_category(&self) -> usize {
-        self.categories.iter().filter(|c| c.is_none()).count()
+    /// What people should know of classes that only the detector or only the split has, each a line.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
-    /// Everything the detector sees. `progress` hears how many of how many images are done, and ends the work with `false`:
-    /// then there is no result.
+    /// Everything the detector sees. `progress` hears how many of how many images are done, and ends the work with
+    /// `false`: then there is no result.
     pub fn detect(
         &self,
         detector: &dyn Detector,
@@ -156,7 +186,9 @@ impl Evaluator {
         for batch in self.loader.epoch(0, 0) {
             let mut batch = batch?;
             batch.images = batch.images.to_device(device);
-            let found = detector.detect(&batch)?;
+            // Results on CPUs shall not depend on the instructions that they have.
+            let amp = self.amp && device.is_cuda();
+            let found = autocast(amp, device, || detector.detect(&batch))?;
             for (info, found) in batch.infos.iter().zip(&found) {
                 self.to_coco(info, found, &mut all);
             }
@@ -194,28 +226,31 @@ impl Evaluator {
 
     /// Writes results into a folder: bbox.json and, if there are masks, segm.json. Gives the files.
     pub fn write_results(&self, folder: &Path, results: &Results) -> Result<Vec<PathBuf>> {
-        let parts = [("bbox.json", Some(&results.boxes)), ("segm.json", results.masks.as_ref())];
+        let run = RunDir::at(folder);
+        let parts = [(run.detections(), Some(&results.boxes)), (run.masks(), results.masks.as_ref())];
         parts
             .into_iter()
-            .filter_map(|(name, part)| Some((folder.join(name), part?)))
+            .filter_map(|(path, part)| Some((path, part?)))
             .map(|(path, part)| {
-                vigdet_coco::write_results(&path, part).with_context(|| format!("cannot write {}", path.display()))?;
+                // With a checksum in the folder's list.
+                Outputs::default().replace(&path, |out| Ok(serde_json::to_writer(out, part)?))?;
                 Ok(path)
             })
             .collect()
     }
 
-    /// Writes which annotations detections on this split belong to: the annotation file, or a copy of the part that is used.
+    /// Writes which annotations detections on this split belong to: the annotation file, or a copy of the part that is
+    /// used.
     pub fn write_ground_truth(&self, annotations: &Path, whole: bool, folder: &Path) -> Result<()> {
         let mut path = std::fs::canonicalize(annotations).unwrap_or_else(|_| annotations.to_path_buf());
         if !whole {
-            path = folder.join("ground_truth_used.json");
-            vigdet_coco::write_dataset(&path, self.dataset.ground_truth())
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            path = RunDir::at(folder).used_ground_truth();
+            let truth = self.dataset.ground_truth();
+            Outputs::default().replace(&path, |out| Ok(serde_json::to_writer(out, truth)?))?;
             path = std::fs::canonicalize(&path).unwrap_or(path);
         }
         let text = serde_json::to_string_pretty(&serde_json::json!({ "annotations": path }))? + "\n";
-        write_text(&folder.join("ground_truth.json"), &text)
+        write_text(&RunDir::at(folder).ground_truth(), &text)
     }
 
     fn to_coco(&self, info: &ImageInfo, found: &Detections, out: &mut Results) {
@@ -232,15 +267,6 @@ impl Evaluator {
             out.boxes.push(Detection { bbox, ..bare });
         }
     }
-}
-
-/// The id of the category of a split that a detector's class is, if there is one.
-fn category_of(own: &[Class], id: i64, name: &str) -> Option<i64> {
-    let named = |class: &&Class| class.name == name && !name.is_empty();
-    // Names need not be unique: of several, the one with the same id is meant.
-    let same = own.iter().find(|class| named(class) && class.id == id);
-    let found = same.or_else(|| own.iter().find(named));
-    found.or_else(|| own.iter().find(|class| class.id == id && class.name.is_empty())).map(|class| class.id)
 }
 
 /// Pixels to a thousandth: what is written is what is scored, and files stay half as long.
@@ -322,9 +348,9 @@ mod tests {
         categories: &[i64],
     ) -> (Vec<(i64, i64)>, f64) {
         let dataset = CocoDataset::from_dataset(truth.clone(), folder.into(), None, false, false).unwrap();
-        let classes: Vec<(i64, String)> = classes.iter().map(|(id, name)| (*id, name.to_string())).collect();
+        let classes: Classes = classes.iter().copied().collect();
         let config = DataConfig { size: [48, 64], workers: 1, ..DataConfig::default() };
-        let evaluator = Evaluator::new(Arc::new(dataset), &config, 2, &classes, false).unwrap();
+        let evaluator = Evaluator::new(Arc::new(dataset), &config, 2, &classes, false, false).unwrap();
         let oracle = Oracle { truth: truth.clone(), categories: categories.to_vec() };
         let results = evaluator.detect(&oracle, Device::Cpu, |_, _| true).unwrap().unwrap();
         let ids = results.boxes.iter().map(|d| (d.image_id, d.category_id)).collect();
@@ -358,8 +384,8 @@ mod tests {
         let first = truth.annotations.swap_remove(0);
         truth.annotations = vec![Annotation { bbox, area: 800.0, segmentation: seen.clone(), ..first }];
         let dataset = CocoDataset::from_dataset(truth.clone(), folder.path().into(), None, false, false).unwrap();
-        let classes = [(3, "dark".to_string())];
-        let evaluator = Evaluator::new(Arc::new(dataset), &DataConfig::default(), 1, &classes, true).unwrap();
+        let classes: Classes = [(3, "dark")].into_iter().collect();
+        let evaluator = Evaluator::new(Arc::new(dataset), &DataConfig::default(), 1, &classes, true, false).unwrap();
         // A false alarm as large comes first.
         let alarm = triangle([24.0, 8.0, 64.0, 8.0, 64.0, 48.0]);
         let boxes = [(0.9, [24.0, 8.0, 40.0, 40.0]), (0.5, bbox)].map(|(score, bbox)| Detection {

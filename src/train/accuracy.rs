@@ -67,18 +67,18 @@ impl Accuracy {
         entries.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
 
-    /// [`Accuracy::summary_json`], and `"per_class": {NAME: {"top1", "top5", "images"}}` of the classes that have images.
+    /// [`Accuracy::summary_json`], and `"per_class": {NAME: {"top1", "top5", "images"}}` of the classes that have
+    /// images.
     pub fn to_json(&self) -> Map<String, Value> {
         let mut all = self.summary_json();
-        let share = |part: usize, whole: usize| part as f64 / whole as f64;
         let per_class: Map<String, Value> = self
             .classes
             .iter()
             .zip(&self.counts)
             .filter(|(_, count)| count.images > 0)
             .map(|(name, c)| {
-                let values =
-                    json!({ "top1": share(c.first, c.images), "top5": share(c.five, c.images), "images": c.images });
+                let [top1, top5] = [c.first, c.five].map(|right| right as f64 / c.images as f64);
+                let values = json!({ "top1": top1, "top5": top5, "images": c.images });
                 (name.clone(), values)
             })
             .collect();
@@ -90,13 +90,13 @@ impl Accuracy {
     pub fn class_lines(&self, most: usize) -> String {
         let mut classes: Vec<(&String, &Count)> =
             self.classes.iter().zip(&self.counts).filter(|(_, count)| count.images > 0).collect();
-        let share = |c: &Count| c.first as f64 / c.images as f64;
-        classes.sort_by(|a, b| share(a.1).total_cmp(&share(b.1)));
+        let fraction = |c: &Count| c.first as f64 / c.images as f64;
+        classes.sort_by(|a, b| fraction(a.1).total_cmp(&fraction(b.1)));
         let width = classes.iter().take(most).map(|c| c.0.chars().count()).max().unwrap_or(0);
         let lines = classes
             .iter()
             .take(most)
-            .map(|(name, c)| format!("  {name:width$}  {:.3}  of {} images\n", share(c), c.images));
+            .map(|(name, c)| format!("  {name:width$}  {:.3}  of {} images\n", fraction(c), c.images));
         let mut text: String = lines.collect();
         if classes.len() > most {
             text += &format!("  … and {} better ones\n", classes.len() - most);
@@ -135,7 +135,8 @@ impl ClassEvaluator {
         self.loader.skipped()
     }
 
-    /// Counts over the whole split. `progress` hears how many of how many images are done, and ends the work with `false`: then there is no result.
+    /// Counts over the whole split. `progress` hears how many of how many images are done, and ends the work with
+    /// `false`: then there is no result.
     ///
     /// # Errors
     /// If no image of the split can be read.

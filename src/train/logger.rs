@@ -6,53 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use serde_json::{json, Map, Value};
 use vigdet_coco::eval::Warning;
 
 use super::events::EventWriter;
 use super::notices::Notices;
-use super::run_dir::RunDir;
+use crate::console::say;
+use crate::runs::{Evaluation, Line, RunDir, Step};
 
 /// How often a run that has no terminal to draw on prints a line.
 const LINE_EVERY: Duration = Duration::from_secs(20);
 /// Steps that are timed before the first guess at how long a run will take.
 const STEPS_TO_GUESS: u64 = 5;
-
-/// One step.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Step {
-    /// Number of the step, from 1.
-    pub iter: u64,
-    /// Number of the epoch, from 1.
-    pub epoch: usize,
-    /// Sum of the parts.
-    pub loss: f64,
-    /// Each part of the loss.
-    pub parts: Vec<(&'static str, f64)>,
-    /// Learning rate, without the factor of the backbone.
-    pub lr: f64,
-    /// 2-norm of the gradient, before clipping.
-    pub grad_norm: f64,
-    /// Seconds that the step took, waiting for data included.
-    pub seconds: f64,
-    /// Seconds of it that were spent waiting for data.
-    pub data_wait: f64,
-}
-
-impl Step {
-    fn to_json(&self) -> Value {
-        let mut line = Map::new();
-        line.insert("iter".into(), self.iter.into());
-        line.insert("epoch".into(), self.epoch.into());
-        line.insert("loss".into(), self.loss.into());
-        line.extend(self.parts.iter().map(|(name, value)| (name.to_string(), (*value).into())));
-        line.insert("lr".into(), self.lr.into());
-        line.insert("grad_norm".into(), self.grad_norm.into());
-        line.insert("seconds".into(), self.seconds.into());
-        line.insert("data_wait".into(), self.data_wait.into());
-        Value::Object(line)
-    }
-}
 
 /// Writes a run's log and shows how it goes.
 #[derive(Debug)]
@@ -107,8 +71,10 @@ impl Logger {
     }
 
     /// A step was done; after it, `evaluations` evaluations are left in the run.
-    pub fn step(&mut self, step: &Step, evaluations: usize) -> Result<()> {
-        self.line(&step.to_json())?;
+    pub fn step(&mut self, step: Step, evaluations: usize) -> Result<()> {
+        let line = Line::Step(step);
+        self.line(&line)?;
+        let Line::Step(step) = line else { return Ok(()) };
         let mut scalars = vec![("loss/total".to_string(), step.loss)];
         scalars.extend(step.parts.iter().map(|(name, value)| (format!("loss/{name}"), *value)));
         scalars.push(("lr".into(), step.lr));
@@ -149,22 +115,11 @@ impl Logger {
         Ok(())
     }
 
-    /// An evaluation was done: what the log says of it, and tags and values for TensorBoard.
-    pub fn evaluation(
-        &mut self,
-        iter: u64,
-        epoch: usize,
-        found: Map<String, Value>,
-        scalars: &[(String, f64)],
-        seconds: f64,
-    ) -> Result<()> {
-        self.evaluation = seconds;
-        let mut line = json!({ "iter": iter, "epoch": epoch });
-        if let Value::Object(line) = &mut line {
-            line.extend(found);
-            line.insert("seconds".into(), json!(seconds));
-        }
-        self.line(&line)?;
+    /// An evaluation was done; `scalars`: tags and values for TensorBoard.
+    pub fn evaluation(&mut self, evaluation: Evaluation, scalars: &[(String, f64)]) -> Result<()> {
+        self.evaluation = evaluation.seconds;
+        let iter = evaluation.iter;
+        self.line(&Line::Evaluation(evaluation))?;
         self.events.scalars(iter, scalars.iter().map(|(tag, value)| (tag.as_str(), *value)))
     }
 
@@ -176,7 +131,7 @@ impl Logger {
     /// Prints a line above the bar.
     pub fn say(&mut self, text: &str) {
         self.printed = Instant::now();
-        self.bar.suspend(|| println!("{text}"));
+        self.bar.suspend(|| say(text));
     }
 
     /// Prints which images of a split could not be read, and why, but for those that it was said of before.
@@ -204,8 +159,8 @@ impl Logger {
         self.bar.finish_and_clear();
     }
 
-    fn line(&mut self, value: &Value) -> Result<()> {
+    fn line(&mut self, line: &Line) -> Result<()> {
         // One write, so that a kill leaves whole lines but for the last.
-        self.file.write_all(format!("{value}\n").as_bytes()).context("cannot write log.jsonl")
+        self.file.write_all(format!("{}\n", line.to_json()).as_bytes()).context("cannot write log.jsonl")
     }
 }

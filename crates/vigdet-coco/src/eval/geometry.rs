@@ -4,7 +4,7 @@ use super::group::{Member, Ranked, Scope};
 use super::warning::Warning;
 use super::IouType;
 use crate::error::{Error, Result};
-use crate::rle::{box_iou, runs_iou, Extent, Rle};
+use crate::rle::{box_iou, runs_iou, Extent, MaskError, Rle};
 use crate::types::{Annotation, Dataset, Detection, Segmentation};
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -218,9 +218,8 @@ impl<'a> Shapes<'a> {
         let Some(segmentation) = &annotation.segmentation else {
             return Err(Error::Data(format!("annotation {id} has no segmentation, which a mask evaluation needs")));
         };
-        let rle = self
-            .draw(segmentation, member.image)
-            .map_err(|error| Error::Data(format!("annotation {id}, segmentation: {error}")))?;
+        let drawn = self.draw(segmentation, member.image);
+        let rle = drawn.map_err(|error| Error::Data(format!("annotation {id}, segmentation: {error}")))?;
         Ok(Mask { size: rle.size(), extent: rle.extent(), runs: rle.runs().collect() })
     }
 
@@ -228,9 +227,7 @@ impl<'a> Shapes<'a> {
         let detection = &self.detections[ranked.index as usize];
         let drawn = match (&detection.segmentation, detection.bbox) {
             (Some(segmentation), _) => self.draw(segmentation, ranked.image),
-            (None, Some(bbox)) => self.size(ranked.image).and_then(|(height, width)| {
-                Rle::from_box(height, width, bbox).map(Cow::Owned).map_err(|error| error.to_string())
-            }),
+            (None, Some(bbox)) => self.on_image(ranked.image, |height, width| Rle::from_box(height, width, bbox)),
             (None, None) => return Err(neither(ranked.index)),
         };
         drawn.map_err(|error| Error::Data(format!("result {}, segmentation: {error}", ranked.index)))
@@ -239,20 +236,22 @@ impl<'a> Shapes<'a> {
     fn draw<'b>(&self, segmentation: &'b Segmentation, image: u32) -> std::result::Result<Cow<'b, Rle>, String> {
         match segmentation {
             Segmentation::Rle(rle) => Ok(Cow::Borrowed(rle)),
-            Segmentation::Polygons(polygons) => self.size(image).and_then(|(height, width)| {
-                Rle::from_polygons(height, width, polygons).map(Cow::Owned).map_err(|error| error.to_string())
-            }),
+            Segmentation::Polygons(polygons) => {
+                self.on_image(image, |height, width| Rle::from_polygons(height, width, polygons))
+            }
         }
     }
 
-    /// Height and width of an image that something is to be drawn on.
-    fn size(&self, image: u32) -> std::result::Result<(u32, u32), String> {
+    /// What `draw` draws on an image of this height and width.
+    fn on_image<'b>(
+        &self,
+        image: u32,
+        draw: impl FnOnce(u32, u32) -> std::result::Result<Rle, MaskError>,
+    ) -> std::result::Result<Cow<'b, Rle>, String> {
+        const LACKS: &str = "to draw it the width and the height of its image are needed, which the ground truth lacks";
         match self.sizes[image as usize] {
-            (0, _) | (_, 0) => {
-                Err("to draw it the width and the height of its image are needed, which the ground truth lacks"
-                    .to_owned())
-            }
-            size => Ok(size),
+            (0, _) | (_, 0) => Err(LACKS.to_owned()),
+            (height, width) => draw(height, width).map(Cow::Owned).map_err(|error| error.to_string()),
         }
     }
 }

@@ -1,16 +1,16 @@
-//! What is written so that a run can be used and can go on.
+//! What is written so that a run can be used and can go on: its newest weights, and its state.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
-use tch::{nn, Tensor};
+use tch::Tensor;
 
 use super::ema::Ema;
 use super::optimizer::Optimizer;
-use super::run_dir::RunDir;
-use crate::weights::{self, sorted_variables, write_tensors, Metadata, WeightFile};
+use crate::runs::RunDir;
+use crate::weights::{self, previous, write_tensors, Checkpoint, Metadata};
 
 /// Prefixes of the parts of a state file.
 const MODEL: &str = "model.";
@@ -54,80 +54,95 @@ pub struct Best {
     pub iter: u64,
 }
 
-/// Writes a run's newest weights for others (their average, where there is one), then the state for a resumed run.
-pub fn save(
-    run: &RunDir,
-    store: &nn::VarStore,
-    metadata: &Metadata,
-    optimizer: &Optimizer,
-    mut ema: Option<&mut Ema>,
-    progress: &Progress,
-) -> Result<()> {
-    if let Some(ema) = &mut ema {
-        ema.swap();
-    }
-    let saved = weights::save(store, &run.last(), metadata);
-    if let Some(ema) = &mut ema {
-        ema.swap();
-    }
-    saved?;
-    save_state(&run.state(), &sorted_variables(store), optimizer, ema.as_deref(), progress)
+/// What a run goes on from, beside its weights.
+pub struct State<'a> {
+    /// Variables of the model, by name.
+    pub variables: &'a [(String, Tensor)],
+    /// What its optimizer remembers.
+    pub optimizer: &'a mut Optimizer,
+    /// The average of the weights, where there is one.
+    pub ema: Option<&'a mut Ema>,
 }
 
-/// Writes everything that a resumed run needs: variables, optimizer, average, progress.
-pub fn save_state(
-    path: &Path,
-    variables: &[(String, Tensor)],
-    optimizer: &Optimizer,
-    ema: Option<&Ema>,
-    progress: &Progress,
-) -> Result<()> {
-    let mut tensors = Vec::new();
-    let mut add = |prefix: &str, entries: Vec<(String, Tensor)>| {
-        tensors.extend(entries.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
-    };
-    add(MODEL, variables.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect());
-    add(OPTIMIZER, optimizer.state());
-    add(EMA, ema.map(Ema::averages).unwrap_or_default());
-    let metadata = Metadata::from([(PROGRESS.to_string(), serde_json::to_string(progress)?)]);
-    write_tensors(&tensors, path, &metadata)
+impl State<'_> {
+    /// Writes a run's newest weights for others (their average, where there is one), then everything that a resumed
+    /// run needs: variables, optimizer, average, progress. The files that were there before stay beside them
+    /// ([`previous`]).
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&mut self, run: &RunDir, metadata: &Metadata, progress: &Progress) -> Result<()> {
+        self.swap();
+        let saved = save_weights(&run.last(), self.variables, metadata);
+        self.swap();
+        saved?;
+        let mut tensors = Vec::new();
+        let mut add = |prefix: &str, entries: Vec<(String, Tensor)>| {
+            tensors.extend(entries.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
+        };
+        add(MODEL, self.variables.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect());
+        add(OPTIMIZER, self.optimizer.state());
+        add(EMA, self.ema.as_deref().map(Ema::averages).unwrap_or_default());
+        let mut metadata = metadata.clone();
+        metadata.insert(PROGRESS.to_string(), serde_json::to_string(progress)?);
+        keep_previous(&run.state())?;
+        write_tensors(&tensors, &run.state(), &metadata)
+    }
+
+    /// Takes up what [`State::save`] wrote.
+    ///
+    /// # Errors
+    /// If the file is for another model or optimizer.
+    pub fn load(&mut self, saved: &Checkpoint, progress: &Progress) -> Result<()> {
+        self.load_parts(saved, progress).with_context(|| format!("cannot resume from {}", saved.path().display()))
+    }
+
+    fn load_parts(&mut self, saved: &Checkpoint, progress: &Progress) -> Result<()> {
+        let names = saved.file().names()?;
+        let part = |prefix: &str| -> Result<HashMap<String, Tensor>> {
+            let names = names.iter().filter_map(|name| Some((name, name.strip_prefix(prefix)?)));
+            names.map(|(name, own)| Ok((own.to_string(), saved.file().tensor(name)?))).collect()
+        };
+        copy(self.variables, &part(MODEL)?)?;
+        self.optimizer.load_state(&part(OPTIMIZER)?)?;
+        if let Some(ema) = &mut self.ema {
+            copy(&ema.averages(), &part(EMA)?)?;
+            ema.resume(progress.ema_updates);
+        }
+        Ok(())
+    }
+
+    fn swap(&mut self) {
+        if let Some(ema) = &mut self.ema {
+            ema.swap();
+        }
+    }
 }
 
-/// Takes up what [`save_state`] wrote.
+/// Writes weights in place of older ones, which stay beside them ([`previous`]).
 ///
 /// # Errors
-/// If the file is broken or is for another model or optimizer.
-pub fn load_state(
-    path: &Path,
-    variables: &[(String, Tensor)],
-    optimizer: &mut Optimizer,
-    ema: Option<&mut Ema>,
-) -> Result<Progress> {
-    load_parts(path, variables, optimizer, ema).with_context(|| format!("cannot resume from {}", path.display()))
+/// If the file cannot be written.
+pub fn save_weights(path: &Path, variables: &[(String, Tensor)], metadata: &Metadata) -> Result<()> {
+    keep_previous(path)?;
+    weights::write_tensors(variables, path, metadata)
 }
 
-fn load_parts(
-    path: &Path,
-    variables: &[(String, Tensor)],
-    optimizer: &mut Optimizer,
-    ema: Option<&mut Ema>,
-) -> Result<Progress> {
-    let file = WeightFile::open(path)?;
-    let metadata = file.metadata();
-    let progress = metadata.get(PROGRESS).context("it does not say where its run was")?;
-    let progress: Progress = serde_json::from_str(progress).context("it does not say where its run was")?;
-    let names = file.names()?;
-    let part = |prefix: &str| -> Result<HashMap<String, Tensor>> {
-        let names = names.iter().filter_map(|name| Some((name, name.strip_prefix(prefix)?)));
-        names.map(|(name, own)| Ok((own.to_string(), file.tensor(name)?))).collect()
-    };
-    copy(variables, &part(MODEL)?)?;
-    optimizer.load_state(&part(OPTIMIZER)?)?;
-    if let Some(ema) = ema {
-        copy(&ema.averages(), &part(EMA)?)?;
-        ema.resume(progress.ema_updates);
+/// Where the run was that wrote a state.
+///
+/// # Errors
+/// If the file does not say.
+pub fn progress_of(saved: &Checkpoint) -> Result<Progress> {
+    let metadata = saved.metadata();
+    let read = || serde_json::from_str(metadata.get(PROGRESS)?).ok();
+    read().with_context(|| format!("cannot resume from {}: it does not say where its run was", saved.path().display()))
+}
+
+fn keep_previous(path: &Path) -> Result<()> {
+    match path.exists() {
+        true => link(path, &previous(path)),
+        false => Ok(()),
     }
-    Ok(progress)
 }
 
 fn copy(to: &[(String, Tensor)], from: &HashMap<String, Tensor>) -> Result<()> {
@@ -145,7 +160,7 @@ fn copy(to: &[(String, Tensor)], from: &HashMap<String, Tensor>) -> Result<()> {
 }
 
 /// Gives the newest weights a numbered name too, and removes the oldest numbered ones but `keep`.
-pub fn number(run: &RunDir, iter: u64, keep: usize) -> Result<()> {
+pub fn keep_numbered(run: &RunDir, iter: u64, keep: usize) -> Result<()> {
     if keep > 0 {
         link(&run.last(), &run.checkpoints().join(format!("iter_{iter:08}.safetensors")))?;
     }
@@ -192,12 +207,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::create(folder.path()).unwrap();
         for iter in [5, 10, 15, 100] {
-            crate::weights::write_atomically(&run.last(), |out| {
+            vigdet_coco::output::write_atomically(&run.last(), |out| {
                 std::io::Write::write_all(out, iter.to_string().as_bytes())
             })
             .unwrap();
-            number(&run, iter, 2).unwrap();
-            number(&run, iter, 2).unwrap();
+            keep_numbered(&run, iter, 2).unwrap();
+            keep_numbered(&run, iter, 2).unwrap();
         }
         let mut names: Vec<String> = std::fs::read_dir(run.checkpoints())
             .unwrap()

@@ -1,0 +1,9 @@
+//! `classify`, as a binary of its own.
+
+use std::process::ExitCode;
+
+use vigdet::{cli, commands};
+
+fn main() -> ExitCode {
+    cli::main("classify", commands::classify::run)
+}

@@ -1,0 +1,79 @@
+//! The programs: each is a file here, with its arguments and a function `run`. `vigdet COMMAND` has them all, and each
+//! has a binary of its own name.
+
+pub mod classify;
+pub mod detect;
+pub mod extract_features;
+pub mod model_stats;
+pub mod plot_graph;
+pub mod plot_run;
+pub mod shapes;
+pub mod test_cls;
+pub mod test_det;
+pub mod train_cls;
+pub mod train_det;
+mod training;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Object detection with Vision GNN backbones.
+///
+/// `coco_eval` evaluates results in COCO's format; it is a program of its own, which needs no libtorch.
+#[derive(Parser, Debug)]
+#[command(name = "vigdet", version)]
+pub struct Vigdet {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+#[command(rename_all = "snake_case")]
+enum Command {
+    /// Train a detector
+    TrainDet(train_det::Args),
+    /// Evaluate a detector
+    TestDet(test_det::Args),
+    /// Detect objects on images
+    Detect(detect::Args),
+    /// Train a classifier: pretrain a backbone
+    TrainCls(train_cls::Args),
+    /// Evaluate a classifier
+    TestCls(test_cls::Args),
+    /// Name the classes of images
+    Classify(classify::Args),
+    /// Write what a backbone sees
+    ExtractFeatures(extract_features::Args),
+    /// Draw which patches a model links
+    PlotGraph(plot_graph::Args),
+    /// Draw the pictures of a run anew
+    PlotRun(plot_run::Args),
+    /// Print what models cost
+    ModelStats(model_stats::Args),
+    /// Draw a set of the built-in data
+    Shapes(shapes::Args),
+}
+
+impl Vigdet {
+    /// Runs the command that was given.
+    ///
+    /// # Errors
+    /// Whatever goes wrong, as one line.
+    pub fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::TrainDet(args) => train_det::run(args),
+            Command::TestDet(args) => test_det::run(args),
+            Command::Detect(args) => detect::run(args),
+            Command::TrainCls(args) => train_cls::run(args),
+            Command::TestCls(args) => test_cls::run(args),
+            Command::Classify(args) => classify::run(args),
+            Command::ExtractFeatures(args) => extract_features::run(args),
+            Command::PlotGraph(args) => plot_graph::run(args),
+            Command::PlotRun(args) => plot_run::run(args),
+            Command::ModelStats(args) => model_stats::run(args),
+            Command::Shapes(args) => shapes::run(args),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `train_cls`: trains a classifier, which pretrains a backbone.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::training::{report, stem, Plan, RunArgs};
+use crate::cli::{check_classifier, check_model, ClassifierArgs};
+use crate::config::{ClassifyConfig, Experiment};
+use crate::train::classification::Classification;
+
+/// Train a classifier on a folder with a folder of images for each class (ImageNet's layout).
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50
+    model: String,
+    #[command(flatten)]
+    classifier: ClassifierArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// Whatever goes wrong, as one line.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let model = args.model.as_str();
+    check_model(model)?;
+    let device = args.classifier.config.device()?;
+    let changes = args.classifier.changes(args.run.changes())?;
+    let named = args.classifier.config.config.as_deref();
+    let name = named.map_or_else(|| model.to_string(), stem);
+    let config = match named {
+        Some(path) => Some(ClassifyConfig::load(path, &changes)?),
+        None if args.run.resume => None,
+        None => Some(ClassifyConfig::of_model(model, &changes)?),
+    };
+    let plan = Plan { config, name: name.clone(), changes, device };
+    let check = |config: &mut ClassifyConfig, _: Option<&_>, _: Option<&_>| check_classifier(config, model, &name);
+    let (outcome, config) = args.run.train::<Classification>(plan, check, |_| ())?;
+    Ok(report(
+        &outcome,
+        &format!("train_cls -- {model}"),
+        |top1| format!("top-1 {top1:.4}"),
+        |weights| {
+            let weights = weights.display();
+            let mut lines = vec![format!("test_cls -- {model} --weights {weights}")];
+            if let Some(flags) = detector(&config) {
+                lines.push(format!("train_det -- retinanet {flags} --weights {weights} --data DIR"));
+            }
+            lines
+        },
+    ))
+}
+
+/// The flags of a detector on this backbone: its shape, and what images are normalised with. `None` for those with one
+/// map, which no detector takes.
+fn detector(config: &ClassifyConfig) -> Option<String> {
+    let (backbone, data) = (&config.model.backbone, &config.data);
+    if backbone.name.starts_with("vig_") {
+        return None;
+    }
+    let written = [("channels", &backbone.channels), ("blocks", &backbone.blocks)];
+    // A ResNet's shape is in its name; the config's numbers are for ViG.
+    let shaped = !backbone.name.starts_with("resnet");
+    let mut values: Vec<(String, String)> = written
+        .iter()
+        .filter(|_| shaped)
+        .filter_map(|(key, values)| Some((format!("model.backbone.{key}"), list(values.as_ref()?))))
+        .collect();
+    values.push(("data.mean".into(), list(&data.mean)));
+    values.push(("data.std".into(), list(&data.std)));
+    let flags: String = values.iter().map(|(key, values)| format!(" --set {key}={values}")).collect();
+    Some(format!("--backbone {}{flags}", backbone.name))
+}
+
+/// Numbers as `--set` takes them.
+fn list(values: &[impl ToString]) -> String {
+    format!("[{}]", values.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+}

@@ -1,0 +1,124 @@
+//! `train_det`: trains a detector.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::training::{report, stem, Plan, RunArgs};
+use crate::cli::{change, check_detector, DetectorArgs};
+use crate::config::{Config, DetectorKind, Experiment};
+use crate::console::say;
+use crate::train::detection::{names_normalisation, normalise_as, Detection};
+use crate::train::engine::Outcome;
+
+/// Below so many images a data set is small: the recipe of 12 epochs of COCO would not get far with it.
+const SMALL: usize = 5000;
+/// The recipe for small data sets.
+const SMALL_RECIPE: &str = "retinanet_pvig_ti_small";
+
+/// Train a detector on a data set in COCO's layout, or on built-in data.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// retinanet or mask_rcnn
+    detector: String,
+    #[command(flatten)]
+    model: DetectorArgs,
+    /// pvig_ti, pvig_s, pvig_m, pvig_b, resnet18 or resnet50
+    #[arg(long, value_name = "NAME")]
+    backbone: Option<String>,
+    /// Folder with annotations/instances_{train,val}2017.json, train2017/ and val2017/ (other names: --set
+    /// data.train.annotations=…)
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What runs without --config and --data.
+fn built_in(kind: DetectorKind) -> &'static str {
+    match kind {
+        DetectorKind::Retinanet => "retinanet_pvig_ti_shapes",
+        DetectorKind::MaskRcnn => "mask_rcnn_pvig_ti_shapes",
+    }
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// Whatever goes wrong, as one line.
+pub fn run(args: Args) -> Result<ExitCode> {
+    let kind = DetectorKind::parse(&args.detector)?;
+    let device = args.model.config.device()?;
+    let mut flags = args.run.changes();
+    flags.extend(args.backbone.as_deref().map(|name| change("model.backbone.name", name)));
+    let changes = args.model.changes(flags, args.data.as_deref())?;
+    let named = args.model.config.config.as_deref();
+    let name = match named {
+        Some(path) => stem(path),
+        None if args.data.is_some() => kind.name().to_string(),
+        None => built_in(kind).to_string(),
+    };
+    let config = match named {
+        Some(path) => Some(Config::load(path, &changes)?),
+        None if args.run.resume => None,
+        None if args.data.is_some() => {
+            let text = format!("{{\"model\": {{\"detector\": \"{}\"}}}}", kind.name());
+            Some(Config::from_json_with(&text, &changes)?)
+        }
+        None => {
+            say(&format!(
+                "no --data and no --config: training {} on built-in images; how long it takes is said after a few \
+                 steps\n\
+                 for images of your own, in COCO's layout:\n  cargo run --bin train_det -- {} --data DIR",
+                built_in(kind),
+                kind.name()
+            ));
+            Some(Config::preset(built_in(kind), &changes)?)
+        }
+    };
+    let default_recipe = named.is_none() && args.data.is_some() && !args.run.resume;
+    let plan = Plan { config, name: name.clone(), changes: changes.clone(), device };
+    let (outcome, _) = args.run.train::<Detection>(
+        plan,
+        |config, weights, before| {
+            check_detector(config, kind, &name)?;
+            if let Some(before) = before.filter(|_| !names_normalisation(&changes)) {
+                // The run may have these from the weights that it began with.
+                (config.data.mean, config.data.std) = (before.data.mean, before.data.std);
+            }
+            let note = weights.map(|weights| normalise_as(config, weights, &changes)).transpose()?;
+            note.flatten().iter().for_each(|note| say(note));
+            Ok(())
+        },
+        |task| {
+            if default_recipe && kind == DetectorKind::Retinanet && task.images() < SMALL {
+                say(&format!(
+                    "{} images are few for this recipe, which is COCO's; the one for small data sets is --config \
+                     {SMALL_RECIPE}",
+                    task.images()
+                ));
+            }
+        },
+    )?;
+    let detector = kind.name();
+    Ok(report(
+        &outcome,
+        &format!("train_det -- {detector}"),
+        |ap| format!("box AP {ap:.3}"),
+        |weights| next(detector, weights, &outcome),
+    ))
+}
+
+fn next(detector: &str, weights: &Path, outcome: &Outcome) -> Vec<String> {
+    let (weights, run) = (weights.display(), &outcome.run);
+    let out = run.path().join("detections");
+    let mut lines = vec![
+        format!("detect -- {detector} --weights {weights} --out {} IMAGE...", out.display()),
+        format!("test_det -- {detector} --weights {weights}"),
+    ];
+    if outcome.best.is_some() {
+        lines.push(format!("coco_eval -- --dt {} --per-class", run.detections().display()));
+    }
+    lines
+}

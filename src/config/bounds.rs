@@ -1,0 +1,237 @@
+//! Values of a config that no run could work with.
+
+use anyhow::{ensure, Result};
+
+use super::{BackboneConfig, ClassifyConfig, Config, TrainConfig};
+
+/// Longest side that an image may be given, in pixels: a batch of one takes 12 GB.
+const MOST_PIXELS: u32 = 32_768;
+/// Most operations that an image goes through.
+const MOST_OPS: usize = 100;
+/// Most threads of one kind.
+const MOST_THREADS: usize = 1024;
+
+impl Config {
+    /// Values that no run could work with.
+    pub(super) fn check_bounds(&self) -> Result<()> {
+        let (m, d) = (&self.model, &self.data);
+        check_backbone(&m.backbone)?;
+        positive("model.fpn.channels", m.fpn.channels as f64)?;
+        positive("model.head.channels", m.head.channels as f64)?;
+        ensure!(m.head.convs >= 0, "model.head.convs must not be negative");
+        ensure!(m.head.prior > 0.0 && m.head.prior < 1.0, "model.head.prior must be between 0 and 1");
+        ensure!(!m.anchors.strides.is_empty(), "model.anchors.strides must name a stride for each level");
+        m.anchors.strides.iter().try_for_each(|s| positive("model.anchors.strides", *s as f64))?;
+        ensure!(!m.anchors.ratios.is_empty(), "model.anchors.ratios must not be empty");
+        m.anchors.ratios.iter().try_for_each(|r| positive("model.anchors.ratios", *r))?;
+        positive("model.anchors.octaves", m.anchors.octaves as f64)?;
+        positive("model.anchors.base", m.anchors.base)?;
+        fraction("model.match.positive", m.matching.positive)?;
+        fraction("model.match.negative", m.matching.negative)?;
+        ensure!(
+            m.matching.negative <= m.matching.positive,
+            "model.match.negative must not be above model.match.positive"
+        );
+        fraction("model.match.crowd", m.matching.crowd)?;
+        fraction("model.loss.alpha", m.loss.alpha)?;
+        not_negative("model.loss.gamma", m.loss.gamma)?;
+        not_negative("model.loss.beta", m.loss.beta)?;
+        not_negative("model.loss.box_weight", m.loss.box_weight)?;
+        self.check_two_stages()?;
+        ensure!(m.outputs.is_none_or(|n| n > 1), "model.outputs must be above 1 (null: one for each class)");
+        fraction("model.test.nms", m.test.nms)?;
+        fraction("model.test.score", m.test.score)?;
+        positive("model.test.top_k", m.test.top_k as f64)?;
+        positive("model.test.max_detections", m.test.max_detections as f64)?;
+        let test_size = d.test_size.map(|size| ("data.test_size", size));
+        for (name, size) in [("data.size", d.size)].into_iter().chain(test_size) {
+            ensure!(
+                size[0] >= 1 && size[0] <= size[1],
+                "{name} is [shorter side, most of the longer side]; {size:?} is not"
+            );
+            ensure!(
+                size[1] <= MOST_PIXELS,
+                "{name}, {size:?}, is more than the {MOST_PIXELS} pixels that a side may have"
+            );
+        }
+        ensure!((1..=MOST_PIXELS).contains(&d.pad), "data.pad must be 1 to {MOST_PIXELS} pixels, not {}", d.pad);
+        fraction("data.flip", d.flip)?;
+        fraction("data.flip_vertical", d.flip_vertical)?;
+        fraction("data.color", d.color)?;
+        fraction("data.crop.probability", d.crop.probability)?;
+        fraction("data.crop.scale", d.crop.scale)?;
+        fraction("data.crop.visible", d.crop.visible)?;
+        fraction("data.rotate", d.rotate)?;
+        fraction("data.mosaic", d.mosaic)?;
+        ensure!(
+            d.scale[0] > 0.0 && d.scale[0] <= d.scale[1],
+            "data.scale is [least, most] factor; {:?} is not",
+            d.scale
+        );
+        ensure!(
+            f64::from(d.size[1]) * d.scale[1].max(1.0) <= f64::from(MOST_PIXELS),
+            "data.size, {:?}, times data.scale, {:?}, is more than the {MOST_PIXELS} pixels that a side may have",
+            d.size,
+            d.scale
+        );
+        check_images(d.workers, &d.mean, &d.std)?;
+        check_train(&self.train)
+    }
+
+    /// [`Config::check_bounds`] of what only two-stage detectors have.
+    fn check_two_stages(&self) -> Result<()> {
+        let m = &self.model;
+        for (name, matching, sample, loss) in
+            [("rpn", &m.rpn.matching, &m.rpn.sample, &m.rpn.loss), ("roi", &m.roi.matching, &m.roi.sample, &m.roi.loss)]
+        {
+            fraction(&format!("model.{name}.match.positive"), matching.positive)?;
+            fraction(&format!("model.{name}.match.negative"), matching.negative)?;
+            ensure!(
+                matching.negative <= matching.positive,
+                "model.{name}.match.negative must not be above model.{name}.match.positive"
+            );
+            fraction(&format!("model.{name}.sample.positive"), sample.positive)?;
+            positive(&format!("model.{name}.sample.count"), sample.count as f64)?;
+            fraction(&format!("model.{name}.match.crowd"), matching.crowd)?;
+            not_negative(&format!("model.{name}.loss.beta"), loss.beta)?;
+            not_negative(&format!("model.{name}.loss.box_weight"), loss.box_weight)?;
+        }
+        ensure!(m.rpn.convs >= 1, "model.rpn.convs must be at least 1");
+        fraction("model.rpn.nms", m.rpn.nms)?;
+        for (name, p) in [("train", &m.rpn.train), ("test", &m.rpn.test)] {
+            positive(&format!("model.rpn.{name}.top_k"), p.top_k as f64)?;
+            positive(&format!("model.rpn.{name}.keep"), p.keep as f64)?;
+        }
+        positive("model.roi.pool", m.roi.pool as f64)?;
+        positive("model.roi.canonical_size", m.roi.canonical_size)?;
+        positive("model.roi.channels", m.roi.channels as f64)?;
+        m.roi.box_weights.iter().try_for_each(|w| positive("model.roi.box_weights", f64::from(*w)))?;
+        ensure!(m.mask_head.convs >= 0, "model.mask_head.convs must not be negative");
+        positive("model.mask_head.channels", m.mask_head.channels as f64)?;
+        positive("model.mask_head.pool", m.mask_head.pool as f64)?;
+        not_negative("model.mask_head.weight", m.mask_head.weight)?;
+        fraction("model.mask_head.threshold", m.mask_head.threshold)
+    }
+}
+
+impl ClassifyConfig {
+    /// Values that no run could work with.
+    pub(super) fn check_bounds(&self) -> Result<()> {
+        let (d, t) = (&self.data, &self.train);
+        check_backbone(&self.model.backbone)?;
+        ensure!(
+            (1..=MOST_PIXELS / 2).contains(&d.size),
+            "data.size must be 1 to {} pixels, not {}",
+            MOST_PIXELS / 2,
+            d.size
+        );
+        range("data.scale", d.scale, 1.0)?;
+        range("data.ratio", d.ratio, f64::INFINITY)?;
+        fraction("data.flip", d.flip)?;
+        if let Some(r) = &d.rand_augment {
+            ensure!(
+                (0.0..=10.0).contains(&r.magnitude),
+                "data.rand_augment.magnitude must be between 0 and 10, not {}",
+                r.magnitude
+            );
+            not_negative("data.rand_augment.std", r.std)?;
+            ensure!(r.ops <= MOST_OPS, "data.rand_augment.ops must be at most {MOST_OPS}, not {}", r.ops);
+            fraction("data.rand_augment.probability", r.probability)?;
+        }
+        fraction("data.color_jitter", d.color_jitter)?;
+        fraction("data.erase.probability", d.erase.probability)?;
+        range("data.erase.area", d.erase.area, 1.0)?;
+        range("data.erase.aspect", [d.erase.aspect; 2], 1.0)?;
+        not_negative("data.mixup", d.mixup)?;
+        not_negative("data.cutmix", d.cutmix)?;
+        fraction("data.mix_probability", d.mix_probability)?;
+        fraction("data.mix_switch", d.mix_switch)?;
+        positive("data.repeats", d.repeats as f64)?;
+        positive("data.repeat_round", d.repeat_round as f64)?;
+        range("data.crop", [d.crop; 2], 1.0)?;
+        check_images(d.workers, &d.mean, &d.std)?;
+        for (name, lr) in [("train.warmup_lr", t.warmup_lr), ("train.min_lr", t.min_lr)] {
+            ensure!((0.0..=t.lr).contains(&lr), "{name} must be between 0 and train.lr, {}, not {lr}", t.lr);
+        }
+        check_train(t)
+    }
+}
+
+/// Bounds of every network.
+fn check_backbone(b: &BackboneConfig) -> Result<()> {
+    positive("model.backbone.k", b.k as f64)?;
+    ensure!((0.0..1.0).contains(&b.drop_path), "model.backbone.drop_path must be at least 0 and below 1");
+    positive("model.backbone.heads", b.heads as f64)?;
+    fraction("model.backbone.stochastic_dilation", b.stochastic_dilation)?;
+    not_negative("model.backbone.norm_eps", b.norm_eps)
+}
+
+/// Bounds of every way from files to batches.
+fn check_images(workers: usize, mean: &[f32; 3], std: &[f32; 3]) -> Result<()> {
+    ensure!(workers <= MOST_THREADS, "data.workers must be at most {MOST_THREADS}, not {workers}");
+    ensure!(mean.iter().all(|m| m.is_finite()), "data.mean must be numbers, not {mean:?}");
+    std.iter().try_for_each(|s| positive("data.std", f64::from(*s)))
+}
+
+/// Bounds of every training.
+fn check_train(t: &TrainConfig) -> Result<()> {
+    positive("train.lr", t.lr)?;
+    ensure!(t.lr_batch != Some(0), "train.lr_batch must be above 0 (null: no scaling)");
+    not_negative("train.backbone_lr", t.backbone_lr)?;
+    not_negative("train.weight_decay", t.weight_decay)?;
+    averaging("train.momentum", t.momentum)?;
+    t.betas.iter().try_for_each(|beta| averaging("train.betas", *beta))?;
+    fraction("train.warmup_factor", t.warmup_factor)?;
+    not_negative("train.lr_gamma", t.lr_gamma)?;
+    not_negative("train.lr_end", t.lr_end)?;
+    not_negative("train.warmup_epochs", t.warmup_epochs)?;
+    fraction("train.label_smoothing", t.label_smoothing)?;
+    t.max_minutes.map_or(Ok(()), |minutes| positive("train.max_minutes", minutes))?;
+    positive("train.batch_size", t.batch_size as f64)?;
+    ensure!(
+        t.micro_batch != Some(0),
+        "train.micro_batch must be above 0 (null: train.batch_size, divided among train.replicas)"
+    );
+    ensure!((1..=MOST_THREADS).contains(&t.replicas), "train.replicas must be 1 to {MOST_THREADS}, not {}", t.replicas);
+    ensure!(t.clip_norm.is_none_or(|c| c > 0.0), "train.clip_norm must be above 0 (null: no clipping)");
+    ensure!(t.ema.is_none_or(|e| (0.0..1.0).contains(&e)), "train.ema must be at least 0 and below 1 (null: none)");
+    ensure!(
+        t.threads.is_none_or(|n| (1..=MOST_THREADS).contains(&n)),
+        "train.threads must be 1 to {MOST_THREADS} (null: one per core)"
+    );
+    Ok(())
+}
+
+/// A number above 0.
+fn positive(name: &str, v: f64) -> Result<()> {
+    ensure!(v.is_finite() && v > 0.0, "{name} must be above 0, not {v}");
+    Ok(())
+}
+
+/// A number of at least 0.
+fn not_negative(name: &str, v: f64) -> Result<()> {
+    ensure!(v.is_finite() && v >= 0.0, "{name} must not be negative, but is {v}");
+    Ok(())
+}
+
+/// A part of a whole.
+fn fraction(name: &str, v: f64) -> Result<()> {
+    ensure!((0.0..=1.0).contains(&v), "{name} must be between 0 and 1, not {v}");
+    Ok(())
+}
+
+/// The fraction of the old value in a running average, which never forgets at 1.
+fn averaging(name: &str, v: f64) -> Result<()> {
+    ensure!((0.0..1.0).contains(&v), "{name} must be at least 0 and below 1, not {v}");
+    Ok(())
+}
+
+/// \[least, most\], above 0 and at most `most`.
+fn range(name: &str, v: [f64; 2], most: f64) -> Result<()> {
+    ensure!(
+        v[0] > 0.0 && v[0] <= v[1] && v[1] <= most,
+        "{name} must be above 0{}, [least, most] where it is two numbers; {v:?} is not",
+        if most.is_finite() { format!(" and at most {most}") } else { String::new() }
+    );
+    Ok(())
+}
