@@ -142,6 +142,7 @@ const COCO: &str = "\
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vigdet_coco::types::Category;
 
     fn classes(list: &[(i64, &str)]) -> Classes {
         list.iter().copied().collect()
@@ -158,6 +159,13 @@ mod tests {
         // What was made once is not changed by making it again.
         assert_eq!(mask.of_outputs(1, 91).unwrap(), mask);
         assert_eq!(Classes::coco().len(), 80);
+    }
+
+    #[test]
+    fn classes_come_in_order_of_their_ids() {
+        let category = |id, name: &str| Category { id, name: name.into(), supercategory: None };
+        let found = Classes::of_categories(&[category(7, "nut"), category(3, "bolt")]);
+        assert_eq!(found, classes(&[(3, "bolt"), (7, "nut")]));
     }
 
     #[test]

@@ -215,6 +215,7 @@ mod tests {
         assert_eq!(repeated(&[7, 2, 5, 0], 3, 4), [7, 7, 7, 2]);
         assert_eq!(repeated(&[7, 2, 5, 0], 1, 4), [7, 2, 5, 0]);
         assert_eq!(ORDER.images(11), 8);
+        assert_eq!(Order { drop_last: false, ..ORDER }.images(11), 8);
         // DeiT and timm select ⌊n / 256⌋·256 images.
         let published = Order { round: 256, batch_size: 1024, micro_batch: 128, ..ORDER };
         assert_eq!(published.images(1_281_167), 1_281_024);

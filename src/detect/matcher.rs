@@ -154,6 +154,15 @@ mod tests {
         assert_eq!(strict.assign(&boxes, &object, &[]), [Match::Background; 2]);
     }
 
+    /// detectron2 and torchvision: at a threshold is not below it.
+    #[test]
+    fn an_overlap_of_just_the_threshold_counts() {
+        let boxes = [[0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 4.0], [0.0, 0.0, 10.0, 3.0]];
+        let matcher = Matcher { low_quality: false, ..MATCHER };
+        let found = matcher.assign(&boxes, &[[0.0, 0.0, 10.0, 10.0]], &[]);
+        assert_eq!(found, [Match::Object(0), Match::Ignored, Match::Background]);
+    }
+
     #[test]
     fn crowds_are_ignored_but_never_matched() {
         let boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 30.0], [40.0, 0.0, 50.0, 10.0]];

@@ -131,16 +131,18 @@ mod tests {
     #[test]
     fn classes_do_not_suppress_each_other_and_limits_hold() {
         let anchors = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 80.0, 40.0]];
-        // Anchor 0 says class 0, anchor 1 class 1 and, weaker, class 0; anchor 2 class 1, beyond the image; the rest is
-        // silent.
-        let logits = vec![3.0, -9.0, 0.5, 2.0, -9.0, 1.0];
+        // Anchor 0 says class 0, anchor 1 class 1 and, weaker, class 0; anchor 2 class 1, beyond the image, and class 0
+        // with a score of 0.03; the rest is silent.
+        let logits = vec![3.0, -9.0, 0.5, 2.0, -3.5, 1.0];
         let level = LevelValues { logits, deltas: vec![0.0; 12], anchors: &anchors };
-        let limits = Limits { score: 0.05, nms: 0.5, max_detections: 3 };
+        let limits = Limits { score: 0.05, nms: 0.5, max_detections: 100 };
         let mut selector = Selector { limits, top_k: 1000, coder: BoxCoder::default(), classes: 2 };
         let found = selector.select(std::slice::from_ref(&level), (30, 50));
         assert_eq!(found.labels, [0, 1, 1]);
         assert_eq!(found.boxes[2], [20.0, 20.0, 50.0, 30.0]);
         assert!((found.scores[0] - 0.952_574_1).abs() < 1e-6);
+        selector.limits.max_detections = 2;
+        assert_eq!(selector.select(std::slice::from_ref(&level), (30, 50)).labels, [0, 1]);
         selector.top_k = 1;
         assert_eq!(selector.select(&[level], (30, 50)).labels, [0]);
     }

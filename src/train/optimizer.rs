@@ -444,6 +444,12 @@ mod tests {
     }
 
     #[test]
+    fn only_large_gradients_are_clipped() {
+        assert_eq!(clip_factor(0.5, 1.0), 1.0);
+        assert!((clip_factor(4.0, 1.0) - 0.25).abs() < 1e-6);
+    }
+
+    #[test]
     fn a_parameter_without_a_gradient_waits() {
         check("adamw_late_bias", &config(OptimizerKind::Adamw, 0.99), None, 2);
     }
