@@ -8,6 +8,7 @@ use tch::{nn, Device};
 
 use super::file::WeightFile;
 use super::load::{load, LoadOptions, LoadReport, OtherClasses};
+use super::recognise::recognise;
 use super::save::{Metadata, CLASSES, CONFIG};
 use crate::backbone::{self, Classifier};
 use crate::classes::Classes;
@@ -54,12 +55,20 @@ impl Checkpoint {
 
     fn read(path: &Path) -> Result<Self> {
         let opened = || -> Result<Self> {
-            let file = WeightFile::open(path)?;
+            let mut file = WeightFile::open(path)?;
             let metadata = file.metadata();
             let config = metadata.get(CONFIG).map(|text| serde_json::from_str(text));
-            let config: Option<Value> = config.transpose().context("the config in it is not JSON")?;
+            let mut config: Option<Value> = config.transpose().context("the config in it is not JSON")?;
             let classes = metadata.get(CLASSES).map(|text| serde_json::from_str(text));
-            let classes = classes.transpose().context("the classes in it are not [[id, name], …]")?;
+            let mut classes = classes.transpose().context("the classes in it are not [[id, name], …]")?;
+            if let Some(found) = config.is_none().then(|| recognise(&file)).flatten() {
+                warn(&format!("weights: {} is {}", path.display(), found.family));
+                found.notes.iter().for_each(|note| warn(&format!("weights: {note}")));
+                (config, classes) = (found.config, classes.or(found.classes));
+                if let Some(tensors) = found.tensors {
+                    file = WeightFile::Renamed { file: Box::new(file), tensors };
+                }
+            }
             let task = config.as_ref().map(Task::of).transpose()?.flatten();
             Ok(Self { path: path.to_path_buf(), file, config, task, classes })
         };

@@ -11,6 +11,7 @@ use safetensors::tensor::Metadata as Header;
 use safetensors::SafeTensors;
 use tch::Tensor;
 
+use super::recognise::Renamed;
 use super::save::{Metadata, CHECKSUM, KINDS, WRITER};
 use super::torch::{TorchFile, OLD_MAGIC};
 
@@ -30,6 +31,13 @@ pub enum WeightFile {
     },
     /// PyTorch's.
     Torch(Box<TorchFile>),
+    /// A file of either, whose tensors have other names here.
+    Renamed {
+        /// The file.
+        file: Box<WeightFile>,
+        /// Those of its tensors that are used.
+        tensors: Vec<Renamed>,
+    },
 }
 
 impl WeightFile {
@@ -73,6 +81,7 @@ impl WeightFile {
         let mut names: Vec<String> = match self {
             Self::Safetensors { header, .. } => header.tensors().into_keys().collect(),
             Self::Torch(file) => file.names().into_iter().map(String::from).collect(),
+            Self::Renamed { tensors, .. } => tensors.iter().map(|tensor| tensor.name.clone()).collect(),
         };
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -88,6 +97,13 @@ impl WeightFile {
                 header.info(name).map(|info| info.shape.iter().map(|&n| n as i64).collect())
             }
             Self::Torch(file) => file.shape(name).map(<[i64]>::to_vec),
+            Self::Renamed { file, tensors } => {
+                let tensor = tensors.iter().find(|tensor| tensor.name == name)?;
+                match tensor.change {
+                    None => file.shape(&tensor.from),
+                    Some(_) => Some(self.tensor(name).ok()?.size()),
+                }
+            }
         }
     }
 
@@ -105,6 +121,12 @@ impl WeightFile {
                 Ok(Tensor::f_from_data_size(data, &shape, kind)?)
             }
             Self::Torch(file) => file.tensor(name),
+            Self::Renamed { file, tensors } => {
+                let found = tensors.iter().find(|tensor| tensor.name == name);
+                let Renamed { from, change, .. } = found.with_context(|| format!("there is no {name}"))?;
+                let tensor = file.tensor(from)?;
+                Ok(change.as_ref().map_or_else(|| tensor.shallow_clone(), |change| change(&tensor)))
+            }
         }
     }
 
@@ -116,6 +138,7 @@ impl WeightFile {
                 said.filter(|(key, _)| key != CHECKSUM && key != WRITER.0).collect()
             }
             Self::Torch(_) => Metadata::new(),
+            Self::Renamed { file, .. } => file.metadata(),
         }
     }
 
@@ -124,6 +147,7 @@ impl WeightFile {
         match self {
             Self::Safetensors { .. } => None,
             Self::Torch(file) => file.key,
+            Self::Renamed { file, .. } => file.key(),
         }
     }
 }

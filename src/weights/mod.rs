@@ -4,6 +4,7 @@ mod checkpoint;
 mod file;
 mod load;
 mod pickle;
+mod recognise;
 mod save;
 mod torch;
 

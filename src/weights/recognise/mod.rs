@@ -1,0 +1,55 @@
+//! Files of other projects, told by the names of their tensors: whose they are, which config they need, and what
+//! vigdet calls their tensors. A user writes `--weights FILE`, and no more.
+//!
+//! One file here for each project. What vigdet wrote itself says in its metadata what it is, and never comes here.
+
+mod detectron2;
+mod efficientnet_lite;
+mod mmdetection;
+mod mmpretrain;
+mod torchvision;
+
+use serde_json::Value;
+use tch::Tensor;
+
+use super::file::WeightFile;
+use crate::classes::Classes;
+
+/// What is known of a file by the names in it.
+pub struct Recognised {
+    /// Whose file it is, for people: `torchvision's Mask R-CNN, second generation`.
+    pub family: String,
+    /// The config that it needs, as JSON with the key `task`, as weights of vigdet have it in their metadata; `None`:
+    /// the names do not tell.
+    pub config: Option<Value>,
+    /// Its classes in the order of the outputs; `None`: the names do not tell.
+    pub classes: Option<Classes>,
+    /// What vigdet calls its tensors; `None`: the same as the file does.
+    pub tensors: Option<Vec<Renamed>>,
+    /// What the names cannot tell, what was taken in its place, and the switch that decides otherwise: a line each.
+    pub notes: Vec<String>,
+}
+
+/// A tensor of a file under the name that vigdet has for it.
+pub struct Renamed {
+    /// vigdet's name.
+    pub name: String,
+    /// The file's name.
+    pub from: String,
+    /// What happens to its numbers on the way; `None`: nothing.
+    pub change: Option<Box<dyn Fn(&Tensor) -> Tensor>>,
+}
+
+/// What is known of a file by the names of its tensors; `None`: they are vigdet's own, or nobody's that is known.
+pub fn recognise(file: &WeightFile) -> Option<Recognised> {
+    let names = file.names().ok()?;
+    [
+        torchvision::recognise,
+        detectron2::recognise,
+        mmdetection::recognise,
+        mmpretrain::recognise,
+        efficientnet_lite::recognise,
+    ]
+    .into_iter()
+    .find_map(|project| project(file, &names))
+}
