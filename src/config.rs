@@ -31,6 +31,7 @@ mod backbone;
 mod bounds;
 mod data;
 mod experiment;
+mod finetune;
 mod pretraining;
 mod train;
 mod two_stage;
@@ -230,9 +231,13 @@ impl AnchorConfig {
 }
 
 section! {
-    /// Assignment of anchors to objects by intersection over union.
+    /// Assignment of anchors to objects.
     pub struct MatchConfig {
-        /// At least this: positive.
+        /// RetinaNet: how.
+        pub kind: MatchKind = MatchKind::Iou,
+        /// ATSS: locations of each level whose anchors are candidates for an object.
+        pub candidates: usize = 9,
+        /// IoU of at least this: positive.
         pub positive: f64 = 0.5,
         /// Below this: background. In between: ignored.
         pub negative: f64 = 0.4,
@@ -243,12 +248,25 @@ section! {
     }
 }
 
+/// How anchors are assigned to objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatchKind {
+    /// By intersection over union and thresholds (Ren et al., 2015).
+    #[default]
+    Iou,
+    /// Adaptive training sample selection (Zhang et al., 2020): `candidates` and `crowd` count, the thresholds do not.
+    Atss,
+}
+
 section! {
     /// Losses.
     pub struct LossConfig {
+        /// The classification loss.
+        pub class: ClassLoss = ClassLoss::Focal,
         /// Focal loss: weight of positives (1 − alpha for negatives).
         pub alpha: f64 = 0.25,
-        /// Focal loss: exponent.
+        /// Focal loss, quality focal loss: exponent.
         pub gamma: f64 = 2.0,
         /// The box loss.
         #[serde(rename = "box")]
@@ -260,6 +278,17 @@ section! {
         /// What the sums are divided by.
         pub normalizer: LossNormalizer = LossNormalizer::Batch,
     }
+}
+
+/// Classification losses of dense heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassLoss {
+    /// Focal loss (Lin et al., 2017).
+    #[default]
+    Focal,
+    /// Quality focal loss (Li et al., 2020): a positive's score learns the IoU of its box with the object.
+    QualityFocal,
 }
 
 /// Box regression losses.

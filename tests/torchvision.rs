@@ -7,9 +7,11 @@ use tch::{Kind, Tensor};
 use vigdet::config::{AnchorConfig, LossConfig, LossNormalizer};
 use vigdet::data::Target;
 use vigdet::detect::anchors::AnchorGenerator;
+use vigdet::detect::atss::Atss;
 use vigdet::detect::boxes::{Box4, BoxCoder};
 use vigdet::detect::dense_head::LevelOutput;
-use vigdet::detect::dense_losses::DenseLoss;
+use vigdet::detect::dense_losses::{Assigner, DenseLoss};
+use vigdet::detect::losses::quality_focal_loss;
 use vigdet::detect::matcher::{Match, Matcher};
 use vigdet::detect::nms::batched_nms;
 use vigdet::detect::select::{LevelValues, Limits, Selector};
@@ -22,7 +24,11 @@ struct Fixture(HashMap<String, Tensor>);
 
 impl Fixture {
     fn read() -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/detect/torchvision.safetensors");
+        Self::of("detect/torchvision")
+    }
+
+    fn of(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.safetensors"));
         Self(Tensor::read_safetensors(path).unwrap().into_iter().collect())
     }
 
@@ -113,7 +119,7 @@ fn losses_and_their_gradients() {
     let leaf = |name| fixture.tensor(name).copy().set_requires_grad(true);
     let (logits, deltas) = (leaf("losses.logits"), leaf("losses.deltas"));
     let loss = DenseLoss::new(
-        MATCHER,
+        Assigner::Overlap(MATCHER),
         BoxCoder::default(),
         &LossConfig { normalizer: LossNormalizer::Image, ..LossConfig::default() },
     );
@@ -145,7 +151,7 @@ fn a_batch_shares_its_positives_unless_told_otherwise() {
     let anchors = torchvision_anchors().concat();
     let targets = [fixture.target(0), fixture.target(1)];
     let total = |normalizer, images: std::ops::Range<usize>| {
-        let loss = DenseLoss::new(MATCHER, BoxCoder::default(), &LossConfig { normalizer, ..LossConfig::default() });
+        let loss = DenseLoss::new(Assigner::Overlap(MATCHER), BoxCoder::default(), &LossConfig { normalizer, ..LossConfig::default() });
         let (from, count) = (images.start as i64, images.len() as i64);
         let part = LevelOutput {
             logits: output().logits.narrow(0, from, count),
@@ -209,7 +215,7 @@ fn selection_of_detections() {
 fn a_crowd_is_neither_object_nor_background() {
     let fixture = Fixture::read();
     let anchors = torchvision_anchors().concat();
-    let loss = DenseLoss::new(MATCHER, BoxCoder::default(), &LossConfig::default());
+    let loss = DenseLoss::new(Assigner::Overlap(MATCHER), BoxCoder::default(), &LossConfig::default());
     let run = |target: Target| {
         let logits = fixture.tensor("losses.logits").narrow(0, 0, 1).copy().set_requires_grad(true);
         let deltas = fixture.tensor("losses.deltas").narrow(0, 0, 1).copy().set_requires_grad(true);
@@ -239,4 +245,32 @@ fn a_crowd_is_neither_object_nor_background() {
         assert_eq!(classified_beside_crowd[i], wanted, "anchor {i}, {share} of it in the crowd");
     }
     assert!(classified_beside_crowd.iter().filter(|c| !**c).count() > 500);
+}
+
+/// tests/fixtures/assign/make.py, from the papers.
+#[test]
+fn adaptive_assignment_and_quality_focal_loss_are_the_papers() {
+    let fixture = Fixture::of("assign/assign");
+    let objects = fixture.rows("objects");
+    for octaves in [1, 3] {
+        let anchors = fixture.rows(&format!("{octaves}.anchors"));
+        let levels: Vec<usize> = fixture.ints(&format!("{octaves}.levels")).iter().map(|n| *n as usize).collect();
+        let found = Atss { candidates: 9, crowd: 0.5 }.assign(&anchors, &levels, &objects, &[]);
+        let number = |found: &Match| match found {
+            Match::Object(object) => i64::from(*object),
+            _ => -1,
+        };
+        let found: Vec<i64> = found.iter().map(number).collect();
+        let expected = fixture.ints(&format!("{octaves}.matches"));
+        assert!(expected.iter().filter(|m| **m >= 0).count() > 20);
+        assert_eq!(found, expected, "{octaves}");
+    }
+    let logits = fixture.tensor("loss.logits").copy().set_requires_grad(true);
+    let (classes, qualities) = (fixture.ints("loss.classes"), fixture.floats("loss.qualities"));
+    let loss = quality_focal_loss(&logits, &classes, &qualities, &[1.0; 40], 2.0);
+    loss.backward();
+    let expected = fixture.tensor("loss.value").double_value(&[0]);
+    assert!((loss.double_value(&[]) / expected - 1.0).abs() < 1e-5);
+    let worst = (logits.grad() - fixture.tensor("loss.gradient")).abs().max().double_value(&[]);
+    assert!(worst < 1e-4, "{worst}");
 }

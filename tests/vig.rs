@@ -238,11 +238,25 @@ fn uniform(shape: &[i64], t: u64) -> Tensor {
 
 #[test]
 fn resnets_give_torchvisions_maps_and_gradients() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/resnet/resnet.safetensors");
+    let config = BackboneConfig::default();
+    check_formula("resnet/resnet", &["resnet18", "resnet50"], &config, (70, 100), 16);
+}
+
+#[test]
+fn efficientnet_lites_give_the_packages_maps_and_gradients() {
+    let config = BackboneConfig { norm_eps: 1e-3, drop_path: 0.0, ..Default::default() };
+    let names = ["efficientnet_lite0", "efficientnet_lite2"];
+    check_formula("efficientnet_lite/lite", &names, &config, (70, 101), 4);
+}
+
+/// Models with the weights and images of tests/fixtures/resnet/make.py against a fixture, which has every `step`th
+/// number of the maps of an image of this (height, width).
+fn check_formula(fixture: &str, names: &[&str], config: &BackboneConfig, size: (i64, i64), step: i64) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.safetensors"));
     let expected: HashMap<String, Tensor> = Tensor::read_safetensors(path).unwrap().into_iter().collect();
-    for name in ["resnet18", "resnet50"] {
+    for name in names {
         let mut vs = nn::VarStore::new(Device::Cpu);
-        let config = BackboneConfig { name: name.into(), ..Default::default() };
+        let config = BackboneConfig { name: name.to_string(), ..config.clone() };
         let model = Classifier::new(&vs.root(), &config, 1000).unwrap();
         for (t, (key, variable)) in vigdet::weights::sorted_variables(&vs).into_iter().enumerate() {
             let u = uniform(&variable.size(), t as u64);
@@ -255,9 +269,9 @@ fn resnets_give_torchvisions_maps_and_gradients() {
             variable.detach().copy_(&u);
         }
         let images = |shape: &[i64]| uniform(shape, 1000) * 4.0;
-        let out = model.forward(&images(&[1, 3, 70, 100]).to_kind(Kind::Float), &mut Pass::inference()).unwrap();
+        let out = model.forward(&images(&[1, 3, size.0, size.1]).to_kind(Kind::Float), &mut Pass::inference()).unwrap();
         for (s, map) in out.maps.iter().enumerate() {
-            let map = map.contiguous().flatten(0, -1).slice(0, 0, None, 16);
+            let map = map.contiguous().flatten(0, -1).slice(0, 0, None, step);
             let error = relative_error(&map, &expected[&format!("{name}.map.{s}")]);
             assert!(error < MAPS, "{name}: map {s} differs by {error:e}");
         }

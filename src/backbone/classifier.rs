@@ -4,10 +4,10 @@ use anyhow::{ensure, Result};
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use super::{build, Backbone, Pass};
+use super::{build, efficientnet_lite, Backbone, Family, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
-use crate::nn::layers::{ConvBn, ConvSpec};
+use crate::nn::layers::{relu6, ConvBn, ConvSpec};
 
 /// Width of ViG's hidden layer before the classes.
 const HIDDEN: i64 = 1024;
@@ -27,6 +27,9 @@ enum Head {
     Prediction { hidden: ConvBn, classes: nn::Conv2D },
     /// ResNet's: one linear layer; variables `fc.*`.
     Linear(nn::Linear),
+    /// EfficientNet's: before the mean a 1×1 convolution, batch norm and ReLU6, after it a linear layer; variables
+    /// `_conv_head.*`, `_bn1.*` and `_fc.*`.
+    Wide { hidden: ConvBn, classes: nn::Linear },
 }
 
 /// What a classifier gives for a batch.
@@ -45,13 +48,23 @@ impl Classifier {
         ensure!(classes > 0, "a classifier needs at least one class, not {classes}");
         let backbone = build(path, config)?;
         let input = backbone.channels().last().copied().unwrap_or_default();
-        let head = if config.name.starts_with("resnet") {
-            Head::Linear(nn::linear(path / "fc", input, classes, Default::default()))
-        } else {
-            let p = path / "prediction";
-            Head::Prediction {
-                hidden: ConvBn::new(&p / "0", &p / "1", ConvSpec::new(input, HIDDEN, 1), config.norm_eps),
-                classes: ConvSpec::new(HIDDEN, classes, 1).build(&p / "4"),
+        let eps = config.norm_eps;
+        let head = match Family::of(&config.name) {
+            Family::ResNet => Head::Linear(nn::linear(path / "fc", input, classes, Default::default())),
+            Family::Vig => {
+                let p = path / "prediction";
+                Head::Prediction {
+                    hidden: ConvBn::new(&p / "0", &p / "1", ConvSpec::new(input, HIDDEN, 1), eps),
+                    classes: ConvSpec::new(HIDDEN, classes, 1).build(&p / "4"),
+                }
+            }
+            Family::EfficientNetLite => {
+                let width = efficientnet_lite::HIDDEN;
+                let spec = ConvSpec::new(input, width, 1).no_bias();
+                Head::Wide {
+                    hidden: ConvBn::new(path / "_conv_head", path / "_bn1", spec, eps),
+                    classes: nn::linear(path / "_fc", width, classes, Default::default()),
+                }
             }
         };
         Ok(Self { backbone, head })
@@ -66,7 +79,7 @@ impl Classifier {
     pub fn classes(&self) -> i64 {
         match &self.head {
             Head::Prediction { classes, .. } => classes.ws.size()[0],
-            Head::Linear(linear) => linear.ws.size()[0],
+            Head::Linear(linear) | Head::Wide { classes: linear, .. } => linear.ws.size()[0],
         }
     }
 
@@ -77,16 +90,20 @@ impl Classifier {
     pub fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Classified> {
         let train = pass.is_training();
         ensure!(
-            !train || images.size()[0] > 1 || matches!(self.head, Head::Linear(_)),
+            !train || images.size()[0] > 1 || !matches!(self.head, Head::Prediction { .. }),
             "a classifier cannot train on a batch of one image: its batch norm would see one value per channel"
         );
         let maps = self.backbone.forward(images, pass)?;
-        let mean = maps[maps.len() - 1].mean_dim([2, 3].as_slice(), true, None);
+        let last = &maps[maps.len() - 1];
+        let mean = |map: &Tensor| map.mean_dim([2, 3].as_slice(), true, None);
         let logits = match &self.head {
             Head::Prediction { hidden, classes } => {
-                classes.forward(&hidden.forward(&mean, train).gelu("none")).flatten(1, -1)
+                classes.forward(&hidden.forward(&mean(last), train).gelu("none")).flatten(1, -1)
             }
-            Head::Linear(linear) => linear.forward(&mean.flatten(1, -1)),
+            Head::Linear(linear) => linear.forward(&mean(last).flatten(1, -1)),
+            Head::Wide { hidden, classes } => {
+                classes.forward(&mean(&relu6(hidden.forward(last, train))).flatten(1, -1))
+            }
         };
         Ok(Classified { maps, logits })
     }
@@ -94,14 +111,21 @@ impl Classifier {
 
 impl Flops for Classifier {
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Size {
-        self.backbone.flops(image, visit);
+        let maps = self.backbone.flops(image, visit);
         let one = (1, 1);
+        let linear = |linear: &nn::Linear| Layer::Weights { weights: linear.ws.numel() as u64, locations: 1 };
         match &self.head {
             Head::Prediction { hidden, classes } => {
                 hidden.flops(one, visit);
                 convolution(classes, 1, one, visit);
             }
-            Head::Linear(linear) => visit(Layer::Weights { weights: linear.ws.numel() as u64, locations: 1 }),
+            Head::Linear(classes) => visit(linear(classes)),
+            Head::Wide { hidden, classes } => {
+                visit(linear(classes));
+                if let Some(&last) = maps.last() {
+                    hidden.flops(last, visit);
+                }
+            }
         }
         one
     }

@@ -1,6 +1,7 @@
 //! Feature extractors: images to one map per stage.
 
 mod classifier;
+pub mod efficientnet_lite;
 pub mod resnet;
 pub mod vig;
 
@@ -12,12 +13,47 @@ use crate::nn::cost::{Layer, Size};
 
 pub use crate::graph::Pass;
 pub use classifier::{Classified, Classifier};
+pub use efficientnet_lite::EfficientNetLite;
 pub use resnet::ResNet;
 pub use vig::Vig;
 
 /// Names that [`build`] knows.
-pub const NAMES: [&str; 9] =
-    ["pvig_ti", "pvig_s", "pvig_m", "pvig_b", "vig_ti", "vig_s", "vig_b", "resnet18", "resnet50"];
+pub const NAMES: [&str; 12] = [
+    "pvig_ti",
+    "pvig_s",
+    "pvig_m",
+    "pvig_b",
+    "vig_ti",
+    "vig_s",
+    "vig_b",
+    "resnet18",
+    "resnet50",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+];
+
+/// Backbones of one kind: what differs between them is numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Vision GNNs, pyramids and not.
+    Vig,
+    /// Residual networks.
+    ResNet,
+    /// EfficientNet-Lite.
+    EfficientNetLite,
+}
+
+impl Family {
+    /// The family of a backbone, by its name.
+    pub fn of(name: &str) -> Self {
+        match name {
+            _ if name.starts_with("resnet") => Self::ResNet,
+            _ if name.starts_with("efficientnet_lite") => Self::EfficientNetLite,
+            _ => Self::Vig,
+        }
+    }
+}
 
 /// A feature extractor: a detector owns one and never asks which.
 pub trait Backbone: std::fmt::Debug + Send {
@@ -50,10 +86,10 @@ pub fn build(path: &nn::Path, config: &BackboneConfig) -> Result<Box<dyn Backbon
         config.name,
         NAMES.join(", ")
     );
-    Ok(if config.name.starts_with("resnet") {
-        Box::new(ResNet::new(path, config)?)
-    } else {
-        Box::new(Vig::new(path, config)?)
+    Ok(match Family::of(&config.name) {
+        Family::Vig => Box::new(Vig::new(path, config)?),
+        Family::ResNet => Box::new(ResNet::new(path, config)?),
+        Family::EfficientNetLite => Box::new(EfficientNetLite::new(path, config)?),
     })
 }
 

@@ -28,7 +28,7 @@ pub struct Args {
     /// Weights: vigdet's, which know their config and classes, or PyTorch's (.pth, .pth.tar), with --model
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50 [default: what the weights are of]
+    /// A model, for example pvig_ti or resnet50 (a wrong name lists all) [default: what the weights are of]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     #[command(flatten)]

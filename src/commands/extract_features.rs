@@ -25,7 +25,7 @@ use crate::weights::{
 /// Write a backbone's feature maps, class scores and graphs for an image or a batch
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50
+    /// A model, for example pvig_ti or resnet50 (a wrong name lists all)
     model: String,
     /// Weights: safetensors, or a PyTorch state dict (.pth, .pth.tar, .pt) [default: random ones]
     #[arg(long, value_name = "FILE")]

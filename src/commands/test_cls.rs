@@ -22,7 +22,7 @@ const PRINTED: usize = 20;
 /// Evaluate a classifier on a folder with a folder of images for each class: top-1, top-5, per class.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50 [default: what the weights are of]
+    /// A model, for example pvig_ti or resnet50 (a wrong name lists all) [default: what the weights are of]
     model: Option<String>,
     #[command(flatten)]
     classifier: ClassifierArgs,

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::training::{report, stem, Plan, RunArgs};
+use crate::backbone::Family;
 use crate::cli::{check_classifier, check_model, ClassifierArgs};
 use crate::config::{ClassifyConfig, Experiment};
 use crate::train::classification::Classification;
@@ -12,7 +13,7 @@ use crate::train::classification::Classification;
 /// Train a classifier on a folder with a folder of images for each class (ImageNet's layout).
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50
+    /// A model, for example pvig_ti or resnet50 (a wrong name lists all)
     model: String,
     #[command(flatten)]
     classifier: ClassifierArgs,
@@ -36,7 +37,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None if args.run.resume => None,
         None => Some(ClassifyConfig::of_model(model, &changes)?),
     };
-    let plan = Plan { config, name: name.clone(), changes, device };
+    let plan = Plan { config, name: name.clone(), changes, device, weights: None };
     let check = |config: &mut ClassifyConfig, _: Option<&_>, _: Option<&_>| check_classifier(config, model, &name);
     let (outcome, config) = args.run.train::<Classification>(plan, check, |_| ())?;
     Ok(report(
@@ -62,8 +63,8 @@ fn detector(config: &ClassifyConfig) -> Option<String> {
         return None;
     }
     let written = [("channels", &backbone.channels), ("blocks", &backbone.blocks)];
-    // A ResNet's shape is in its name; the config's numbers are for ViG.
-    let shaped = !backbone.name.starts_with("resnet");
+    // The others' shape is in their name; the config's numbers are for ViG.
+    let shaped = Family::of(&backbone.name) == Family::Vig;
     let mut values: Vec<(String, String)> = written
         .iter()
         .filter(|_| shaped)

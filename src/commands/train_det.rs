@@ -9,8 +9,9 @@ use super::training::{report, stem, Plan, RunArgs};
 use crate::cli::{change, check_detector, DetectorArgs};
 use crate::config::{Config, DetectorKind, Experiment};
 use crate::console::say;
-use crate::train::detection::{names_normalisation, normalise_as, Detection};
+use crate::train::detection::{prepare_as, prepare_as_before, Detection};
 use crate::train::engine::Outcome;
+use crate::weights::Checkpoint;
 
 /// Below so many images a data set is small: the recipe of 12 epochs of COCO would not get far with it.
 const SMALL: usize = 5000;
@@ -24,13 +25,17 @@ pub struct Args {
     detector: String,
     #[command(flatten)]
     model: DetectorArgs,
-    /// pvig_ti, pvig_s, pvig_m, pvig_b, resnet18 or resnet50
+    /// The backbone, for example pvig_ti or resnet18 (a wrong name lists all)
     #[arg(long, value_name = "NAME")]
     backbone: Option<String>,
     /// Folder with annotations/instances_{train,val}2017.json, train2017/ and val2017/ (other names: --set
     /// data.train.annotations=…)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Weights to fine-tune: a detector's, or a classifier's as backbone. They bring their own config, with a recipe
+    /// for small sets
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["weights", "config", "backbone"])]
+    finetune: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -54,14 +59,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
     flags.extend(args.backbone.as_deref().map(|name| change("model.backbone.name", name)));
     let changes = args.model.changes(flags, args.data.as_deref())?;
     let named = args.model.config.config.as_deref();
+    let finetune = args.finetune.as_deref().filter(|_| !args.run.resume);
+    let weights = finetune.map(Checkpoint::open).transpose()?;
     let name = match named {
         Some(path) => stem(path),
+        None if args.finetune.is_some() => format!("{}_finetuned", kind.name()),
         None if args.data.is_some() => kind.name().to_string(),
         None => built_in(kind).to_string(),
     };
     let config = match named {
         Some(path) => Some(Config::load(path, &changes)?),
         None if args.run.resume => None,
+        None if weights.is_some() => weights.as_ref().map(|weights| finetuned(weights, kind, &changes)).transpose()?,
         None if args.data.is_some() => {
             let text = format!("{{\"model\": {{\"detector\": \"{}\"}}}}", kind.name());
             Some(Config::from_json_with(&text, &changes)?)
@@ -77,18 +86,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
             Some(Config::preset(built_in(kind), &changes)?)
         }
     };
-    let default_recipe = named.is_none() && args.data.is_some() && !args.run.resume;
-    let plan = Plan { config, name: name.clone(), changes: changes.clone(), device };
+    let default_recipe = named.is_none() && args.finetune.is_none() && args.data.is_some() && !args.run.resume;
+    let plan = Plan { config, name: name.clone(), changes: changes.clone(), device, weights };
     let (outcome, _) = args.run.train::<Detection>(
         plan,
         |config, weights, before| {
             check_detector(config, kind, &name)?;
-            if let Some(before) = before.filter(|_| !names_normalisation(&changes)) {
-                // The run may have these from the weights that it began with.
-                (config.data.mean, config.data.std) = (before.data.mean, before.data.std);
+            if let Some(before) = before {
+                prepare_as_before(config, before, &changes);
             }
-            let note = weights.map(|weights| normalise_as(config, weights, &changes)).transpose()?;
-            note.flatten().iter().for_each(|note| say(note));
+            let notes = weights.map(|weights| prepare_as(config, weights, &changes)).transpose()?;
+            notes.iter().flatten().for_each(|note| say(note));
             Ok(())
         },
         |task| {
@@ -108,6 +116,20 @@ pub fn run(args: Args) -> Result<ExitCode> {
         |ap| format!("box AP {ap:.3}"),
         |weights| next(detector, weights, &outcome),
     ))
+}
+
+/// The config that weights are fine-tuned with.
+fn finetuned(weights: &Checkpoint, kind: DetectorKind, changes: &[String]) -> Result<Config> {
+    let config = weights.finetuned(kind, changes)?;
+    say(&format!(
+        "fine-tuning: {} on {}, images of {} to {} pixels, batch norms {}",
+        kind.name(),
+        config.model.backbone.name,
+        config.data.size[0],
+        config.data.size[1],
+        if config.model.backbone.freeze_norms { "frozen" } else { "learning" }
+    ));
+    Ok(config)
 }
 
 fn next(detector: &str, weights: &Path, outcome: &Outcome) -> Vec<String> {

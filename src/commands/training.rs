@@ -56,6 +56,8 @@ pub struct Plan<C> {
     pub changes: Vec<String>,
     /// Where the network runs.
     pub device: Device,
+    /// Weights to start from that were read already.
+    pub weights: Option<Checkpoint>,
 }
 
 impl RunArgs {
@@ -97,9 +99,10 @@ impl RunArgs {
             (None, Some(before)) => T::Config::from_json_with(&before.to_json()?, &plan.changes)?,
             (None, None) => bail!("there is no config"),
         };
-        let weights = match self.resume {
-            true => None,
-            false => self.weights.as_deref().map(Checkpoint::open).transpose()?,
+        let weights = match (self.resume, plan.weights) {
+            (true, _) => None,
+            (false, Some(weights)) => Some(weights),
+            (false, None) => self.weights.as_deref().map(Checkpoint::open).transpose()?,
         };
         check(&mut config, weights.as_ref(), before.as_ref())?;
         if let (Out::Named(folder), Some(before)) = (&out, &before) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 section! {
     /// The feature extractor.
     pub struct BackboneConfig {
-        /// pvig_ti, pvig_s, pvig_m, pvig_b, vig_ti, vig_s, vig_b, resnet18 or resnet50.
+        /// A name of `backbone::NAMES`.
         pub name: String = "pvig_s".into(),
         /// ViG: channels of each stage (isotropic: of the one there is); null: those of the named model.
         pub channels: Option<Vec<i64>> = None,

@@ -33,6 +33,7 @@ impl Config {
             "model.match.negative must not be above model.match.positive"
         );
         fraction("model.match.crowd", m.matching.crowd)?;
+        positive("model.match.candidates", m.matching.candidates as f64)?;
         fraction("model.loss.alpha", m.loss.alpha)?;
         not_negative("model.loss.gamma", m.loss.gamma)?;
         not_negative("model.loss.beta", m.loss.beta)?;

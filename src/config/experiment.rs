@@ -197,6 +197,8 @@ impl Experiment for Config {
         "retinanet_pvig_ti_shapes",
         "retinanet_pvig_ti_bccd",
         "retinanet_pvig_ti_small",
+        "retinanet_efficientnet_lite0_small",
+        "mask_rcnn_efficientnet_lite0_small",
         "retinanet_pvig_ti_fpn_1x_coco",
         "retinanet_pvig_s_fpn_1x_coco",
         "retinanet_resnet18_fpn_1x_coco",
@@ -223,7 +225,17 @@ impl Experiment for Config {
     fn unused(&self) -> Vec<&'static str> {
         let of_detector: &[&str] = match self.model.detector {
             DetectorKind::Retinanet => &["model.rpn", "model.roi", "model.mask", "model.mask_head"],
-            DetectorKind::MaskRcnn => &["model.head", "model.match", "model.loss", "model.fpn.p6", "model.test.top_k"],
+            DetectorKind::MaskRcnn => &[
+                "model.head",
+                "model.match",
+                "model.loss",
+                "model.fpn.p6",
+                "model.test.top_k",
+                "model.rpn.match.kind",
+                "model.rpn.match.candidates",
+                "model.roi.match.kind",
+                "model.roi.match.candidates",
+            ],
         };
         [of_detector, &TrainConfig::OF_CLASSIFIERS].concat()
     }
@@ -326,7 +338,8 @@ impl Experiment for ClassifyConfig {
 impl ClassifyConfig {
     /// What a model is trained and tested with when no config is named: its ImageNet recipe. ResNets take that of the
     /// ViGs, without stochastic depth, which they lack, and with torchvision's evaluation: ImageNet's mean and
-    /// deviation, 224 of 256 pixels, bilinear.
+    /// deviation, 224 of 256 pixels, bilinear. EfficientNet-Lites take it with their authors' sizes, pixels ((x − 127)
+    /// / 128), epsilon and evaluation: a central crop that leaves a rim of 32 pixels of the scaled image, bicubic.
     ///
     /// # Errors
     /// As [`Experiment::from_json_with`].
@@ -340,6 +353,18 @@ impl ClassifyConfig {
             let DataConfig { mean, std, .. } = DataConfig::default();
             own["model"]["backbone"]["drop_path"] = json!(0.0);
             own["data"] = json!({ "mean": mean, "std": std, "crop": 0.875, "interpolation": "bilinear" });
+        }
+        let lite = match model {
+            "efficientnet_lite0" => Some(224),
+            "efficientnet_lite1" => Some(240),
+            "efficientnet_lite2" => Some(260),
+            _ => None,
+        };
+        if let Some(size) = lite {
+            own["model"]["backbone"]["norm_eps"] = json!(1e-3);
+            own["model"]["backbone"]["drop_path"] = json!(0.2);
+            let (mean, std, crop) = ([127.0 / 255.0; 3], [128.0 / 255.0; 3], f64::from(size) / f64::from(size + 32));
+            own["data"] = json!({ "size": size, "crop": crop, "mean": mean, "std": std });
         }
         Self::from_json_with(&own.to_string(), changes)
     }

@@ -37,6 +37,9 @@ section! {
         pub amp: bool = false,
         /// Passes through the training split.
         pub epochs: usize = 12,
+        /// Detectors: at least so many steps. On a small set `epochs` and `eval_every` are multiplied by the smallest
+        /// whole number that gives them; null: `epochs` decides alone.
+        pub min_iters: Option<usize> = None,
         /// Stop after so many steps, whatever `epochs` says. A classifier's schedule stays that of all epochs.
         pub max_iters: Option<usize> = None,
         /// Stop after about so many minutes of training, evaluations not counted: the first steps are timed, and the
@@ -99,7 +102,8 @@ impl TrainConfig {
     }
 
     /// Keys that only detectors have a use for.
-    pub(super) const OF_DETECTORS: [&'static str; 7] = [
+    pub(super) const OF_DETECTORS: [&'static str; 8] = [
+        "train.min_iters",
         "train.backbone_lr",
         "train.warmup_iters",
         "train.warmup_factor",

@@ -3,19 +3,55 @@
 
 use tch::Tensor;
 
-use super::boxes::{Box4, BoxCoder};
+use super::atss::Atss;
+use super::boxes::{iou, Box4, BoxCoder};
 use super::dense_head::LevelOutput;
 use super::detector::Losses;
-use super::losses::{box_loss, sigmoid_focal_loss, BACKGROUND, IGNORED};
+use super::losses::{box_loss, quality_focal_loss, sigmoid_focal_loss, BACKGROUND, IGNORED};
 use super::matcher::{Match, Matcher};
-use crate::config::{BoxLoss, LossConfig, LossNormalizer};
+use crate::config::{BoxLoss, ClassLoss, LossConfig, LossNormalizer, MatchConfig, MatchKind};
 use crate::data::Target;
+
+/// Which anchors stand for which objects.
+#[derive(Clone, Copy, Debug)]
+pub enum Assigner {
+    /// Those that overlap them.
+    Overlap(Matcher),
+    /// Those near their centres that overlap them more than most.
+    Adaptive(Atss),
+}
+
+impl Assigner {
+    /// The one that a config names.
+    pub fn new(config: &MatchConfig) -> Self {
+        match config.kind {
+            MatchKind::Iou => Self::Overlap(Matcher::new(config)),
+            MatchKind::Atss => {
+                Self::Adaptive(Atss { candidates: config.candidates, crowd: config.crowd as f32 })
+            }
+        }
+    }
+
+    /// The match of each anchor among a target's objects, beside its crowds; and which of the target's entries the
+    /// objects are. `levels` has the number of locations of each level.
+    fn assign(&self, anchors: &[Box4], levels: &[usize], target: &Target) -> (Vec<Match>, Vec<usize>) {
+        match self {
+            Self::Overlap(matcher) => matcher.assign_target(anchors, target),
+            Self::Adaptive(atss) => {
+                let (objects, crowds) = target.split_crowds();
+                let of = |which: &[usize]| -> Vec<Box4> { which.iter().map(|&i| target.boxes[i]).collect() };
+                (atss.assign(anchors, levels, &of(&objects), &of(&crowds)), objects)
+            }
+        }
+    }
+}
 
 /// How a head's outputs are compared with the objects.
 #[derive(Clone, Debug)]
 pub struct DenseLoss {
-    matcher: Matcher,
+    assigner: Assigner,
     coder: BoxCoder,
+    class_loss: ClassLoss,
     /// Focal loss: weight of positives and exponent.
     alpha: f64,
     gamma: f64,
@@ -42,10 +78,10 @@ struct Assignment {
 }
 
 impl DenseLoss {
-    /// `matcher` assigns anchors to objects, `coder` codes objects against their anchors.
-    pub fn new(matcher: Matcher, coder: BoxCoder, config: &LossConfig) -> Self {
-        let &LossConfig { alpha, gamma, box_loss, beta, box_weight, normalizer } = config;
-        Self { matcher, coder, alpha, gamma, box_loss, beta, box_weight, normalizer }
+    /// `assigner` assigns anchors to objects, `coder` codes objects against their anchors.
+    pub fn new(assigner: Assigner, coder: BoxCoder, config: &LossConfig) -> Self {
+        let &LossConfig { class: class_loss, alpha, gamma, box_loss, beta, box_weight, normalizer } = config;
+        Self { assigner, coder, class_loss, alpha, gamma, box_loss, beta, box_weight, normalizer }
     }
 
     /// Parts `classification` and `box`, of the outputs for all levels, the anchors of all levels in the same order,
@@ -57,10 +93,17 @@ impl DenseLoss {
         let deltas = Tensor::cat(&deltas, 1).flatten(0, 1);
         let device = logits.device();
 
-        let assigned = self.assign(anchors, targets);
-        let classification = sigmoid_focal_loss(&logits, &assigned.classes, &assigned.weights, self.alpha, self.gamma);
+        let levels: Vec<usize> = outputs.iter().map(|o| (o.map.0 * o.map.1) as usize).collect();
+        let assigned = self.assign(anchors, &levels, targets);
         let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
         let predicted = deltas.index_select(0, &Tensor::from_slice(&assigned.positives).to_device(device));
+        let Assignment { classes, weights, .. } = &assigned;
+        let classification = match self.class_loss {
+            ClassLoss::Focal => sigmoid_focal_loss(&logits, classes, weights, self.alpha, self.gamma),
+            ClassLoss::QualityFocal => {
+                quality_focal_loss(&logits, classes, &self.qualities(&assigned, &predicted), weights, self.gamma)
+            }
+        };
         let weights = Tensor::from_slice(&assigned.box_weights).to_device(device);
         let regression =
             box_loss(&predicted, &rows(&assigned.deltas), &rows(&assigned.anchors), &weights, self.box_loss, self.beta)
@@ -68,9 +111,23 @@ impl DenseLoss {
         Losses { parts: vec![("classification", classification), ("box", regression)] }
     }
 
-    fn assign(&self, anchors: &[Box4], targets: &[Target]) -> Assignment {
+    /// For each anchor, the IoU of its predicted box and its object's; 0 where it stands for none.
+    fn qualities(&self, assigned: &Assignment, predicted: &Tensor) -> Vec<f32> {
+        let predicted = Vec::<f32>::try_from(predicted.detach().contiguous().view(-1)).unwrap_or_default();
+        let mut qualities = vec![0.0; assigned.classes.len()];
+        let fours = |values: &[f32]| -> Vec<[f32; 4]> { values.as_chunks().0.to_vec() };
+        let (predicted, deltas, anchors) = (fours(&predicted), fours(&assigned.deltas), fours(&assigned.anchors));
+        for (i, ((predicted, deltas), anchor)) in assigned.positives.iter().zip(predicted.iter().zip(&deltas).zip(&anchors))
+        {
+            let decode = |deltas| self.coder.decode(deltas, anchor);
+            qualities[*i as usize] = iou(&decode(predicted), &decode(deltas));
+        }
+        qualities
+    }
+
+    fn assign(&self, anchors: &[Box4], levels: &[usize], targets: &[Target]) -> Assignment {
         let matches: Vec<(Vec<Match>, Vec<usize>)> =
-            targets.iter().map(|target| self.matcher.assign_target(anchors, target)).collect();
+            targets.iter().map(|target| self.assigner.assign(anchors, levels, target)).collect();
         let positives: Vec<usize> =
             matches.iter().map(|(m, _)| m.iter().filter(|m| matches!(m, Match::Object(_))).count()).collect();
         let weight_of = |image: usize| match self.normalizer {

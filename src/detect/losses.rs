@@ -1,7 +1,7 @@
 //! Losses of the detectors.
 
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 use super::boxes::BoxCoder;
 use crate::config::{BoxLoss, BoxLossConfig, SampleNormalizer};
@@ -25,6 +25,36 @@ pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alp
     if logits.device() != Device::Cpu || logits.kind() != Kind::Float {
         return focal_loss_by_tensors(logits, classes, weights, alpha, gamma);
     }
+    let (alpha, gamma) = (alpha as f32, gamma as f32);
+    in_one_pass(logits, classes, weights, |x, positive, _| focal(x, positive, alpha, gamma))
+}
+
+/// Sum of the quality focal loss (Li et al., 2020, "Generalized Focal Loss", equation 2) over anchors and classes: a
+/// scalar tensor. As [`sigmoid_focal_loss`], but the score of an anchor's class learns its `qualities`, one per anchor
+/// from 0 to 1, in place of 1.
+pub fn quality_focal_loss(
+    logits: &Tensor,
+    classes: &[i64],
+    qualities: &[f32],
+    weights: &[f32],
+    beta: f64,
+) -> Tensor {
+    if logits.device() != Device::Cpu || logits.kind() != Kind::Float {
+        return quality_focal_loss_by_tensors(logits, classes, qualities, weights, beta);
+    }
+    let beta = beta as f32;
+    let each = |x, positive, anchor: usize| quality_focal(x, if positive { qualities[anchor] } else { 0.0 }, beta);
+    in_one_pass(logits, classes, weights, each)
+}
+
+/// The weighted sum over anchors and classes of a loss that `each` gives, with its derivative, for a logit, whether
+/// its class is the anchor's, and the number of the anchor.
+fn in_one_pass(
+    logits: &Tensor,
+    classes: &[i64],
+    weights: &[f32],
+    each: impl Fn(f32, bool, usize) -> (f32, f32) + Sync,
+) -> Tensor {
     let k = logits.size()[1] as usize;
     let source = logits.detach().contiguous();
     let values = Vec::<f32>::try_from(source.view(-1)).unwrap_or_default();
@@ -40,7 +70,7 @@ pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alp
                     continue;
                 }
                 for (class, (out, x)) in out.iter_mut().zip(&values[anchor * k..]).enumerate() {
-                    let (loss, slope) = focal(*x, class as i64 == classes[anchor], alpha as f32, gamma as f32);
+                    let (loss, slope) = each(*x, class as i64 == classes[anchor], anchor);
                     *out = slope * weights[anchor];
                     sum += f64::from(loss) * f64::from(weights[anchor]);
                 }
@@ -69,6 +99,43 @@ fn focal(x: f32, positive: bool, alpha: f32, gamma: f32) -> (f32, f32) {
     let power = if gamma == 2.0 { q * q } else { q.powf(gamma) };
     let slope = -weight * power * (gamma * (1.0 - q) * log + q);
     (weight * power * log, if positive { slope } else { -slope })
+}
+
+/// Quality focal loss of one logit for a target y, |y − σ|^β · BCE(σ, y), and its derivative.
+fn quality_focal(x: f32, y: f32, beta: f32) -> (f32, f32) {
+    let e = (-x.abs()).exp();
+    let (sigma, slope_of_sigma) = (if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }, e / (1.0 + e).powi(2));
+    let cross_entropy = x.max(0.0) - x * y + e.ln_1p();
+    let difference = sigma - y;
+    let distance = difference.abs();
+    let power = if beta == 2.0 { distance * distance } else { distance.powf(beta) };
+    // d|y − σ|^β / dσ; of a constant, 0.
+    let slope_of_power = match beta {
+        0.0 => 0.0,
+        2.0 => 2.0 * difference,
+        _ => beta * distance.powf(beta - 1.0) * difference.signum(),
+    };
+    let slope = power * difference + slope_of_power * slope_of_sigma * cross_entropy;
+    (power * cross_entropy, slope)
+}
+
+/// [`quality_focal_loss`] by tensor operations, for other devices.
+fn quality_focal_loss_by_tensors(
+    logits: &Tensor,
+    classes: &[i64],
+    qualities: &[f32],
+    weights: &[f32],
+    beta: f64,
+) -> Tensor {
+    let device = logits.device();
+    let column = |values: &[f32]| Tensor::from_slice(values).to_device(device).unsqueeze(1).to_kind(logits.kind());
+    let classes = Tensor::from_slice(classes).to_device(device).unsqueeze(1);
+    let weights = column(weights) * classes.not_equal(IGNORED);
+    let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
+    let y = column(qualities) * positive;
+    let cross_entropy = logits.binary_cross_entropy_with_logits(&y, None::<&Tensor>, None::<&Tensor>, Reduction::None);
+    let scale = (logits.sigmoid() - &y).abs().pow_tensor_scalar(beta);
+    (cross_entropy * scale * weights).sum(Kind::Float)
 }
 
 /// The same by tensor operations, for other devices.
@@ -191,6 +258,27 @@ mod tests {
             };
             let (fused, fused_grad) = run(sigmoid_focal_loss);
             let (plain, plain_grad) = run(focal_loss_by_tensors);
+            assert!((fused / plain - 1.0).abs() < 1e-5, "{fused} {plain}");
+            let worst = (fused_grad - plain_grad).abs().max().double_value(&[]);
+            assert!(worst < 1e-5, "{worst}");
+        }
+    }
+
+    #[test]
+    fn fused_quality_focal_loss_equals_the_tensor_operations() {
+        let logits = Tensor::randn([5000, 3], (Kind::Float, Device::Cpu)) * 4.0;
+        let classes: Vec<i64> = (0..5000).map(|i| [0, 1, 2, BACKGROUND, BACKGROUND, IGNORED][i % 6]).collect();
+        let weights: Vec<f32> = (0..5000).map(|i| if i < 2500 { 0.5 } else { 0.25 }).collect();
+        let qualities: Vec<f32> = (0..5000).map(|i| (i % 11) as f32 / 10.0).collect();
+        for beta in [2.0, 1.5, 0.0] {
+            let run = |f: fn(&Tensor, &[i64], &[f32], &[f32], f64) -> Tensor| {
+                let x = logits.copy().set_requires_grad(true);
+                let loss = f(&x, &classes, &qualities, &weights, beta);
+                loss.backward();
+                (loss.double_value(&[]), x.grad())
+            };
+            let (fused, fused_grad) = run(quality_focal_loss);
+            let (plain, plain_grad) = run(quality_focal_loss_by_tensors);
             assert!((fused / plain - 1.0).abs() < 1e-5, "{fused} {plain}");
             let worst = (fused_grad - plain_grad).abs().max().double_value(&[]);
             assert!(worst < 1e-5, "{worst}");

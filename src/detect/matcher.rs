@@ -85,15 +85,7 @@ impl Matcher {
         if self.low_quality {
             self.keep_best(boxes, objects, &areas, &best, &mut matches);
         }
-        if !crowds.is_empty() {
-            for (b, m) in boxes.iter().zip(&mut matches) {
-                if *m == Match::Background
-                    && crowds.iter().any(|c| intersection(b, c) >= self.crowd * area(b).max(f32::MIN_POSITIVE))
-                {
-                    *m = Match::Ignored;
-                }
-            }
-        }
+        ignore_crowds(boxes, crowds, self.crowd, &mut matches);
         matches
     }
 
@@ -126,6 +118,20 @@ impl Matcher {
             .collect();
         for i in kept {
             matches[i] = Match::Object(best[i].1);
+        }
+    }
+}
+
+/// Ignores background that lies in a crowd by at least this fraction of its own area.
+pub(super) fn ignore_crowds(boxes: &[Box4], crowds: &[Box4], fraction: f32, matches: &mut [Match]) {
+    if crowds.is_empty() {
+        return;
+    }
+    for (b, m) in boxes.iter().zip(matches) {
+        if *m == Match::Background
+            && crowds.iter().any(|c| intersection(b, c) >= fraction * area(b).max(f32::MIN_POSITIVE))
+        {
+            *m = Match::Ignored;
         }
     }
 }

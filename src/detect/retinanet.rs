@@ -7,10 +7,9 @@ use tch::{nn, Tensor};
 use super::anchors::AnchorGenerator;
 use super::boxes::{Box4, BoxCoder};
 use super::dense_head::{DenseHead, LevelOutput};
-use super::dense_losses::DenseLoss;
+use super::dense_losses::{Assigner, DenseLoss};
 use super::detector::{Detections, Detector, Losses};
 use super::fpn::{Coarse, Fpn};
-use super::matcher::Matcher;
 use super::select::{LevelValues, Limits, Selector};
 use crate::backbone::{self, Backbone, Pass};
 use crate::config::ModelConfig;
@@ -72,7 +71,7 @@ impl RetinaNet {
             fpn,
             head,
             anchors,
-            loss: DenseLoss::new(Matcher::new(&config.matching), coder, &config.loss),
+            loss: DenseLoss::new(Assigner::new(&config.matching), coder, &config.loss),
             selector: Selector {
                 limits: Limits::new(&config.test),
                 top_k: config.test.top_k as usize,

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use rand::Rng;
 use tch::nn::{self, Module, ModuleT};
 use tch::Tensor;
 
@@ -39,6 +40,26 @@ pub fn residual(x: &Tensor, mut branch: Tensor) -> Tensor {
     }
 }
 
+/// ReLU6, min(max(x, 0), 6), of a tensor that nothing else reads: in place where no gradient needs the input.
+pub fn relu6(mut x: Tensor) -> Tensor {
+    if x.requires_grad() {
+        return x.relu6();
+    }
+    x.relu6_()
+}
+
+/// Stochastic depth (Huang et al., 2016): leaves a branch `[B, C, H, W]` out with this probability for each image, and
+/// scales it up for the others. Without noise, and with probability 0, nothing happens.
+pub fn stochastic_depth(branch: Tensor, probability: f64, noise: Option<&mut impl Rng>) -> Tensor {
+    let Some(noise) = noise.filter(|_| probability > 0.0) else { return branch };
+    let images = branch.size()[0];
+    let scale = (1.0 / (1.0 - probability)) as f32;
+    let draw = |_| if noise.random::<f64>() < probability { 0.0 } else { scale };
+    let mask = Tensor::from_slice(&(0..images).map(draw).collect::<Vec<f32>>());
+    let mask = mask.view([images, 1, 1, 1]).to_device(branch.device()).to_kind(branch.kind());
+    branch * mask
+}
+
 /// Initial weights of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub enum Init {
@@ -59,10 +80,12 @@ pub struct ConvSpec {
     pub input: i64,
     /// Output channels.
     pub output: i64,
-    /// Side of the kernel; the padding is half of it.
+    /// Side of the kernel.
     pub kernel: i64,
     /// Stride.
     pub stride: i64,
+    /// Padding of zeros on all sides.
+    pub padding: i64,
     /// Groups.
     pub groups: i64,
     /// Whether there is a bias (at first 0).
@@ -72,14 +95,20 @@ pub struct ConvSpec {
 }
 
 impl ConvSpec {
-    /// A `kernel`×`kernel` convolution with bias, stride 1, no groups, initial weights as published for ViG.
+    /// A `kernel`×`kernel` convolution with bias, stride 1, padding of half its kernel, no groups, initial weights as
+    /// published for ViG.
     pub fn new(input: i64, output: i64, kernel: i64) -> Self {
-        Self { input, output, kernel, stride: 1, groups: 1, bias: true, init: Init::FanIn }
+        Self { input, output, kernel, stride: 1, padding: kernel / 2, groups: 1, bias: true, init: Init::FanIn }
     }
 
     /// The same with another stride.
     pub fn stride(self, stride: i64) -> Self {
         Self { stride, ..self }
+    }
+
+    /// The same with another padding.
+    pub fn padding(self, padding: i64) -> Self {
+        Self { padding, ..self }
     }
 
     /// The same without a bias.
@@ -107,7 +136,7 @@ impl ConvSpec {
         };
         let config = nn::ConvConfig {
             stride: self.stride,
-            padding: self.kernel / 2,
+            padding: self.padding,
             groups: self.groups,
             bias: self.bias,
             ws_init,
@@ -186,9 +215,9 @@ impl ConvBn {
             return self.norm.forward_t(&self.conv.forward(x), true);
         }
         let side = |n: i64| [n, n];
-        let ConvSpec { stride, kernel, groups, .. } = self.spec;
+        let ConvSpec { stride, padding, groups, .. } = self.spec;
         let convolve = |weight: &Tensor, bias: &Tensor| {
-            x.conv2d(weight, Some(bias), side(stride), side(kernel / 2), side(1), groups)
+            x.conv2d(weight, Some(bias), side(stride), side(padding), side(1), groups)
         };
         if let Some(version) = self.settled() {
             let mut folded = self.folded.borrow_mut();

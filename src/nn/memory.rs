@@ -238,6 +238,14 @@ mod tests {
     }
 
     #[test]
+    fn pairs_that_are_not_in_one_piece_are_worked_on_as_tensors() {
+        let all = Tensor::zeros([2, 8], OPTIONS);
+        let (part, ones) = (all.narrow(1, 0, 3), Tensor::ones([2, 3], OPTIONS));
+        for_each_pair([(&part, &ones)], |a, _| *a = 7.0, |a, b| drop(a.shallow_clone().g_add_(b)));
+        assert_eq!((part.sum(Kind::Float).double_value(&[]), all.sum(Kind::Float).double_value(&[])), (6.0, 6.0));
+    }
+
+    #[test]
     #[should_panic(expected = "share memory")]
     fn pairs_that_overlap_are_refused() {
         let all = Tensor::zeros([10], OPTIONS);

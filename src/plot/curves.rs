@@ -196,5 +196,8 @@ mod tests {
         let line = Line { points, ..Line::default() };
         assert!((top_of(&[line]) - 2.3).abs() < 1e-9);
         assert!(top_of(&[]) > 0.0);
+        // The 99th of a hundred, and 15% above it.
+        let rising = Line { points: (0..100).map(|i| (f64::from(i), f64::from(i))).collect(), ..Line::default() };
+        assert!((top_of(&[rising]) - 99.0 * 1.15).abs() < 1e-9);
     }
 }

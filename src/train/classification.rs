@@ -6,8 +6,7 @@ use tch::{nn, Device};
 use super::accuracy::{cross_entropy, ClassEvaluator};
 use super::schedule::{EpochCosine, Schedule};
 use super::task::{Micro, Scored, Task};
-use crate::backbone::Classifier;
-use crate::backbone::Pass;
+use crate::backbone::{Classifier, Family, Pass};
 use crate::classes::{list, Classes};
 use crate::config::ClassifyConfig;
 use crate::console::say;
@@ -149,9 +148,9 @@ impl Task for Classification {
 /// at its end only, after hours.
 fn check_micro_batches(feed: &ClassLoader, config: &ClassifyConfig) -> Result<()> {
     let (t, backbone) = (&config.train, &config.model.backbone);
-    // ViG's classifier has a norm after the mean over the image; ResNet's last map has one location for images of up
-    // to 32 pixels.
-    let one_value = !backbone.name.starts_with("resnet") || (!backbone.freeze_norms && config.data.size <= 32);
+    // ViG's classifier has a norm after the mean over the image; the others' last map has one location for images of
+    // up to 32 pixels.
+    let one_value = Family::of(&backbone.name) == Family::Vig || (!backbone.freeze_norms && config.data.size <= 32);
     ensure!(
         !one_value || feed.smallest_batch() > 1,
         "the last micro batch of a step of an epoch has one image, which {} cannot train on (its batch norm would \

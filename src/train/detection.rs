@@ -231,47 +231,72 @@ fn indented(text: &str) -> String {
 }
 
 /// Whether changes, in `--set`'s form, say how images are normalised.
-pub fn names_normalisation(changes: &[String]) -> bool {
-    let keys = ["data", "data.mean", "mean", "data.std", "std"];
+fn names_normalisation(changes: &[String]) -> bool {
+    names(changes, &["data", "data.mean", "mean", "data.std", "std"])
+}
+
+/// Whether changes, in `--set`'s form, name the epsilon of the backbone's batch norms.
+fn names_epsilon(changes: &[String]) -> bool {
+    names(changes, &["model.backbone", "backbone", "model.backbone.norm_eps", "backbone.norm_eps", "norm_eps"])
+}
+
+fn names(changes: &[String], keys: &[&str]) -> bool {
     changes.iter().any(|change| change.split_once('=').is_some_and(|(key, _)| keys.contains(&key)))
 }
 
-/// Gives a config the mean and deviation that the images of pretrained weights were normalised with, unless `changes`,
-/// in `--set`'s form, name them. Says what it did, or what differs.
+/// Gives a resumed run's config what it took from the weights that it began with ([`prepare_as`]), unless `changes`
+/// name it.
+pub fn prepare_as_before(config: &mut Config, before: &Config, changes: &[String]) {
+    if !names_normalisation(changes) {
+        (config.data.mean, config.data.std) = (before.data.mean, before.data.std);
+    }
+    if !names_epsilon(changes) {
+        config.model.backbone.norm_eps = before.model.backbone.norm_eps;
+    }
+}
+
+/// Gives a config what belongs to pretrained weights, unless `changes`, in `--set`'s form, name it: the mean and
+/// deviation that images were normalised with, and the epsilon of the backbone's batch norms. Says what it did, or
+/// what differs.
 ///
 /// # Errors
 /// If the config in the weights cannot be read.
-pub fn normalise_as(config: &mut Config, weights: &Checkpoint, changes: &[String]) -> Result<Option<String>> {
+pub fn prepare_as(config: &mut Config, weights: &Checkpoint, changes: &[String]) -> Result<Vec<String>> {
     let flags = |mean: [f32; 3], std: [f32; 3]| {
         let list = |values: [f32; 3]| format!("[{}]", values.map(|v| v.to_string()).join(","));
         format!("--set data.mean={} --set data.std={}", list(mean), list(std))
     };
-    let decided = names_normalisation(changes);
-    let present = (config.data.mean, config.data.std);
-    Ok(match (weights.detector_config(&[])?, weights.task()) {
-        (Some(own), task) => {
-            let (mean, std) = (own.data.mean, own.data.std);
-            if (mean, std) == present {
-                None
-            } else if task == Some(config::Task::Classification) && !decided {
-                (config.data.mean, config.data.std) = (mean, std);
-                Some(format!("weights: images are normalised as the classifier's were: {}", flags(mean, std)))
-            } else {
-                Some(format!(
-                    "weights: they were trained on images normalised otherwise; {} does the same here",
-                    flags(mean, std)
-                ))
-            }
+    let own = weights.detector_config(&[])?;
+    let (decided, data) = (names_normalisation(changes), &mut config.data);
+    let mut notes = Vec::new();
+    match &own {
+        Some(own) if (own.data.mean, own.data.std) == (data.mean, data.std) => {}
+        Some(own) if weights.task() == Some(config::Task::Classification) && !decided => {
+            (data.mean, data.std) = (own.data.mean, own.data.std);
+            notes.push(format!(
+                "weights: images are normalised as the classifier's were: {}",
+                flags(data.mean, data.std)
+            ));
         }
-        (None, _) if config.model.backbone.name.contains("vig_") && !decided => {
-            (config.data.mean, config.data.std) = (VIG, VIG);
-            Some(format!(
+        Some(own) => notes.push(format!(
+            "weights: they were trained on images normalised otherwise; {} does the same here",
+            flags(own.data.mean, own.data.std)
+        )),
+        None if config.model.backbone.name.contains("vig_") && !decided => {
+            (data.mean, data.std) = (VIG, VIG);
+            notes.push(format!(
                 "weights: the file does not say how its images were normalised; they are taken to be the published \
-                 ViG's: {} \
-                 (other numbers decide otherwise)",
+                 ViG's: {} (other numbers decide otherwise)",
                 flags(VIG, VIG)
-            ))
+            ));
         }
-        (None, _) => None,
-    })
+        None => {}
+    }
+    let backbone = &mut config.model.backbone;
+    let eps = own.map(|own| own.model.backbone).filter(|own| own.name == backbone.name).map(|own| own.norm_eps);
+    if let Some(eps) = eps.filter(|eps| *eps != backbone.norm_eps && !names_epsilon(changes)) {
+        backbone.norm_eps = eps;
+        notes.push(format!("weights: batch norms of the backbone have the file's epsilon: --set norm_eps={eps:e}"));
+    }
+    Ok(notes)
 }

@@ -81,6 +81,8 @@ pub struct Engine<T: Task> {
     schedule: Schedule,
     /// Steps of the whole run.
     total: u64,
+    /// What the config's numbers of epochs are multiplied by (`train.min_iters`).
+    stretch: usize,
     /// Where the length of the run is a time that steps are still measured for.
     limit: Option<TimeLimit>,
     /// Forward passes of a step.
@@ -152,11 +154,14 @@ impl<T: Task> Engine<T> {
         let at_once = if options.device == Device::Cpu { t.replicas.min(micro_steps) } else { 1 };
         feed.keep_ahead(at_once + 1);
         let steps_per_epoch = feed.batches_per_epoch().div_ceil(micro_steps);
-        let total = t.epochs.saturating_mul(steps_per_epoch).min(t.max_iters.unwrap_or(usize::MAX));
+        let all = t.epochs.saturating_mul(steps_per_epoch);
+        let stretch = t.min_iters.unwrap_or(0).div_ceil(all.max(1)).max(1);
+        let all = all.saturating_mul(stretch);
+        let total = all.min(t.max_iters.unwrap_or(usize::MAX));
         let total = total.min(progress.planned.map_or(usize::MAX, |steps| steps as usize));
         ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
         let limit = t.max_minutes.filter(|_| progress.planned.is_none()).map(TimeLimit::new);
-        let mut schedule = task.schedule(steps_per_epoch, total);
+        let mut schedule = task.schedule(steps_per_epoch.saturating_mul(stretch), total);
         if progress.planned.is_some() {
             schedule.set_total(total);
         }
@@ -192,7 +197,7 @@ impl<T: Task> Engine<T> {
         });
         run.describe(&task.config().to_json()?, start, resuming)?;
         run.rewind_log(progress.iter, progress.evaluated != Some(progress.iter))?;
-        let log = Logger::new(&run, progress.iter, total as u64, t.epochs)?;
+        let log = Logger::new(&run, progress.iter, total as u64, t.epochs.saturating_mul(stretch))?;
         say(&format!(
             "{}, {:.1} M trained parameters, on {device} with {} threads{} in {precision}: {total} steps of {} \
              images into {}",
@@ -208,6 +213,7 @@ impl<T: Task> Engine<T> {
         }
         Ok(Self {
             total: total as u64,
+            stretch,
             task,
             feed: Arc::new(feed),
             model,
@@ -258,7 +264,7 @@ impl<T: Task> Engine<T> {
             let epoch = self.progress.epoch + 1;
             let due = |every: usize| last || (every > 0 && epoch.is_multiple_of(every));
             let config = self.task.config();
-            let (evaluate, save) = (due(config.train().eval_every), due(config.checkpoint().every_epochs));
+            let (evaluate, save) = (due(self.stretched(config.train().eval_every)), due(config.checkpoint().every_epochs));
             let evaluated = self.progress.evaluated == Some(self.progress.iter);
             if self.task.is_evaluated() && evaluate && !evaluated {
                 // A kill during the evaluation shall not cost the epoch.
@@ -431,10 +437,15 @@ impl<T: Task> Engine<T> {
 
     fn evaluations_left(&self) -> usize {
         let t = self.task.config().train();
-        match t.eval_every {
+        match self.stretched(t.eval_every) {
             0 => 0,
-            every => t.epochs.saturating_sub(self.progress.epoch).div_ceil(every),
+            every => self.stretched(t.epochs).saturating_sub(self.progress.epoch).div_ceil(every),
         }
+    }
+
+    /// Epochs of the config in this run.
+    fn stretched(&self, epochs: usize) -> usize {
+        epochs.saturating_mul(self.stretch)
     }
 
     /// Evaluates the weights (their average, where there is one); keeps them if they are the best.
@@ -480,7 +491,7 @@ impl<T: Task> Engine<T> {
         self.log.warn("val", &scored.warnings);
         self.log.say(&format!(
             "epoch {epoch}/{}: {}{}; {:.0} s of training, {seconds:.0} s of evaluation",
-            self.task.config().train().epochs,
+            self.stretched(self.task.config().train().epochs),
             scored.summary,
             if best { ", the best so far" } else { "" },
             trained.as_secs_f64()

@@ -203,6 +203,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_average_goes_on_with_as_many_updates_as_it_had() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::create(folder.path()).unwrap();
+        let variables = vec![("v".to_string(), Tensor::zeros([3], (tch::Kind::Float, tch::Device::Cpu)))];
+        let decay_after = |updates: Option<u64>| {
+            let mut optimizer = Optimizer::new(&variables, &Default::default());
+            let mut ema = Ema::new(&variables, 0.999, true);
+            (0..updates.unwrap_or(0)).for_each(|_| ema.update());
+            let progress = Progress { ema_updates: ema.updates(), ..Progress::default() };
+            let mut state = State { variables: &variables, optimizer: &mut optimizer, ema: Some(&mut ema) };
+            match updates {
+                Some(_) => state.save(&run, &Metadata::new(), &progress).unwrap(),
+                None => {
+                    let saved = Checkpoint::open(&run.state()).unwrap();
+                    state.load(&saved, &progress_of(&saved).unwrap()).unwrap();
+                }
+            }
+            ema.decay()
+        };
+        let before = decay_after(Some(7));
+        assert_eq!((before, decay_after(None)), (8.0 / 17.0, before));
+    }
+
+    #[test]
     fn numbered_checkpoints_are_the_newest_few_and_keep_their_content() {
         let folder = tempfile::tempdir().unwrap();
         let run = RunDir::create(folder.path()).unwrap();

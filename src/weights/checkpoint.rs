@@ -18,7 +18,7 @@ use crate::console::warn;
 /// Classes of ImageNet, for a model without a file.
 pub const IMAGENET_CLASSES: i64 = 1000;
 /// Where a file of a classifier, or of a detector, says how many classes there are.
-const HEADS: [&str; 2] = ["prediction.4.weight", "fc.weight"];
+const HEADS: [&str; 3] = ["prediction.4.weight", "fc.weight", "_fc.weight"];
 
 /// A file of weights and what it says of itself: everything about it is asked here.
 pub struct Checkpoint {
@@ -121,6 +121,20 @@ impl Checkpoint {
     /// As [`Checkpoint::config`].
     pub fn detector_config(&self, changes: &[String]) -> Result<Option<Config>> {
         self.own_config(|config| Config::of_weights(config, changes))
+    }
+
+    /// The config that the weights are fine-tuned with, as a detector of this kind ([`Config::finetuned`]).
+    ///
+    /// # Errors
+    /// If the file has no config, or it does not fit.
+    pub fn finetuned(&self, detector: DetectorKind, changes: &[String]) -> Result<Config> {
+        let config = self.own_config(|config| Config::finetuned(config, detector, changes))?;
+        config.with_context(|| {
+            format!(
+                "{} does not say what it is: name a config with --config, and the file with --weights",
+                self.path.display()
+            )
+        })
     }
 
     /// The config that weights of a detector are used with: the one that is named, else the file's own.
@@ -241,7 +255,7 @@ pub struct LoadedClassifier {
 
 /// Whether a variable of a classifier belongs to the layers that give class scores, not to its backbone.
 pub fn is_of_head(name: &str) -> bool {
-    name.starts_with("prediction.") || name.starts_with("fc.")
+    ["prediction.", "fc.", "_conv_head.", "_bn1.", "_fc."].iter().any(|head| name.starts_with(head))
 }
 
 /// Builds a backbone and its classifier, for as many classes as the file has (1000 without one), and loads the file

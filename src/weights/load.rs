@@ -13,10 +13,17 @@ use crate::classes::{list, Class, Classes};
 
 /// Where a backbone's variables live in a detector: a file of a backbone alone has its names without this.
 const BACKBONE: &str = "backbone.body.";
-/// Layers whose size is the number of classes: of detectors, of ViG's classifier and of ResNet's; and how many rows
-/// come before those of the first class (a two-stage detector's background).
-const CLASSIFIERS: [(&str, i64); 6] =
-    [("cls_logits", 0), ("cls_score", 1), ("bbox_pred", 1), ("mask_fcn_logits", 1), ("prediction.4", 0), ("fc", 0)];
+/// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet and EfficientNet;
+/// and how many rows come before those of the first class (a two-stage detector's background).
+const CLASSIFIERS: [(&str, i64); 7] = [
+    ("cls_logits", 0),
+    ("cls_score", 1),
+    ("bbox_pred", 1),
+    ("mask_fcn_logits", 1),
+    ("prediction.4", 0),
+    ("fc", 0),
+    ("_fc", 0),
+];
 
 /// What a file must and may hold.
 #[derive(Clone, Debug, Default)]

@@ -2,13 +2,11 @@
 //! 3.2).
 
 use anyhow::Result;
-use rand::Rng;
-use rand_chacha::ChaCha8Rng;
 use tch::{nn, Tensor};
 
 use crate::graph::{Grapher, GrapherSpec, Pass};
 use crate::nn::cost::{Flops, Layer, Size};
-use crate::nn::layers::{gelu, residual, ConvBn, ConvSpec};
+use crate::nn::layers::{gelu, residual, stochastic_depth, ConvBn, ConvSpec};
 
 /// Grapher and feed-forward network.
 #[derive(Debug)]
@@ -32,25 +30,14 @@ impl Block {
     /// `[B, C, H, W]` to the same. `train`: batch statistics in the norms.
     pub fn forward(&self, x: &Tensor, train: bool, pass: &mut Pass) -> Result<Tensor> {
         let branch = self.grapher.forward(x, train, pass)?;
-        let x = residual(x, self.keep(branch, pass.noise()));
+        let x = residual(x, stochastic_depth(branch, self.drop, pass.noise()));
         Ok(match &self.ffn {
             Some([fc1, fc2]) => {
                 let branch = fc2.forward(&gelu(fc1.forward(&x, train)), train);
-                residual(&x, self.keep(branch, pass.noise()))
+                residual(&x, stochastic_depth(branch, self.drop, pass.noise()))
             }
             None => x,
         })
-    }
-
-    /// Stochastic depth (Huang et al., 2016): leaves the branch out for some images, and scales it up for the others.
-    fn keep(&self, branch: Tensor, noise: Option<&mut ChaCha8Rng>) -> Tensor {
-        let Some(noise) = noise.filter(|_| self.drop > 0.0) else { return branch };
-        let images = branch.size()[0];
-        let scale = (1.0 / (1.0 - self.drop)) as f32;
-        let draw = |_| if noise.random::<f64>() < self.drop { 0.0 } else { scale };
-        let mask = Tensor::from_slice(&(0..images).map(draw).collect::<Vec<f32>>());
-        let mask = mask.view([images, 1, 1, 1]).to_device(branch.device()).to_kind(branch.kind());
-        branch * mask
     }
 
     /// Takes the weights out of training.
