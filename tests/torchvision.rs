@@ -151,7 +151,11 @@ fn a_batch_shares_its_positives_unless_told_otherwise() {
     let anchors = torchvision_anchors().concat();
     let targets = [fixture.target(0), fixture.target(1)];
     let total = |normalizer, images: std::ops::Range<usize>| {
-        let loss = DenseLoss::new(Assigner::Overlap(MATCHER), BoxCoder::default(), &LossConfig { normalizer, ..LossConfig::default() });
+        let loss = DenseLoss::new(
+            Assigner::Overlap(MATCHER),
+            BoxCoder::default(),
+            &LossConfig { normalizer, ..LossConfig::default() },
+        );
         let (from, count) = (images.start as i64, images.len() as i64);
         let part = LevelOutput {
             logits: output().logits.narrow(0, from, count),

@@ -39,7 +39,9 @@ impl Config {
             // The classes are the data's, whatever their ids.
             config["model"]["outputs"] = Value::Null;
         } else if let Some(backbone) = own.pointer("/model/backbone") {
+            let frozen = config["model"]["backbone"]["frozen_stages"].take();
             config["model"]["backbone"] = backbone.clone();
+            config["model"]["backbone"]["frozen_stages"] = frozen;
         }
         config["model"]["backbone"]["freeze_norms"] = json!(true);
         config["model"]["backbone"]["drop_path"] = json!(0.0);
@@ -84,5 +86,6 @@ mod tests {
         let other = Config::finetuned(&value, DetectorKind::MaskRcnn, &[]).unwrap();
         assert_eq!((other.model.detector, other.model.backbone.name.as_str()), (DetectorKind::MaskRcnn, "resnet50"));
         assert_eq!((other.data.mean, other.model.fpn.channels), (own.data.mean, 96));
+        assert_eq!((other.model.backbone.frozen_stages, other.model.backbone.norm_eps), (1, 0.0));
     }
 }

@@ -41,13 +41,7 @@ impl Atss {
     }
 
     /// The anchors that stand for an object, and their IoU with it.
-    fn positives(
-        &self,
-        anchors: &[Box4],
-        levels: &[usize],
-        per_location: usize,
-        object: &Box4,
-    ) -> Vec<(usize, f32)> {
+    fn positives(&self, anchors: &[Box4], levels: &[usize], per_location: usize, object: &Box4) -> Vec<(usize, f32)> {
         let centre = |b: &Box4| [(b[0] + b[2]) / 2.0, (b[1] + b[3]) / 2.0];
         let [x, y] = centre(object);
         let mut candidates = Vec::new();

@@ -26,9 +26,7 @@ impl Assigner {
     pub fn new(config: &MatchConfig) -> Self {
         match config.kind {
             MatchKind::Iou => Self::Overlap(Matcher::new(config)),
-            MatchKind::Atss => {
-                Self::Adaptive(Atss { candidates: config.candidates, crowd: config.crowd as f32 })
-            }
+            MatchKind::Atss => Self::Adaptive(Atss { candidates: config.candidates, crowd: config.crowd as f32 }),
         }
     }
 
@@ -117,7 +115,8 @@ impl DenseLoss {
         let mut qualities = vec![0.0; assigned.classes.len()];
         let fours = |values: &[f32]| -> Vec<[f32; 4]> { values.as_chunks().0.to_vec() };
         let (predicted, deltas, anchors) = (fours(&predicted), fours(&assigned.deltas), fours(&assigned.anchors));
-        for (i, ((predicted, deltas), anchor)) in assigned.positives.iter().zip(predicted.iter().zip(&deltas).zip(&anchors))
+        for (i, ((predicted, deltas), anchor)) in
+            assigned.positives.iter().zip(predicted.iter().zip(&deltas).zip(&anchors))
         {
             let decode = |deltas| self.coder.decode(deltas, anchor);
             qualities[*i as usize] = iou(&decode(predicted), &decode(deltas));

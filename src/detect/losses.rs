@@ -32,13 +32,7 @@ pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alp
 /// Sum of the quality focal loss (Li et al., 2020, "Generalized Focal Loss", equation 2) over anchors and classes: a
 /// scalar tensor. As [`sigmoid_focal_loss`], but the score of an anchor's class learns its `qualities`, one per anchor
 /// from 0 to 1, in place of 1.
-pub fn quality_focal_loss(
-    logits: &Tensor,
-    classes: &[i64],
-    qualities: &[f32],
-    weights: &[f32],
-    beta: f64,
-) -> Tensor {
+pub fn quality_focal_loss(logits: &Tensor, classes: &[i64], qualities: &[f32], weights: &[f32], beta: f64) -> Tensor {
     if logits.device() != Device::Cpu || logits.kind() != Kind::Float {
         return quality_focal_loss_by_tensors(logits, classes, qualities, weights, beta);
     }

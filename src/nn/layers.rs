@@ -216,9 +216,8 @@ impl ConvBn {
         }
         let side = |n: i64| [n, n];
         let ConvSpec { stride, padding, groups, .. } = self.spec;
-        let convolve = |weight: &Tensor, bias: &Tensor| {
-            x.conv2d(weight, Some(bias), side(stride), side(padding), side(1), groups)
-        };
+        let convolve =
+            |weight: &Tensor, bias: &Tensor| x.conv2d(weight, Some(bias), side(stride), side(padding), side(1), groups);
         if let Some(version) = self.settled() {
             let mut folded = self.folded.borrow_mut();
             let folded = match &mut *folded {

@@ -264,7 +264,8 @@ impl<T: Task> Engine<T> {
             let epoch = self.progress.epoch + 1;
             let due = |every: usize| last || (every > 0 && epoch.is_multiple_of(every));
             let config = self.task.config();
-            let (evaluate, save) = (due(self.stretched(config.train().eval_every)), due(config.checkpoint().every_epochs));
+            let (evaluate, save) =
+                (due(self.stretched(config.train().eval_every)), due(config.checkpoint().every_epochs));
             let evaluated = self.progress.evaluated == Some(self.progress.iter);
             if self.task.is_evaluated() && evaluate && !evaluated {
                 // A kill during the evaluation shall not cost the epoch.

@@ -63,7 +63,7 @@ def main():
             with tempfile.TemporaryDirectory() as folder:
                 given, out = Path(folder) / 'images.safetensors', Path(folder) / 'out.safetensors'
                 save_file({'images': images}, given)
-                subprocess.run([args.program, f'efficientnet_lite{size}', '--weights', weights, '--input', given,
+                subprocess.run([*args.program.split(), f'efficientnet_lite{size}', '--weights', weights, '--input', given,
                                 '--out', out], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 found = load_file(out)
             of_maps = max(error(found[f'stage{s + 1}'], m) for s, m in enumerate(maps))
