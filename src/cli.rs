@@ -19,6 +19,11 @@ use crate::backbone;
 use crate::config::{ClassifyConfig, Config, DetectorKind};
 use crate::console::warn;
 use crate::data::panic_message;
+use crate::weights::{cache, catalogue};
+
+mod weights_file;
+
+pub use weights_file::{describe, fetch_published, FetchArgs};
 
 /// How a config is put together: a file or preset, then the flags, then `--set`.
 #[derive(Args, Clone, Debug, Default)]
@@ -136,8 +141,14 @@ pub fn check_classifier(config: &ClassifyConfig, model: &str, source: &str) -> R
     Ok(())
 }
 
-/// The folder for what a test of weights finds: `test` in the run that they are from, or beside them.
+/// The folder for what a test of weights finds: `test` in the run that they are from, or beside them; of published
+/// weights in the cache `runs/NAME/test`.
 pub fn test_folder(weights: &Path) -> PathBuf {
+    if cache::holds(weights) {
+        let stem = weights.file_stem().unwrap_or_default().to_string_lossy();
+        let name = catalogue::of_file(weights).map_or(stem.as_ref(), |row| &row.name);
+        return Path::new("runs").join(name).join("test");
+    }
     let folder = weights.parent().unwrap_or(Path::new(""));
     match (folder.file_name().and_then(|name| name.to_str()), folder.parent()) {
         (Some("checkpoints"), Some(run)) => run.join("test"),

@@ -7,7 +7,8 @@ use image::{Rgb, RgbImage};
 use serde_json::Value;
 use vigdet::classes::Classes;
 use vigdet::config::{Config, Experiment};
-use vigdet::{detect, weights};
+use vigdet::detect;
+use vigdet::weights::{self, catalogue};
 
 #[allow(dead_code)]
 #[path = "../examples/build_batch.rs"]
@@ -78,7 +79,9 @@ impl Bench {
 
     fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_detect"));
-        command.current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1").args(args).output().unwrap()
+        // The user's own cache may have published weights in it.
+        command.current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1").env("VIGDET_CACHE", self.path("cache"));
+        command.args(args).output().unwrap()
     }
 }
 
@@ -206,6 +209,22 @@ fn unreadable_images_alone_fail_and_one_stops_if_asked() {
     }
     assert!(!bench.path("found.json").exists());
     assert_refused(&bench.detect(&["b.jpg", "a.png", "--set", "on_error=stop"]), &["b.jpg"]);
+}
+
+#[test]
+fn without_weights_the_best_published_detector_is_taken_from_the_cache() {
+    let bench = Bench::new();
+    bench.image("a.png", 64, 48);
+    std::fs::create_dir_all(bench.path("cache/weights")).unwrap();
+    let published = catalogue::best_detector(Some("retinanet")).unwrap();
+    std::fs::copy(bench.path("tiny.safetensors"), bench.path("cache/weights").join(&published.file)).unwrap();
+    let output = bench.run(&["retinanet", "a.png", "--device", "cpu"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).starts_with("no --weights: retinanet_resnet50_fpn_v2 (box AP 41.5"), "{}", stderr(&output));
+    assert_eq!(stdout(&output), stdout(&bench.detect(&["a.png"])));
+    // The best of all is another one, and not here.
+    assert_refused(&bench.run(&["a.png"]), &["without --weights", "weights get maskrcnn_resnet50_fpn_v2"]);
+    assert_refused(&bench.run(&["a.png", "--config", "c.json"]), &["--config", "--weights"]);
 }
 
 #[test]

@@ -11,13 +11,13 @@ use tch::{Device, Kind, Tensor};
 use super::detect::images;
 use crate::backbone::Pass;
 use crate::classes::Classes;
-use crate::cli::{check_classifier, check_model, make_folder, outputs, ConfigArgs};
+use crate::cli::{check_classifier, check_model, make_folder, outputs, ConfigArgs, FetchArgs};
 use crate::config::{ClassifyConfig, Experiment};
 use crate::console::{say, warn};
 use crate::data::classify::prepare;
 use crate::data::decode;
 use crate::threads::set_threads;
-use crate::weights::{load_classifier, Checkpoint, LoadedClassifier};
+use crate::weights::{catalogue, load_classifier, Checkpoint, LoadedClassifier};
 
 /// Name the classes of images with a classifier that was trained here or published.
 #[derive(clap::Args, Debug)]
@@ -25,9 +25,12 @@ pub struct Args {
     /// Images (JPEG, PNG) and folders of them
     #[arg(required = true, value_name = "IMAGE|DIR")]
     inputs: Vec<PathBuf>,
-    /// Weights: vigdet's, which know their config and classes, or PyTorch's (.pth, .pth.tar), with --model
-    #[arg(long, value_name = "FILE")]
+    /// Weights: vigdet's, which know their config and classes, or PyTorch's (.pth, .pth.tar), with --model; or a name
+    /// of `vigdet weights`
+    #[arg(long, value_name = "FILE|NAME")]
     weights: PathBuf,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// A model, for example pvig_ti or resnet50 (a wrong name lists all) [default: what the weights are of]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
@@ -47,10 +50,11 @@ pub struct Args {
 /// Whatever goes wrong, as one line.
 pub fn run(args: Args) -> Result<ExitCode> {
     let files = images(&args.inputs)?;
-    let outputs = outputs(files.iter().chain([&args.weights]).chain(&args.config.config), &args.json)?;
+    let path = args.fetch.weights(&args.weights)?;
+    let outputs = outputs(files.iter().chain([&path]).chain(&args.config.config), &args.json)?;
     args.json.as_deref().and_then(Path::parent).map_or(Ok(()), make_folder)?;
     let device = args.config.device()?;
-    let weights = Checkpoint::open(&args.weights)?;
+    let weights = Checkpoint::open(&path)?;
     let (model, named) = (args.model.as_deref(), args.config.config.as_deref());
     let (config, loaded) = open_classifier(model, &weights, named, &args.config.set, device)?;
     set_threads(config.train.threads);
@@ -94,7 +98,7 @@ fn guesses(logits: &Tensor, top: usize) -> Result<Vec<(i64, f64)>> {
 }
 
 /// A classifier of weights, ready for images, with its config: the one that is named, else the weights' own, else that
-/// of the model's published weights.
+/// of the model's published weights. A published file tells its model by its name.
 pub(super) fn open_classifier(
     model: Option<&str>,
     weights: &Checkpoint,
@@ -104,9 +108,10 @@ pub(super) fn open_classifier(
 ) -> Result<(ClassifyConfig, LoadedClassifier)> {
     model.map_or(Ok(()), check_model)?;
     let source = weights.path().display().to_string();
+    let published = || catalogue::of_file(weights.path()).map(|row| row.model.as_str());
     let config = match config {
         Some(path) => ClassifyConfig::load(path, changes)?,
-        None => match (weights.config(changes)?, model) {
+        None => match (weights.config(changes)?, model.or_else(published)) {
             (Some(own), _) => own,
             (None, Some(model)) => ClassifyConfig::of_model(model, changes)?,
             (None, None) => bail!("{source} does not say which model it is of: give its name, for example pvig_s"),

@@ -9,13 +9,14 @@ use std::time::Instant;
 use anyhow::{bail, ensure, Context, Result};
 
 use crate::classes::Classes;
-use crate::cli::{change, make_folder, outputs, DetectorArgs};
+use crate::cli::{change, make_folder, outputs, DetectorArgs, FetchArgs};
 use crate::config::{DetectorKind, OnError};
 use crate::console::warn;
 use crate::data::decode;
 use crate::plot::{draw_detections, png};
 use crate::predictor::{ImageDetections, Predictor, PredictorOptions};
 use crate::threads::set_threads;
+use crate::weights::catalogue;
 
 /// Detect objects on images: boxes (and masks) with names and scores, as text, JSON and pictures.
 ///
@@ -27,9 +28,12 @@ pub struct Args {
     inputs: Vec<PathBuf>,
     #[command(flatten)]
     model: DetectorArgs,
-    /// Trained weights, for example runs/demo/checkpoints/best.safetensors
-    #[arg(long, value_name = "FILE")]
-    weights: PathBuf,
+    /// Trained weights, for example runs/demo/checkpoints/best.safetensors, or a name of `vigdet weights` [default:
+    /// the best COCO detector there]
+    #[arg(long, value_name = "FILE|NAME")]
+    weights: Option<PathBuf>,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// COCO annotation file whose categories name the classes, for weights that do not
     #[arg(long, value_name = "FILE")]
     classes: Option<PathBuf>,
@@ -81,9 +85,10 @@ fn detect(args: &Args) -> Result<()> {
     let (detector, inputs) = named(&args.inputs)?;
     let files = images(inputs)?;
     let pictures = pictures(args.out.as_deref(), &files);
-    let read = files.iter().chain([&args.weights]).chain(&args.model.config.config).chain(&args.classes);
+    let weights = weights(args, detector, &files)?;
+    let read = files.iter().chain([&weights]).chain(&args.model.config.config).chain(&args.classes);
     let outputs = outputs(read, pictures.iter().chain(&args.json))?;
-    let predictor = open(args, detector)?;
+    let predictor = open(args, &weights, detector)?;
     let config = predictor.config();
     let shown = args.score_threshold.unwrap_or(SHOWN).max(config.model.test.score) as f32;
     let folders = [args.out.as_deref(), args.json.as_deref().and_then(Path::parent)];
@@ -134,7 +139,21 @@ fn detect(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn open(args: &Args, detector: Option<DetectorKind>) -> Result<Predictor> {
+/// The weights that are named; without a name the published detector with the highest box AP on COCO.
+fn weights(args: &Args, detector: Option<DetectorKind>, files: &[PathBuf]) -> Result<PathBuf> {
+    if let Some(named) = &args.weights {
+        return args.fetch.weights(named);
+    }
+    ensure!(args.model.config.config.is_none(), "--config says nothing of weights: name them with --weights");
+    // Nothing is fetched for a misspelt image.
+    ensure!(files.iter().any(|file| file.exists()), "there is no file {}", files[0].display());
+    let best = catalogue::best_detector(detector.map(DetectorKind::name))?;
+    let file = args.fetch.published(best).context("without --weights, detect takes the best published detector")?;
+    warn(&format!("no --weights: {} ({}, {})", best.name, best.score(), best.trained_on));
+    Ok(file)
+}
+
+fn open(args: &Args, weights: &Path, detector: Option<DetectorKind>) -> Result<Predictor> {
     let score = args.score_threshold.map(|score| change("model.test.score", score));
     let classes = args.classes.as_deref().map(classes_of).transpose()?;
     let options = PredictorOptions {
@@ -144,7 +163,7 @@ fn open(args: &Args, detector: Option<DetectorKind>) -> Result<Predictor> {
         classes,
         device: args.model.config.device()?,
     };
-    let predictor = Predictor::open(&args.weights, &options)?;
+    let predictor = Predictor::open(weights, &options)?;
     set_threads(predictor.config().train.threads);
     Ok(predictor)
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::backbone::Pass;
-use crate::cli::{outputs, parse_device, parse_height_width};
+use crate::cli::{outputs, parse_device, parse_height_width, FetchArgs};
 use crate::config::{BackboneConfig, Config};
 use crate::console::{say, warn};
 use crate::data::decode;
@@ -27,9 +27,12 @@ use crate::weights::{
 pub struct Args {
     /// A model, for example pvig_ti or resnet50 (a wrong name lists all)
     model: String,
-    /// Weights: safetensors, or a PyTorch state dict (.pth, .pth.tar, .pt) [default: random ones]
-    #[arg(long, value_name = "FILE")]
+    /// Weights: safetensors, a PyTorch state dict (.pth, .pth.tar, .pt), or a name of `vigdet weights` [default:
+    /// random ones]
+    #[arg(long, value_name = "FILE|NAME")]
     weights: Option<PathBuf>,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// An image (JPEG or PNG), which is normalised, or a safetensors file with a tensor `images` [B, 3, H, W], used as
     /// it is
     #[arg(long, value_name = "FILE")]
@@ -70,8 +73,9 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.repeat > 0, "--repeat must be at least 1");
     let device = parse_device(args.device.as_deref())?;
-    let outputs = outputs([&args.input].into_iter().chain(&args.weights), [&args.out].into_iter().chain(&args.save))?;
-    let weights = args.weights.as_deref().map(Checkpoint::open).transpose()?;
+    let named = args.weights.as_deref().map(|named| args.fetch.weights(named)).transpose()?;
+    let outputs = outputs([&args.input].into_iter().chain(&named), [&args.out].into_iter().chain(&args.save))?;
+    let weights = named.as_deref().map(Checkpoint::open).transpose()?;
     let config = backbone_config(&args.model, weights.as_ref(), None, &args.set)?;
     let backbone = &config.model.backbone;
     set_threads(config.train.threads);

@@ -13,6 +13,7 @@ pub mod test_det;
 pub mod train_cls;
 pub mod train_det;
 mod training;
+pub mod weights;
 
 use std::process::ExitCode;
 
@@ -54,6 +55,8 @@ enum Command {
     ModelStats(model_stats::Args),
     /// Draw a set of the built-in data
     Shapes(shapes::Args),
+    /// List the published weights that are known by name, and fetch them
+    Weights(weights::Args),
 }
 
 impl Vigdet {
@@ -74,6 +77,7 @@ impl Vigdet {
             Command::PlotRun(args) => plot_run::run(args),
             Command::ModelStats(args) => model_stats::run(args),
             Command::Shapes(args) => shapes::run(args),
+            Command::Weights(args) => weights::run(args),
         }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{ensure, Context, Result};
 use serde_json::json;
 use vigdet_coco::output::Outputs;
 
-use crate::cli::{make_folder, outputs, parse_device, parse_size};
+use crate::cli::{make_folder, outputs, parse_device, parse_size, FetchArgs};
 use crate::config::SplitConfig;
 use crate::console::{say, warn};
 use crate::data::{decode, CocoDataset};
@@ -28,9 +28,11 @@ use crate::threads::set_threads;
 pub struct Args {
     /// vig_ti, vig_s, vig_b, pvig_ti, pvig_s, pvig_m, pvig_b, or a detector on one of them: retinanet, mask_rcnn
     model: String,
-    /// Weights of a classifier, a backbone or a detector [default: random ones]
-    #[arg(long, value_name = "FILE")]
+    /// Weights of a classifier, a backbone or a detector, a file or a name of `vigdet weights` [default: random ones]
+    #[arg(long, value_name = "FILE|NAME")]
     weights: Option<PathBuf>,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// Config file, or the name of a built-in one [default: the one in the weights]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -95,9 +97,10 @@ pub struct Args {
 /// Whatever goes wrong, as one line.
 pub fn run(args: Args) -> Result<ExitCode> {
     let written = || [&args.html, &args.json].into_iter().flatten();
-    let outputs = outputs([&args.image, &args.weights, &args.config].into_iter().flatten(), written())?;
+    let weights = args.weights.as_deref().map(|named| args.fetch.weights(named)).transpose()?;
+    let outputs = outputs([&args.image, &weights, &args.config].into_iter().flatten(), written())?;
     let options = ViewerOptions {
-        weights: args.weights.clone(),
+        weights: weights.clone(),
         config: args.config.clone(),
         changes: args.set.clone(),
         size: args.size.as_deref().map(parse_size).transpose()?,

@@ -7,7 +7,7 @@ use anyhow::{ensure, Context, Result};
 use serde_json::json;
 
 use super::classify::open_classifier;
-use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, ClassifierArgs};
+use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, ClassifierArgs, FetchArgs};
 use crate::console::say;
 use crate::data::ImageFolder;
 use crate::runs::{write_text, RunDir};
@@ -26,9 +26,12 @@ pub struct Args {
     model: Option<String>,
     #[command(flatten)]
     classifier: ClassifierArgs,
-    /// Weights: vigdet's, which know their config and classes, or PyTorch's (.pth, .pth.tar)
-    #[arg(long, value_name = "FILE")]
+    /// Weights: vigdet's, which know their config and classes, or PyTorch's (.pth, .pth.tar), or a name of `vigdet
+    /// weights`
+    #[arg(long, value_name = "FILE|NAME")]
     weights: PathBuf,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// Folder for metrics.json [default: `test` in the run's folder, or beside the weights]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -40,12 +43,13 @@ pub struct Args {
 /// Whatever goes wrong, as one line.
 pub fn run(args: Args) -> Result<ExitCode> {
     let device = args.classifier.config.device()?;
-    let out = args.out.clone().unwrap_or_else(|| test_folder(&args.weights));
+    let file = args.fetch.weights(&args.weights)?;
+    let out = args.out.clone().unwrap_or_else(|| test_folder(&file));
     let path = RunDir::at(&out).metrics();
     ensure!(!RunDir::at(&out).config().exists(), "{} is the folder of a run: --out names another one", out.display());
-    outputs([&args.weights], (!is_of_run(&out)).then_some(&path))?;
+    outputs([&file], (!is_of_run(&out)).then_some(&path))?;
     make_folder(&out)?;
-    let weights = Checkpoint::open(&args.weights)?;
+    let weights = Checkpoint::open(&file)?;
     let changes = args.classifier.changes(Vec::new())?;
     let named = args.classifier.config.config.as_deref();
     let (config, loaded) = open_classifier(args.model.as_deref(), &weights, named, &changes, device)?;

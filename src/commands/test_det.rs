@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{ensure, Result};
 use serde_json::json;
 
-use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, DetectorArgs};
+use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, DetectorArgs, FetchArgs};
 use crate::config::{Config, DetectorKind};
 use crate::console::say;
 use crate::data::CocoDataset;
@@ -26,9 +26,11 @@ pub struct Args {
     detector: Option<String>,
     #[command(flatten)]
     model: DetectorArgs,
-    /// Weights: vigdet's, which know their config and classes, or PyTorch's, with --config
-    #[arg(long, value_name = "FILE")]
+    /// Weights: vigdet's, which know their config and classes, or PyTorch's, or a name of `vigdet weights`
+    #[arg(long, value_name = "FILE|NAME")]
     weights: PathBuf,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// Folder with annotations/instances_val2017.json and val2017/ [default: the one that the weights were trained
     /// with]
     #[arg(long, value_name = "DIR")]
@@ -47,10 +49,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let device = args.model.config.device()?;
     let detector = args.detector.as_deref().map(DetectorKind::parse).transpose()?;
     let changes = args.model.changes(Vec::new(), args.data.as_deref())?;
-    let out = args.out.clone().unwrap_or_else(|| test_folder(&args.weights));
+    let path = args.fetch.weights(&args.weights)?;
+    let out = args.out.clone().unwrap_or_else(|| test_folder(&path));
     let files = RunDir::at(&out);
     ensure!(!files.config().exists(), "{} is the folder of a run: --out names another one", out.display());
-    let weights = Checkpoint::open(&args.weights)?;
+    let weights = Checkpoint::open(&path)?;
     let mut opened = None;
     let mut options =
         PredictorOptions { detector, config: args.model.config.config.clone(), changes, classes: None, device };
@@ -66,7 +69,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     set_threads(config.train.threads);
     let annotations = data_root(config)?.join(&config.data.val.annotations);
     let results = [files.metrics(), files.detections(), files.masks(), files.ground_truth(), files.used_ground_truth()];
-    let read = [Some(&args.weights), Some(&annotations), options.config.as_ref()];
+    let read = [Some(&path), Some(&annotations), options.config.as_ref()];
     outputs(read.into_iter().flatten(), results.iter().filter(|_| !is_of_run(&out)))?;
     make_folder(&out)?;
     let dataset = Arc::new(opened.map_or_else(|| dataset(config), Ok)?);

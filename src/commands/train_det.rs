@@ -32,9 +32,9 @@ pub struct Args {
     /// data.train.annotations=…)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Weights to fine-tune: a detector's, or a classifier's as backbone. They bring their own config, with a recipe
-    /// for small sets
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["weights", "config", "backbone"])]
+    /// Weights to fine-tune, a file or a name of `vigdet weights`: a detector's, or a classifier's as backbone. They
+    /// bring their own config, with a recipe for small sets
+    #[arg(long, value_name = "FILE|NAME", conflicts_with_all = ["weights", "config", "backbone"])]
     finetune: Option<PathBuf>,
     #[command(flatten)]
     run: RunArgs,
@@ -60,7 +60,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let changes = args.model.changes(flags, args.data.as_deref())?;
     let named = args.model.config.config.as_deref();
     let finetune = args.finetune.as_deref().filter(|_| !args.run.resume);
-    let weights = finetune.map(Checkpoint::open).transpose()?;
+    let weights = finetune.map(|named| Checkpoint::open(&args.run.fetch.weights(named)?)).transpose()?;
     let name = match named {
         Some(path) => stem(path),
         None if args.finetune.is_some() => format!("{}_finetuned", kind.name()),

@@ -7,7 +7,7 @@ use anyhow::{bail, Result};
 use serde_json::Value;
 use tch::Device;
 
-use crate::cli::{change, stop_on_ctrl_c};
+use crate::cli::{change, stop_on_ctrl_c, FetchArgs};
 use crate::config::Experiment;
 use crate::console::{say, warn};
 use crate::plot::{self, RunPictures};
@@ -20,9 +20,12 @@ use crate::weights::Checkpoint;
 /// A run, and the most common values of its config.
 #[derive(clap::Args, Debug)]
 pub struct RunArgs {
-    /// Weights to start from; rows of classes with equal names are kept
-    #[arg(long, value_name = "FILE")]
+    /// Weights to start from, a file or a name of `vigdet weights`; rows of classes with equal names are kept
+    #[arg(long, value_name = "FILE|NAME")]
     pub weights: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub fetch: FetchArgs,
     /// Folder of the run (default: the first of runs/NAME, runs/NAME-2, … that is not there yet)
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -102,7 +105,9 @@ impl RunArgs {
         let weights = match (self.resume, plan.weights) {
             (true, _) => None,
             (false, Some(weights)) => Some(weights),
-            (false, None) => self.weights.as_deref().map(Checkpoint::open).transpose()?,
+            (false, None) => {
+                self.weights.as_deref().map(|named| Checkpoint::open(&self.fetch.weights(named)?)).transpose()?
+            }
         };
         check(&mut config, weights.as_ref(), before.as_ref())?;
         if let (Out::Named(folder), Some(before)) = (&out, &before) {

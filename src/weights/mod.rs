@@ -1,7 +1,11 @@
 //! Weights in files: reading them into a model, writing them, and what a file says about itself.
 
+pub mod cache;
+pub mod catalogue;
 mod checkpoint;
+pub mod fetch;
 mod file;
+pub mod http;
 mod load;
 mod pickle;
 mod recognise;
