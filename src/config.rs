@@ -140,7 +140,24 @@ section! {
         pub channels: i64 = 256,
         /// RetinaNet: what P6 is computed from, the backbone's last map or P5.
         pub p6: P6Source = P6Source::C5,
+        /// RetinaNet: P7 is computed from relu(P6) (RetinaNet paper, torchvision, detectron2); false: from P6 itself
+        /// (mmdetection).
+        pub p7_relu: bool = true,
+        /// Normalisation after each convolution on a stage (torchvision's two-stage `v2` models: `batch`).
+        pub norm: ConvNorm = ConvNorm::None,
     }
+}
+
+/// Normalisation after the convolutions of a detector's pyramid and of its second stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConvNorm {
+    /// None: the convolution has a bias.
+    #[default]
+    None,
+    /// Batch norm in place of the bias. It keeps its running statistics in training where those of the backbone do
+    /// (`model.backbone.freeze_norms`).
+    Batch,
 }
 
 /// The input of P6's convolution.
@@ -196,14 +213,17 @@ pub enum HeadInit {
 section! {
     /// The anchor boxes: `octaves × ratios` at each place of each level.
     pub struct AnchorConfig {
-        /// Pixels between places, one per level, fine to coarse. RetinaNet's pyramid starts at the stage of the first
-        /// (4: C2, for small objects) and has P6 and P7 if there are two more than stages; Mask R-CNN's levels are
-        /// always five, from 4.
+        /// Pixels between places, one per level, fine to coarse: they say which stages the pyramid stands on.
+        /// RetinaNet's starts at the first (4: C2, for small objects) and has P6 and P7 if there are two more than
+        /// stages; the last of Mask R-CNN's is P6, which has no stage.
         pub strides: Vec<i64> = vec![8, 16, 32, 64, 128],
         /// √area of the smallest anchor of a level, in strides.
         pub base: f64 = 4.0,
         /// Sizes per octave: base·2^(i/octaves).
         pub octaves: i64 = 3,
+        /// √area of the anchors in pixels, the same at every level, in place of `base` and `octaves` (torchvision's
+        /// MobileNet detectors); null: those.
+        pub sizes: Option<Vec<f64>> = None,
         /// Height over width.
         pub ratios: Vec<f64> = vec![0.5, 1.0, 2.0],
         /// Round corners to whole pixels (torchvision).
@@ -214,6 +234,12 @@ section! {
 }
 
 impl AnchorConfig {
+    /// √area of a level's anchors, in pixels, before rounding.
+    pub fn sizes_at(&self, stride: i64) -> Vec<f64> {
+        let octave = |i: i64| self.base * stride as f64 * 2f64.powf(i as f64 / self.octaves as f64);
+        self.sizes.clone().unwrap_or_else(|| (0..self.octaves).map(octave).collect())
+    }
+
     /// Checks the strides against the pyramid of `levels` levels on stages with these strides, each further level half
     /// as fine as the one before. Anchors that take their strides from the image have none of their own to check but
     /// their number.
@@ -243,6 +269,11 @@ section! {
         pub negative: f64 = 0.4,
         /// Every object keeps its best anchors whatever their overlap.
         pub low_quality: bool = true,
+        /// Least overlap of an object with its best anchors for it to keep them so (mmdetection's `min_pos_iou`).
+        pub low_quality_iou: f64 = 0.0,
+        /// The object keeps its best anchors for itself, also from an object that they overlap more (mmdetection);
+        /// false: such an anchor goes to the object that it overlaps most (torchvision, detectron2).
+        pub low_quality_wins: bool = false,
         /// An anchor that lies in a crowd region by at least this share of its own area is ignored.
         pub crowd: f64 = 0.5,
     }
@@ -327,5 +358,21 @@ section! {
         pub nms: f64 = 0.5,
         /// Detections kept per image.
         pub max_detections: i64 = 100,
+        /// Boxes with a side shorter than this, in pixels, are no candidates; null: 0.01 in two-stage detectors, no
+        /// limit in RetinaNet (torchvision).
+        pub min_side: Option<f64> = None,
+        /// When boxes are cut to the image.
+        pub clip: ClipKind = ClipKind::BeforeNms,
     }
+}
+
+/// When detections are cut to the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClipKind {
+    /// Before suppression (torchvision, mmdetection, detectron2's two-stage detectors).
+    #[default]
+    BeforeNms,
+    /// After it; what is empty then is dropped (detectron2's RetinaNet).
+    AfterNms,
 }

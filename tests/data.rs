@@ -180,6 +180,22 @@ fn sizes_round_as_detectron2_and_mmdetection_do() {
     assert_eq!(size(640, 361), (1333, 752));
     assert_eq!(size(100, 10_000), (13, 1333));
     assert_eq!(size(1, 10_000), (1, 1333));
+    let size = |w, h| output_size(w, h, 800.0, 1333.0, ResizeKind::Opencv);
+    assert_eq!((size(640, 480), size(640, 361)), ((1067, 800), (1333, 752)));
+}
+
+#[test]
+fn opencvs_bilinear_gives_whole_levels_before_they_are_normalised() {
+    let image = image::RgbImage::from_fn(2, 1, |x, _| image::Rgb([3 * x as u8; 3]));
+    let of = |resize| {
+        let (mean, std) = ([1.0 / 255.0; 3], [1.0 / 255.0; 3]);
+        let config = DataConfig { size: [2, 4], resize, pad: 1, mean, std, ..DataConfig::default() };
+        let batch = prepare(std::slice::from_ref(&image), &[info("a")], &config).unwrap();
+        assert_eq!(batch.images.size(), [1, 3, 2, 4]);
+        values(&batch)[..4].iter().map(|v| (v * 100.0).round() / 100.0).collect::<Vec<f32>>()
+    };
+    assert_eq!(of(ResizeKind::Bilinear), [-1.0, -0.25, 1.25, 2.0]);
+    assert_eq!(of(ResizeKind::Opencv), [-1.0, 0.0, 1.0, 2.0]);
 }
 
 #[test]

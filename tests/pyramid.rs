@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use tch::{nn, Device, Tensor};
-use vigdet::config::{AnchorConfig, Config, Experiment, HeadConfig, ModelConfig, P6Source};
+use vigdet::config::{AnchorConfig, Config, Experiment, FpnConfig, HeadConfig, ModelConfig, P6Source};
 use vigdet::detect::dense_head::DenseHead;
 use vigdet::detect::fpn::{Coarse, Fpn};
 use vigdet::detect::roi_heads::RoiHeads;
@@ -60,7 +60,7 @@ impl Fixture {
 
     fn assert_levels(&self, fpn: &Fpn) {
         let maps: Vec<Tensor> = self.all("map").into_iter().map(Tensor::shallow_clone).collect();
-        let (found, wanted) = (fpn.forward(&maps), self.all("level"));
+        let (found, wanted) = (fpn.forward(&maps, false), self.all("level"));
         assert_eq!((found.len(), wanted.len()), (5, 5));
         for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
             assert_close(found, wanted, &format!("{} level {i}", self.kind));
@@ -76,12 +76,16 @@ fn assert_close(found: &Tensor, wanted: &Tensor, what: &str) {
     assert!(scale > 0.0 && worst <= 1e-5 * scale, "{what}: off by {worst} of {scale}");
 }
 
+fn pyramid() -> FpnConfig {
+    FpnConfig { channels: CHANNELS, ..FpnConfig::default() }
+}
+
 /// RetinaNet without its body. C5 is as wide as the pyramid: P6 could stand on either.
 fn retinanet() -> (nn::VarStore, Fpn, DenseHead) {
     let store = nn::VarStore::new(Device::Cpu);
     let root = store.root();
-    let coarse = Coarse::P6P7(P6Source::P5);
-    let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[5, 6, CHANNELS], CHANNELS, coarse).unwrap();
+    let coarse = Coarse::P6P7 { p6: P6Source::P5, relu: true };
+    let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[5, 6, CHANNELS], &pyramid(), coarse).unwrap();
     let config = HeadConfig { convs: 4, channels: CHANNELS, ..HeadConfig::default() };
     let head = DenseHead::new(&(&root / "head"), CHANNELS, 9, CLASSES, &config);
     (store, fpn, head)
@@ -103,7 +107,7 @@ impl MaskRcnn {
         (config.mask_head.convs, config.mask_head.channels) = (2, 8);
         let store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
-        let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[4, 5, 6, 8], CHANNELS, Coarse::Halved);
+        let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[4, 5, 6, 8], &config.fpn, Coarse::Halved);
         let rpn = Rpn::new(&(&root / "rpn"), CHANNELS, &config.anchors, &config.rpn);
         RoiHeads::new(&(&root / "roi_heads"), &config, CLASSES, &[4, 8, 16, 32]);
         Self { store, fpn: fpn.unwrap(), rpn }
@@ -131,7 +135,8 @@ fn retinanets_pyramid_with_p6_from_c5() {
     let fixture = Fixture::read("retinanet_c5");
     let store = nn::VarStore::new(Device::Cpu);
     let path = store.root() / "backbone" / "fpn";
-    let fpn = Fpn::new(&path, &[5, 6, 12], CHANNELS, Coarse::P6P7(P6Source::C5)).unwrap();
+    let coarse = Coarse::P6P7 { p6: P6Source::C5, relu: true };
+    let fpn = Fpn::new(&path, &[5, 6, 12], &pyramid(), coarse).unwrap();
     fixture.load_todays(&store);
     fixture.assert_levels(&fpn);
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use tch::{Kind, Tensor};
-use vigdet::config::{AnchorConfig, LossConfig, LossNormalizer};
+use vigdet::config::{AnchorConfig, LossConfig, LossNormalizer, TestConfig};
 use vigdet::data::Target;
 use vigdet::detect::anchors::AnchorGenerator;
 use vigdet::detect::atss::Atss;
@@ -18,7 +18,14 @@ use vigdet::detect::select::{LevelValues, Limits, Selector};
 
 const MAPS: [(i64, i64); 5] = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)];
 const PADDED: (i64, i64) = (96, 160);
-const MATCHER: Matcher = Matcher { positive: 0.5, negative: 0.4, low_quality: true, crowd: 0.5 };
+const MATCHER: Matcher = Matcher {
+    positive: 0.5,
+    negative: 0.4,
+    low_quality: true,
+    low_quality_iou: 0.0,
+    low_quality_wins: false,
+    crowd: 0.5,
+};
 
 struct Fixture(HashMap<String, Tensor>);
 
@@ -206,7 +213,7 @@ fn selection_of_detections() {
             }
         })
         .collect();
-    let limits = Limits { score: 0.05, nms: 0.5, max_detections: 40 };
+    let limits = Limits::new(&TestConfig { max_detections: 40, ..TestConfig::default() });
     let selector = Selector { limits, top_k: 60, coder: BoxCoder::default(), classes };
     let found = selector.select(&levels, (90, 150));
     assert_eq!(found.labels, fixture.ints("selection.labels"));

@@ -1,6 +1,8 @@
 //! A backbone with the classifier it is pretrained with, in the published names.
 
 use anyhow::{ensure, Result};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
@@ -11,6 +13,10 @@ use crate::nn::layers::{relu6, ConvBn, ConvSpec};
 
 /// Width of ViG's hidden layer before the classes.
 const HIDDEN: i64 = 1024;
+/// Width of MobileNetV3-Large's.
+const MOBILE_HIDDEN: i64 = 1280;
+/// Fraction of it that a training pass leaves out.
+const MOBILE_DROPOUT: f64 = 0.2;
 
 /// A backbone, the mean over its last map, and class scores.
 #[derive(Debug)]
@@ -30,6 +36,8 @@ enum Head {
     /// EfficientNet's: before the mean a 1×1 convolution, batch norm and ReLU6, after it a linear layer; variables
     /// `_conv_head.*`, `_bn1.*` and `_fc.*`.
     Wide { hidden: ConvBn, classes: nn::Linear },
+    /// MobileNetV3's: linear layer to 1280, hard swish, dropout, linear layer; variables `classifier.*`.
+    Mobile { hidden: nn::Linear, classes: nn::Linear },
 }
 
 /// What a classifier gives for a batch.
@@ -43,10 +51,14 @@ pub struct Classified {
 
 impl Classifier {
     /// The backbone that a config names and its classifier, with random weights under `path` in the names of published
-    /// state dicts (`stem.convs.0.weight`, …, `prediction.0.weight`; `conv1.weight`, …, `fc.weight`).
+    /// state dicts (`stem.convs.0.weight`, …, `prediction.0.weight`; `conv1.weight`, …, `fc.weight`;
+    /// `features.0.0.weight`, …, `classifier.0.weight`).
     pub fn new(path: &nn::Path, config: &BackboneConfig, classes: i64) -> Result<Self> {
         ensure!(classes > 0, "a classifier needs at least one class, not {classes}");
-        let backbone = build(path, config)?;
+        let backbone = match Family::of(&config.name) {
+            Family::MobileNet => build(&(path / "features"), config)?,
+            _ => build(path, config)?,
+        };
         let input = backbone.channels().last().copied().unwrap_or_default();
         let eps = config.norm_eps;
         let head = match Family::of(&config.name) {
@@ -57,6 +69,14 @@ impl Classifier {
                     hidden: ConvBn::new(&p / "0", &p / "1", ConvSpec::new(input, HIDDEN, 1), eps),
                     classes: ConvSpec::new(HIDDEN, classes, 1).build(&p / "4"),
                 }
+            }
+            Family::MobileNet => {
+                let linear = |name: &str, input, output| {
+                    let ws_init = nn::Init::Randn { mean: 0.0, stdev: 0.01 };
+                    let config = nn::LinearConfig { ws_init, bs_init: Some(nn::Init::Const(0.0)), bias: true };
+                    nn::linear(path / "classifier" / name, input, output, config)
+                };
+                Head::Mobile { hidden: linear("0", input, MOBILE_HIDDEN), classes: linear("3", MOBILE_HIDDEN, classes) }
             }
             Family::EfficientNetLite => {
                 let width = efficientnet_lite::HIDDEN;
@@ -79,7 +99,9 @@ impl Classifier {
     pub fn classes(&self) -> i64 {
         match &self.head {
             Head::Prediction { classes, .. } => classes.ws.size()[0],
-            Head::Linear(linear) | Head::Wide { classes: linear, .. } => linear.ws.size()[0],
+            Head::Linear(linear) | Head::Mobile { classes: linear, .. } | Head::Wide { classes: linear, .. } => {
+                linear.ws.size()[0]
+            }
         }
     }
 
@@ -104,9 +126,23 @@ impl Classifier {
             Head::Wide { hidden, classes } => {
                 classes.forward(&mean(&relu6(hidden.forward(last, train))).flatten(1, -1))
             }
+            Head::Mobile { hidden, classes } => {
+                let hidden = hidden.forward(&mean(last).flatten(1, -1)).hardswish();
+                classes.forward(&dropout(hidden, pass.noise()))
+            }
         };
         Ok(Classified { maps, logits })
     }
+}
+
+/// Leaves out values in training, and scales up the others.
+fn dropout(x: Tensor, noise: Option<&mut ChaCha8Rng>) -> Tensor {
+    let Some(noise) = noise else { return x };
+    let scale = (1.0 / (1.0 - MOBILE_DROPOUT)) as f32;
+    let draw = |_| if noise.random::<f64>() < MOBILE_DROPOUT { 0.0 } else { scale };
+    let mask = Tensor::from_slice(&(0..x.numel()).map(draw).collect::<Vec<f32>>());
+    let mask = mask.view_as(&x).to_device(x.device()).to_kind(x.kind());
+    x * mask
 }
 
 impl Flops for Classifier {
@@ -120,6 +156,10 @@ impl Flops for Classifier {
                 convolution(classes, 1, one, visit);
             }
             Head::Linear(classes) => visit(linear(classes)),
+            Head::Mobile { hidden, classes } => {
+                visit(linear(hidden));
+                visit(linear(classes));
+            }
             Head::Wide { hidden, classes } => {
                 visit(linear(classes));
                 if let Some(&last) = maps.last() {

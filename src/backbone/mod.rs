@@ -2,6 +2,7 @@
 
 mod classifier;
 pub mod efficientnet_lite;
+pub mod mobilenet_v3;
 pub mod resnet;
 pub mod vig;
 
@@ -14,11 +15,12 @@ use crate::nn::cost::{Layer, Size};
 pub use crate::graph::Pass;
 pub use classifier::{Classified, Classifier};
 pub use efficientnet_lite::EfficientNetLite;
+pub use mobilenet_v3::MobileNetV3;
 pub use resnet::ResNet;
 pub use vig::Vig;
 
 /// Names that [`build`] knows.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 14] = [
     "pvig_ti",
     "pvig_s",
     "pvig_m",
@@ -28,9 +30,11 @@ pub const NAMES: [&str; 12] = [
     "vig_b",
     "resnet18",
     "resnet50",
+    "resnet101",
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
+    "mobilenet_v3_large",
 ];
 
 /// Backbones of one kind: what differs between them is numbers.
@@ -42,6 +46,8 @@ pub enum Family {
     ResNet,
     /// EfficientNet-Lite.
     EfficientNetLite,
+    /// MobileNetV3.
+    MobileNet,
 }
 
 impl Family {
@@ -50,6 +56,7 @@ impl Family {
         match name {
             _ if name.starts_with("resnet") => Self::ResNet,
             _ if name.starts_with("efficientnet_lite") => Self::EfficientNetLite,
+            _ if name.starts_with("mobilenet") => Self::MobileNet,
             _ => Self::Vig,
         }
     }
@@ -90,6 +97,7 @@ pub fn build(path: &nn::Path, config: &BackboneConfig) -> Result<Box<dyn Backbon
         Family::Vig => Box::new(Vig::new(path, config)?),
         Family::ResNet => Box::new(ResNet::new(path, config)?),
         Family::EfficientNetLite => Box::new(EfficientNetLite::new(path, config)?),
+        Family::MobileNet => Box::new(MobileNetV3::new(path, config)?),
     })
 }
 

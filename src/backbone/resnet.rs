@@ -1,5 +1,5 @@
-//! ResNet-18 and ResNet-50 (He et al., 2016) in torchvision's form (stride in the 3×3 convolution) and names: the
-//! baseline that every detection paper compares with.
+//! ResNet-18, -50 and -101 (He et al., 2016) in torchvision's form (stride in the 3×3 convolution; in Caffe's, in the
+//! first 1×1, where the config says so) and torchvision's names: the baseline that every detection paper compares with.
 
 use anyhow::{bail, ensure, Result};
 use tch::{nn, Tensor};
@@ -32,15 +32,17 @@ struct Residual {
 }
 
 impl Residual {
-    fn new(path: nn::Path, input: i64, width: i64, stride: i64, bottleneck: bool, eps: f64) -> Self {
+    fn new(path: nn::Path, input: i64, width: i64, stride: i64, bottleneck: bool, config: &BackboneConfig) -> Self {
+        let eps = config.norm_eps;
+        let (first, second) = if config.stride_in_1x1 { (stride, 1) } else { (1, stride) };
         let output = if bottleneck { 4 * width } else { width };
         let plain = |i, o, k| ConvSpec::new(i, o, k).no_bias().init(Init::FanOut);
         let layer =
             |n: usize, spec: ConvSpec| ConvBn::new(&path / format!("conv{n}"), &path / format!("bn{n}"), spec, eps);
         let layers = if bottleneck {
             vec![
-                layer(1, plain(input, width, 1)),
-                layer(2, plain(width, width, 3).stride(stride)),
+                layer(1, plain(input, width, 1).stride(first)),
+                layer(2, plain(width, width, 3).stride(second)),
                 layer(3, plain(width, output, 1)),
             ]
         } else {
@@ -67,8 +69,14 @@ impl ResNet {
         let (blocks, bottleneck) = match config.name.as_str() {
             "resnet18" => ([2, 2, 2, 2], false),
             "resnet50" => ([3, 4, 6, 3], true),
-            name => bail!("there is no ResNet `{name}`; there are resnet18 and resnet50"),
+            "resnet101" => ([3, 4, 23, 3], true),
+            name => bail!("there is no ResNet `{name}`; there are resnet18, resnet50 and resnet101"),
         };
+        ensure!(
+            bottleneck || !config.stride_in_1x1,
+            "model.backbone.stride_in_1x1 is for resnet50 and resnet101: {} has no 1×1 convolutions",
+            config.name
+        );
         ensure!(
             (0..=4).contains(&config.frozen_stages),
             "model.backbone.frozen_stages counts the stages 1 to 4 (0: none); {} is not one",
@@ -84,7 +92,7 @@ impl ResNet {
             let mut stage = Vec::new();
             for i in 0..depth {
                 let stride = if i == 0 && s > 0 { 2 } else { 1 };
-                stage.push(Residual::new(&p / i, input, width, stride, bottleneck, eps));
+                stage.push(Residual::new(&p / i, input, width, stride, bottleneck, config));
                 input = if bottleneck { 4 * width } else { width };
             }
             channels[s] = input;

@@ -14,8 +14,8 @@ use crate::stats::{Cost, Options};
 /// Print parameters and multiply-adds of models; of all models of the ViG paper beside its figures, if none is named
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Models, for example pvig_ti or resnet50 (as classifiers of ImageNet; a wrong name lists all), or a detector (80
-    /// classes)
+    /// Models, for example pvig_ti or resnet50 (as classifiers of ImageNet; a wrong name lists all), a detector, or a
+    /// detector's built-in config (80 classes, if it does not count its outputs)
     models: Vec<String>,
     /// Size of the image in pixels [default: 224,224; detectors: 800,1280]
     #[arg(long, value_name = "H,W", value_parser = parse_height_width)]

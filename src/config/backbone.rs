@@ -39,14 +39,22 @@ section! {
         pub relative: RelativeKind = RelativeKind::Published,
         /// Number of stages (the stem counts as the first) whose weights do not train.
         pub frozen_stages: i64 = 0,
-        /// Keep batch norms at their running statistics during training.
+        /// Keep batch norms at their running statistics during training, those of a detector's pyramid and heads too.
         pub freeze_norms: bool = false,
+        /// ResNet-50 and -101: a block that halves the map does so in its first 1×1 convolution, as in Caffe's models
+        /// and most of detectron2's; false: in its 3×3 convolution, as in torchvision's.
+        pub stride_in_1x1: bool = false,
         /// Epsilon of the batch norms.
         pub norm_eps: f64 = 1e-5,
     }
 }
 
 impl BackboneConfig {
+    /// Whether it is a Vision GNN, whose shape the config can change.
+    pub fn is_vig(&self) -> bool {
+        self.name.starts_with("vig_") || self.name.starts_with("pvig_")
+    }
+
     /// Channels and blocks of the stages: those written in the config, else those of the named model; as many as the
     /// model has.
     pub fn stages<const N: usize>(&self, preset: Option<([i64; N], [i64; N])>) -> Result<([i64; N], [i64; N])> {

@@ -26,6 +26,9 @@ impl Config {
         m.anchors.ratios.iter().try_for_each(|r| positive("model.anchors.ratios", *r))?;
         positive("model.anchors.octaves", m.anchors.octaves as f64)?;
         positive("model.anchors.base", m.anchors.base)?;
+        let sizes = m.anchors.sizes.as_deref();
+        ensure!(sizes.is_none_or(|s| !s.is_empty()), "model.anchors.sizes must not be empty (null: base and octaves)");
+        sizes.unwrap_or_default().iter().try_for_each(|s| positive("model.anchors.sizes", *s))?;
         fraction("model.match.positive", m.matching.positive)?;
         fraction("model.match.negative", m.matching.negative)?;
         ensure!(
@@ -34,6 +37,7 @@ impl Config {
         );
         fraction("model.match.crowd", m.matching.crowd)?;
         positive("model.match.candidates", m.matching.candidates as f64)?;
+        fraction("model.match.low_quality_iou", m.matching.low_quality_iou)?;
         fraction("model.loss.alpha", m.loss.alpha)?;
         not_negative("model.loss.gamma", m.loss.gamma)?;
         not_negative("model.loss.beta", m.loss.beta)?;
@@ -44,6 +48,7 @@ impl Config {
         fraction("model.test.score", m.test.score)?;
         positive("model.test.top_k", m.test.top_k as f64)?;
         positive("model.test.max_detections", m.test.max_detections as f64)?;
+        not_negative("model.test.min_side", m.test.min_side.unwrap_or_default())?;
         let test_size = d.test_size.map(|size| ("data.test_size", size));
         for (name, size) in [("data.size", d.size)].into_iter().chain(test_size) {
             ensure!(
@@ -94,11 +99,13 @@ impl Config {
             fraction(&format!("model.{name}.sample.positive"), sample.positive)?;
             positive(&format!("model.{name}.sample.count"), sample.count as f64)?;
             fraction(&format!("model.{name}.match.crowd"), matching.crowd)?;
+            fraction(&format!("model.{name}.match.low_quality_iou"), matching.low_quality_iou)?;
             not_negative(&format!("model.{name}.loss.beta"), loss.beta)?;
             not_negative(&format!("model.{name}.loss.box_weight"), loss.box_weight)?;
         }
         ensure!(m.rpn.convs >= 1, "model.rpn.convs must be at least 1");
         fraction("model.rpn.nms", m.rpn.nms)?;
+        fraction("model.rpn.score", m.rpn.score)?;
         for (name, p) in [("train", &m.rpn.train), ("test", &m.rpn.test)] {
             positive(&format!("model.rpn.{name}.top_k"), p.top_k as f64)?;
             positive(&format!("model.rpn.{name}.keep"), p.keep as f64)?;
@@ -106,6 +113,8 @@ impl Config {
         positive("model.roi.pool", m.roi.pool as f64)?;
         positive("model.roi.canonical_size", m.roi.canonical_size)?;
         positive("model.roi.channels", m.roi.channels as f64)?;
+        ensure!(m.roi.convs >= 0, "model.roi.convs must not be negative");
+        positive("model.roi.fcs", m.roi.fcs as f64)?;
         m.roi.box_weights.iter().try_for_each(|w| positive("model.roi.box_weights", f64::from(*w)))?;
         ensure!(m.mask_head.convs >= 0, "model.mask_head.convs must not be negative");
         positive("model.mask_head.channels", m.mask_head.channels as f64)?;

@@ -115,8 +115,10 @@ pub enum ResizeKind {
     /// Bilinear whose support grows when shrinking (Pillow, detectron2).
     #[default]
     Antialias,
-    /// Two-by-two bilinear (torchvision's detection transform, OpenCV).
+    /// Two-by-two bilinear in float (torchvision's detection transform).
     Bilinear,
+    /// Two-by-two bilinear, rounded to 8 bits (OpenCV, mmdetection).
+    Opencv,
 }
 
 /// What an unreadable image does to a run.

@@ -204,9 +204,15 @@ impl Experiment for Config {
         "retinanet_resnet18_fpn_1x_coco",
         "retinanet_resnet50_fpn_1x_coco",
         "retinanet_resnet50_fpn_torchvision",
+        "retinanet_resnet50_fpn_v2_torchvision",
         "mask_rcnn_pvig_ti_shapes",
         "mask_rcnn_pvig_s_fpn_1x_coco",
         "mask_rcnn_resnet50_fpn_torchvision",
+        "mask_rcnn_resnet50_fpn_v2_torchvision",
+        "faster_rcnn_resnet50_fpn_torchvision",
+        "faster_rcnn_resnet50_fpn_v2_torchvision",
+        "faster_rcnn_mobilenet_v3_large_fpn_torchvision",
+        "faster_rcnn_mobilenet_v3_large_320_fpn_torchvision",
         "faster_rcnn_pvig_ti_bccd",
     ];
 
@@ -230,6 +236,7 @@ impl Experiment for Config {
                 "model.match",
                 "model.loss",
                 "model.fpn.p6",
+                "model.fpn.p7_relu",
                 "model.test.top_k",
                 "model.rpn.match.kind",
                 "model.rpn.match.candidates",
@@ -336,10 +343,11 @@ impl Experiment for ClassifyConfig {
 }
 
 impl ClassifyConfig {
-    /// What a model is trained and tested with when no config is named: its ImageNet recipe. ResNets take that of the
-    /// ViGs, without stochastic depth, which they lack, and with torchvision's evaluation: ImageNet's mean and
-    /// deviation, 224 of 256 pixels, bilinear. EfficientNet-Lites take it with their authors' sizes, pixels ((x − 127)
-    /// / 128), epsilon and evaluation: a central crop that leaves a rim of 32 pixels of the scaled image, bicubic.
+    /// What a model is trained and tested with when no config is named: its ImageNet recipe. ResNets and MobileNets
+    /// take that of the ViGs, without stochastic depth, which they lack, and with torchvision's evaluation: ImageNet's
+    /// mean and deviation, 224 of 256 pixels, bilinear; and MobileNets with their own epsilon of norms.
+    /// EfficientNet-Lites take it with their authors' sizes, pixels ((x − 127) / 128), epsilon and evaluation: a
+    /// central crop that leaves a rim of 32 pixels of the scaled image, bicubic.
     ///
     /// # Errors
     /// As [`Experiment::from_json_with`].
@@ -349,7 +357,10 @@ impl ClassifyConfig {
             return Self::preset(&name, changes);
         }
         let mut own = json!({ "model": { "backbone": { "name": model } } });
-        if model.starts_with("resnet") {
+        if model.starts_with("mobilenet") {
+            own["model"]["backbone"]["norm_eps"] = json!(1e-3);
+        }
+        if model.starts_with("resnet") || model.starts_with("mobilenet") {
             let DataConfig { mean, std, .. } = DataConfig::default();
             own["model"]["backbone"]["drop_path"] = json!(0.0);
             own["data"] = json!({ "mean": mean, "std": std, "crop": 0.875, "interpolation": "bilinear" });

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BoxLoss, MatchConfig};
+use super::{BoxLoss, ConvNorm, MatchConfig};
 
 section! {
     /// The region proposal network (Ren et al., 2015).
@@ -22,6 +22,9 @@ section! {
         pub test: ProposalConfig = ProposalConfig { top_k: 1000, keep: 1000 },
         /// Non-maximum suppression of proposals, per level: IoU above this is a duplicate.
         pub nms: f64 = 0.7,
+        /// Proposals have at least this probability of an object, in training and in inference (torchvision's MobileNet
+        /// detectors: 0.05).
+        pub score: f64 = 0.0,
     }
 }
 
@@ -85,7 +88,13 @@ section! {
         pub canonical_size: f64 = 224.0,
         /// The pyramid level for regions of `canonical_size`; half as large is one level finer.
         pub canonical_level: i64 = 4,
-        /// Width of the box head's two fully connected layers.
+        /// 3×3 convolutions at the start of the box head, as wide as the pyramid.
+        pub convs: i64 = 0,
+        /// Normalisation after each of them.
+        pub norm: ConvNorm = ConvNorm::None,
+        /// Fully connected layers after them.
+        pub fcs: i64 = 2,
+        /// Width of the fully connected layers.
         pub channels: i64 = 1024,
         /// Assignment of proposals to objects.
         #[serde(rename = "match")]
@@ -113,6 +122,8 @@ section! {
         pub convs: i64 = 4,
         /// Their width.
         pub channels: i64 = 256,
+        /// Normalisation after each of them.
+        pub norm: ConvNorm = ConvNorm::None,
         /// Bins along each side of a region; masks have twice as many pixels.
         pub pool: i64 = 14,
         /// What masks learn.

@@ -10,11 +10,16 @@ use crate::config::ResizeKind;
 
 /// Width and height after resizing: the shorter side becomes `short`, unless the longer would then be above `long`.
 ///
-/// [`ResizeKind::Antialias`] rounds as detectron2's `ResizeShortestEdge` and mmdetection do, [`ResizeKind::Bilinear`]
-/// rounds down as torchvision's `GeneralizedRCNNTransform` does (with its float arithmetic: 427 → 800 may give 799).
+/// [`ResizeKind::Antialias`] rounds as detectron2's `ResizeShortestEdge` does, [`ResizeKind::Opencv`] as mmdetection,
+/// [`ResizeKind::Bilinear`] rounds down as torchvision's `GeneralizedRCNNTransform` does (with its float arithmetic:
+/// 427 → 800 may give 799).
 pub fn output_size(width: u32, height: u32, short: f64, long: f64, kind: ResizeKind) -> (u32, u32) {
     let (w, h) = (f64::from(width), f64::from(height));
     let (new_w, new_h) = match kind {
+        ResizeKind::Opencv => {
+            let scale = (long / w.max(h)).min(short / w.min(h));
+            ((w * scale + 0.5).floor(), (h * scale + 0.5).floor())
+        }
         ResizeKind::Bilinear => {
             let scale = (short / w.min(h)).min(long / w.max(h));
             ((w * scale).floor(), (h * scale).floor())
@@ -61,7 +66,8 @@ impl Normalise {
 /// zeros.
 ///
 /// `slot` must be at least as large. [`ResizeKind::Bilinear`] interpolates in float, as torchvision does on tensors;
-/// [`ResizeKind::Antialias`] gives Pillow's 8-bit result first.
+/// [`ResizeKind::Antialias`] gives Pillow's 8-bit result first, [`ResizeKind::Opencv`] one like OpenCV's, whose own
+/// weights are rounded too: a level apart at most.
 pub fn resize_into(
     image: &RgbImage,
     (width, height): (u32, u32),
@@ -84,6 +90,18 @@ pub fn resize_into(
             normalise_rows(&antialias(image, width, height)?, normalise, data, columns, rows);
         }
         ResizeKind::Bilinear => bilinear(image, (w, h), normalise, Slot { data, rows, columns }),
+        ResizeKind::Opencv => {
+            // Whole levels first, then their normalisation, in place.
+            let levels = Normalise { scale: [1.0; 3], shift: [0.0; 3] };
+            bilinear(image, (w, h), &levels, Slot { data: &mut *data, rows, columns });
+            for (c, plane) in data.chunks_exact_mut(rows * columns).enumerate() {
+                for row in plane[..h * columns].chunks_exact_mut(columns) {
+                    for value in &mut row[..w] {
+                        *value = value.round() * normalise.scale[c] + normalise.shift[c];
+                    }
+                }
+            }
+        }
     }
     Ok(())
 }

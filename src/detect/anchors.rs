@@ -1,4 +1,4 @@
-//! Anchor boxes: `octaves × ratios` at each location of each pyramid level.
+//! Anchor boxes: sizes × ratios at each location of each pyramid level.
 
 use super::boxes::Box4;
 use crate::config::AnchorConfig;
@@ -22,11 +22,12 @@ impl AnchorGenerator {
         Self {
             strides: (!config.strides_from_image).then(|| config.strides.clone()),
             cells: config.strides.iter().map(|&stride| cell(config, stride)).collect(),
-            num_anchors: config.octaves * config.ratios.len() as i64,
+            num_anchors: config.sizes.as_ref().map_or(config.octaves, |sizes| sizes.len() as i64)
+                * config.ratios.len() as i64,
         }
     }
 
-    /// Anchors of one location: octaves × ratios.
+    /// Anchors of one location: sizes × ratios.
     pub fn num_anchors(&self) -> i64 {
         self.num_anchors
     }
@@ -59,8 +60,7 @@ impl AnchorGenerator {
 fn cell(config: &AnchorConfig, stride: i64) -> Vec<Box4> {
     let mut boxes = Vec::new();
     for ratio in &config.ratios {
-        for octave in 0..config.octaves {
-            let mut size = config.base * stride as f64 * 2f64.powf(octave as f64 / config.octaves as f64);
+        for mut size in config.sizes_at(stride) {
             if config.round {
                 size = size.floor();
             }

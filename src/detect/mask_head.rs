@@ -6,6 +6,7 @@ use tch::nn::Module;
 use tch::{nn, Kind, Reduction, Tensor};
 
 use super::boxes::Box4;
+use super::head_conv::HeadConv;
 use super::instance_mask::InstanceMask;
 use super::roi_align::{Roi, RoiAlign, RoiPooler};
 use crate::config::{MaskHeadConfig, MaskTargets, PasteKind, RoiConfig};
@@ -32,7 +33,7 @@ pub struct MaskSample<'a> {
 #[derive(Debug)]
 pub struct MaskHead {
     pooler: RoiPooler,
-    convs: Vec<nn::Conv2D>,
+    convs: Vec<HeadConv>,
     deconv: nn::ConvTranspose2D,
     logits: nn::Conv2D,
     /// What masks learn, and the factor of their loss.
@@ -60,7 +61,7 @@ impl MaskHead {
         let convs = (0..config.convs)
             .map(|i| {
                 let input = if i == 0 { channels } else { c };
-                ConvSpec::new(input, c, 3).init(Init::FanOut).build(&head / i / "0")
+                HeadConv::new(&head / i, ConvSpec::new(input, c, 3).init(Init::FanOut), config.norm)
             })
             .collect();
         let input = if config.convs > 0 { c } else { channels };
@@ -88,11 +89,12 @@ impl MaskHead {
         2 * self.pooler.align.size
     }
 
-    /// Logits of each region's mask for its own class (from 0): `[R, side²]`. The others' are not computed.
-    pub fn forward(&self, levels: &[Tensor], rois: &[Roi], labels: &[i64]) -> Tensor {
+    /// Logits of each region's mask for its own class (from 0): `[R, side²]`. The others' are not computed. `train`:
+    /// batch statistics in the norms.
+    pub fn forward(&self, levels: &[Tensor], rois: &[Roi], labels: &[i64], train: bool) -> Tensor {
         let mut x = self.pooler.pool(levels, rois);
         for conv in &self.convs {
-            x = conv.forward(&x).relu();
+            x = conv.forward(&x, train).relu();
         }
         let x = self.deconv.forward(&x).relu();
         let own: Vec<i64> = labels.iter().map(|label| label + 1).collect();
@@ -103,8 +105,9 @@ impl MaskHead {
         self.logits.bs.iter().fold(product, |product, bias| product + bias.index_select(0, &own).unsqueeze(1))
     }
 
-    /// Mean binary cross-entropy over the pixels of all masks; 0 where there is none.
-    pub fn loss(&self, levels: &[Tensor], samples: &[MaskSample]) -> Tensor {
+    /// Mean binary cross-entropy over the pixels of all masks; 0 where there is none. `train`: batch statistics in the
+    /// norms.
+    pub fn loss(&self, levels: &[Tensor], samples: &[MaskSample], train: bool) -> Tensor {
         let device = levels[0].device();
         if samples.is_empty() {
             return Tensor::zeros([], (Kind::Float, device));
@@ -113,7 +116,7 @@ impl MaskHead {
         let expected = Tensor::from_slice(&expected).view([samples.len() as i64, -1]).to_device(device);
         let rois: Vec<Roi> = samples.iter().map(|s| s.roi).collect();
         let labels: Vec<i64> = samples.iter().map(|s| s.label).collect();
-        let logits = self.forward(levels, &rois, &labels);
+        let logits = self.forward(levels, &rois, &labels, train);
         logits.binary_cross_entropy_with_logits(&expected, None::<&Tensor>, None::<&Tensor>, Reduction::Mean)
             * self.weight
     }
@@ -124,7 +127,7 @@ impl MaskHead {
             return Ok(Vec::new());
         }
         let rois: Vec<Roi> = boxes.iter().map(|b| (image, *b)).collect();
-        let values = values(&self.forward(levels, &rois, labels).sigmoid())?;
+        let values = values(&self.forward(levels, &rois, labels, false).sigmoid())?;
         let (side, paste, threshold) = (self.side(), self.paste, self.threshold);
         let mask = |values: &[f32]| InstanceMask { values: values.to_vec(), side, paste, threshold };
         Ok(values.chunks(side * side).map(mask).collect())
@@ -135,7 +138,7 @@ impl MaskHead {
         let pooled = (self.pooler.align.size * self.pooler.align.size) as u64 * regions;
         let mut layer =
             |weight: &Tensor, locations: u64| visit(Layer::Weights { weights: weight.numel() as u64, locations });
-        self.convs.iter().for_each(|conv| layer(&conv.ws, pooled));
+        self.convs.iter().for_each(|conv| layer(&conv.conv().ws, pooled));
         layer(&self.deconv.ws, pooled);
         layer(&self.logits.ws, 4 * pooled);
     }

@@ -5,7 +5,7 @@ use anyhow::{ensure, Result};
 use tch::{nn, Tensor};
 
 use super::detector::{Detections, Detector, Losses};
-use super::fpn::{Coarse, Fpn};
+use super::fpn::{stages_of, Coarse, Fpn};
 use super::roi_heads::RoiHeads;
 use super::rpn::{ProposalSelector, Rpn, RpnOutput};
 use crate::backbone::{self, Backbone, Pass};
@@ -13,22 +13,27 @@ use crate::config::ModelConfig;
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
 
-/// Backbone, pyramid on its last four stages, region proposal network, box and mask heads.
+/// Backbone, pyramid, region proposal network, box and mask heads.
+///
+/// The strides of the anchors say on which stages the pyramid stands: all but the last, which is P6's. In the paper
+/// they are C2 to C5; torchvision's MobileNet detectors have the two stages of stride 32.
 #[derive(Debug)]
 pub struct MaskRcnn {
     backbone: Box<dyn Backbone>,
+    /// The backbone's stages that the pyramid stands on.
+    stages: Vec<usize>,
     fpn: Fpn,
     rpn: Rpn,
     heads: RoiHeads,
     /// Proposals in training and in inference.
     in_training: ProposalSelector,
     in_inference: ProposalSelector,
+    /// Batch norms of the pyramid take batch statistics in training.
+    train_norms: bool,
 }
 
-/// Stages that the pyramid is built on: C2 to C5.
+/// Stages that the paper's pyramid is built on: C2 to C5.
 const STAGES: usize = 4;
-/// Pyramid levels that proposals come from: P2 to P6.
-const LEVELS: usize = 5;
 
 impl MaskRcnn {
     /// Random weights for `classes` classes; variables `backbone.body.*`, `backbone.fpn.*`, `rpn.*` and `roi_heads.*`
@@ -36,34 +41,39 @@ impl MaskRcnn {
     pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64) -> Result<Self> {
         ensure!(classes > 0, "a detector needs at least one class");
         let backbone = backbone::build(&(path / "backbone" / "body"), &config.backbone)?;
-        let channels = backbone.channels();
+        let (channels, strides, anchor_strides) = (backbone.channels(), backbone.strides(), &config.anchors.strides);
         ensure!(
             channels.len() >= STAGES,
-            "Mask R-CNN's pyramid stands on {STAGES} stages, and {} has {}: use a pyramid (pvig_…) or a ResNet",
+            "Mask R-CNN's pyramid stands on {STAGES} stages, and {} has {}: use a pyramid (pvig_…), a ResNet or a \
+             MobileNet",
             config.backbone.name,
             channels.len()
         );
-        let stages = &channels[channels.len() - STAGES..];
-        let strides = backbone.strides();
-        let strides = strides[strides.len() - STAGES..].to_vec();
-        config.anchors.check_levels(&strides, LEVELS, &config.backbone.name)?;
-        let fpn = Fpn::new(&(path / "backbone" / "fpn"), stages, config.fpn.channels, Coarse::Halved)?;
+        let named = anchor_strides.split_last().and_then(|(_, on_stages)| stages_of(strides, on_stages));
+        let stages = named.unwrap_or_else(|| (strides.len() - STAGES..strides.len()).collect());
+        let strides: Vec<i64> = stages.iter().map(|&stage| strides[stage]).collect();
+        config.anchors.check_levels(&strides, stages.len() + 1, &config.backbone.name)?;
+        let channels: Vec<i64> = stages.iter().map(|&stage| channels[stage]).collect();
+        let fpn = Fpn::new(&(path / "backbone" / "fpn"), &channels, &config.fpn, Coarse::Halved)?;
         let rpn = Rpn::new(&(path / "rpn"), config.fpn.channels, &config.anchors, &config.rpn);
         let heads = RoiHeads::new(&(path / "roi_heads"), config, classes, &strides);
         Ok(Self {
             backbone,
+            stages,
             fpn,
             rpn,
             heads,
             in_training: ProposalSelector::new(&config.rpn, &config.rpn.train),
             in_inference: ProposalSelector::new(&config.rpn, &config.rpn.test),
+            train_norms: !config.backbone.freeze_norms,
         })
     }
 
     /// The pyramid of a batch, and what the proposal network says of its anchors.
     fn first_stage(&self, images: &Tensor, pass: &mut Pass) -> Result<(Vec<Tensor>, RpnOutput)> {
         let maps = self.backbone.forward(images, pass)?;
-        let levels = self.fpn.forward(&maps[maps.len() - STAGES..]);
+        let maps: Vec<Tensor> = self.stages.iter().map(|&stage| maps[stage].shallow_clone()).collect();
+        let levels = self.fpn.forward(&maps, pass.is_training() && self.train_norms);
         let size = images.size();
         let output = self.rpn.forward(&levels, (size[2], size[3]));
         Ok((levels, output))
@@ -100,7 +110,8 @@ impl Detector for MaskRcnn {
     /// detections.
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
         let maps = self.backbone.flops(image, visit);
-        let levels = self.fpn.flops(&maps[maps.len() - STAGES..], visit);
+        let maps: Vec<Size> = self.stages.iter().map(|&stage| maps[stage]).collect();
+        let levels = self.fpn.flops(&maps, visit);
         self.rpn.flops(&levels, visit);
         self.heads.flops(self.in_inference.keep as u64, visit);
     }

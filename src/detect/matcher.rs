@@ -21,7 +21,8 @@ pub enum Match {
 ///
 /// ```
 /// use vigdet::detect::matcher::{Match, Matcher};
-/// let matcher = Matcher { positive: 0.5, negative: 0.4, low_quality: false, crowd: 0.5 };
+/// use vigdet::config::MatchConfig;
+/// let matcher = Matcher::new(&MatchConfig { low_quality: false, ..MatchConfig::default() });
 /// let anchors = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 4.5], [50.0, 50.0, 60.0, 60.0]];
 /// let found = matcher.assign(&anchors, &[[0.0, 0.0, 10.0, 10.0]], &[]);
 /// assert_eq!(found, [Match::Object(0), Match::Ignored, Match::Background]);
@@ -35,6 +36,11 @@ pub struct Matcher {
     /// Every object keeps the boxes that overlap it most, however little; such a box goes to the object that it itself
     /// overlaps most, as in torchvision and detectron2.
     pub low_quality: bool,
+    /// Least overlap for an object to keep boxes so.
+    pub low_quality_iou: f32,
+    /// The object keeps such a box for itself, whatever the box overlaps most (mmdetection); of objects with the same
+    /// best box, the last gets it.
+    pub low_quality_wins: bool,
     /// Background that lies in a crowd by at least this fraction of its own area is ignored.
     pub crowd: f32,
 }
@@ -46,6 +52,8 @@ impl Matcher {
             positive: config.positive as f32,
             negative: config.negative as f32,
             low_quality: config.low_quality,
+            low_quality_iou: config.low_quality_iou as f32,
+            low_quality_wins: config.low_quality_wins,
             crowd: config.crowd as f32,
         }
     }
@@ -98,10 +106,11 @@ impl Matcher {
     }
 
     fn keep_best(&self, boxes: &[Box4], objects: &[Box4], areas: &[f32], best: &[(f32, u32)], matches: &mut [Match]) {
-        let kept: Vec<usize> = objects
+        let kept: Vec<(u32, usize)> = objects
             .par_iter()
             .zip(areas)
-            .flat_map_iter(|(object, &object_area)| {
+            .enumerate()
+            .flat_map_iter(|(o, (object, &object_area))| {
                 let (mut most, mut which) = (0.0, Vec::new());
                 for (i, b) in boxes.iter().enumerate() {
                     let overlap = overlap(b, area(b), object, object_area);
@@ -110,14 +119,15 @@ impl Matcher {
                         which.clear();
                     }
                     if overlap == most && most > 0.0 {
-                        which.push(i);
+                        which.push((o as u32, i));
                     }
                 }
+                which.retain(|_| most >= self.low_quality_iou);
                 which
             })
             .collect();
-        for i in kept {
-            matches[i] = Match::Object(best[i].1);
+        for (object, i) in kept {
+            matches[i] = Match::Object(if self.low_quality_wins { object } else { best[i].1 });
         }
     }
 }
@@ -149,7 +159,14 @@ fn overlap(a: &Box4, area_a: f32, b: &Box4, area_b: f32) -> f32 {
 mod tests {
     use super::*;
 
-    const MATCHER: Matcher = Matcher { positive: 0.5, negative: 0.4, low_quality: true, crowd: 0.5 };
+    const MATCHER: Matcher = Matcher {
+        positive: 0.5,
+        negative: 0.4,
+        low_quality: true,
+        low_quality_iou: 0.0,
+        low_quality_wins: false,
+        crowd: 0.5,
+    };
 
     #[test]
     fn an_object_keeps_its_best_box_however_small_the_overlap() {
@@ -158,6 +175,20 @@ mod tests {
         assert_eq!(MATCHER.assign(&boxes, &object, &[]), [Match::Object(0), Match::Background]);
         let strict = Matcher { low_quality: false, ..MATCHER };
         assert_eq!(strict.assign(&boxes, &object, &[]), [Match::Background; 2]);
+    }
+
+    /// mmdetection's `min_pos_iou`, and its order of assignment.
+    #[test]
+    fn an_object_keeps_its_best_box_from_a_nearer_one_only_where_told_to() {
+        // The box overlaps the first object by 0.6, the second by 0.5; it is the best of both.
+        let (b, objects) = ([[0.0, 0.0, 10.0, 10.0]], [[0.0, 0.0, 10.0, 6.0], [0.0, 0.0, 10.0, 5.0]]);
+        assert_eq!(MATCHER.assign(&b, &objects, &[]), [Match::Object(0)]);
+        let wins = Matcher { low_quality_wins: true, ..MATCHER };
+        assert_eq!(wins.assign(&b, &objects, &[]), [Match::Object(1)]);
+        let least = Matcher { low_quality_iou: 0.55, ..wins };
+        assert_eq!(least.assign(&b, &objects, &[]), [Match::Object(0)]);
+        let none = Matcher { positive: 0.7, negative: 0.7, low_quality_iou: 0.61, ..MATCHER };
+        assert_eq!(none.assign(&b, &objects, &[]), [Match::Background]);
     }
 
     /// detectron2 and torchvision: at a threshold is not below it.

@@ -8,6 +8,7 @@ pub mod dense_head;
 pub mod dense_losses;
 mod detector;
 pub mod fpn;
+pub mod head_conv;
 pub mod instance_mask;
 pub mod losses;
 pub mod mask_head;

@@ -9,7 +9,7 @@ use super::boxes::{Box4, BoxCoder};
 use super::dense_head::{DenseHead, LevelOutput};
 use super::dense_losses::{Assigner, DenseLoss};
 use super::detector::{Detections, Detector, Losses};
-use super::fpn::{Coarse, Fpn};
+use super::fpn::{stages_of, Coarse, Fpn};
 use super::select::{LevelValues, Limits, Selector};
 use crate::backbone::{self, Backbone, Pass};
 use crate::config::ModelConfig;
@@ -24,13 +24,15 @@ use crate::nn::memory::values;
 #[derive(Debug)]
 pub struct RetinaNet {
     backbone: Box<dyn Backbone>,
-    /// Stages of the backbone below the pyramid's.
-    unused: usize,
+    /// The backbone's stages that the pyramid stands on.
+    stages: Vec<usize>,
     fpn: Fpn,
     head: DenseHead,
     anchors: AnchorGenerator,
     loss: DenseLoss,
     selector: Selector,
+    /// Batch norms of the pyramid take batch statistics in training.
+    train_norms: bool,
 }
 
 /// Stages that the paper's pyramid is built on: C3 to C5.
@@ -45,29 +47,30 @@ impl RetinaNet {
         let channels = backbone.channels();
         ensure!(
             channels.len() >= STAGES,
-            "RetinaNet's pyramid stands on {STAGES} stages, and {} has {}: use a pyramid (pvig_…) or a ResNet",
+            "RetinaNet's pyramid stands on {STAGES} stages, and {} has {}: use a pyramid (pvig_…), a ResNet or a \
+             MobileNet",
             config.backbone.name,
             channels.len()
         );
         let (strides, anchor_strides) = (backbone.strides(), &config.anchors.strides);
-        let paper = strides.len() - STAGES;
-        let unused = match config.anchors.strides_from_image {
-            true => paper,
-            false => strides.iter().position(|s| anchor_strides.first() == Some(s)).unwrap_or(paper),
-        };
-        let stages = &strides[unused..];
-        let (coarse, levels) = match anchor_strides.len() == stages.len() {
-            true => (Coarse::None, stages.len()),
-            false => (Coarse::P6P7(config.fpn.p6), stages.len() + 2),
-        };
-        config.anchors.check_levels(stages, levels, &config.backbone.name)?;
+        let p6p7 = Coarse::P6P7 { p6: config.fpn.p6, relu: config.fpn.p7_relu };
+        // P6 and P7 have strides, but no stages.
+        let below = anchor_strides.len().checked_sub(2).map_or(&[][..], |below| &anchor_strides[..below]);
+        let named = [(&anchor_strides[..], Coarse::None), (below, p6p7)];
+        let (stages, coarse) = named
+            .into_iter()
+            .find_map(|(named, coarse)| Some((stages_of(strides, named)?, coarse)))
+            .unwrap_or_else(|| ((strides.len() - STAGES..strides.len()).collect(), p6p7));
+        let of_stages = |values: &[i64]| -> Vec<i64> { stages.iter().map(|&stage| values[stage]).collect() };
+        let levels = stages.len() + if coarse == Coarse::None { 0 } else { 2 };
+        config.anchors.check_levels(&of_stages(strides), levels, &config.backbone.name)?;
         let width = config.fpn.channels;
-        let fpn = Fpn::new(&(path / "backbone" / "fpn"), &channels[unused..], width, coarse)?;
+        let fpn = Fpn::new(&(path / "backbone" / "fpn"), &of_stages(channels), &config.fpn, coarse)?;
         let head = DenseHead::new(&(path / "head"), width, anchors.num_anchors(), classes, &config.head);
         let coder = BoxCoder::default();
         Ok(Self {
             backbone,
-            unused,
+            stages,
             fpn,
             head,
             anchors,
@@ -78,12 +81,14 @@ impl RetinaNet {
                 coder,
                 classes: classes as usize,
             },
+            train_norms: !config.backbone.freeze_norms,
         })
     }
 
     fn outputs(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<LevelOutput>> {
         let maps = self.backbone.forward(images, pass)?;
-        Ok(self.head.forward(&self.fpn.forward(&maps[self.unused..])))
+        let maps: Vec<Tensor> = self.stages.iter().map(|&stage| maps[stage].shallow_clone()).collect();
+        Ok(self.head.forward(&self.fpn.forward(&maps, pass.is_training() && self.train_norms)))
     }
 
     fn anchors_of(&self, outputs: &[LevelOutput], images: &Tensor) -> Vec<Vec<Box4>> {
@@ -127,7 +132,8 @@ impl Detector for RetinaNet {
 
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) {
         let maps = self.backbone.flops(image, visit);
-        let levels = self.fpn.flops(&maps[self.unused..], visit);
+        let maps: Vec<Size> = self.stages.iter().map(|&stage| maps[stage]).collect();
+        let levels = self.fpn.flops(&maps, visit);
         self.head.flops(&levels, visit);
     }
 }

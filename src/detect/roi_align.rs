@@ -159,10 +159,11 @@ pub struct RoiPooler {
 }
 
 impl RoiPooler {
-    /// Index of the level for a box: k0 + log2(√area / `canonical_size`), rounded down, limited to those there are.
+    /// Index of the level for a box: k0 + log2(√area / `canonical_size`), rounded down, limited to those there are. Of
+    /// levels with one stride it is the first.
     pub fn level(&self, b: &Box4) -> usize {
-        let first = self.strides.first().map_or(0, |stride| i64::from(stride.ilog2()));
-        let last = first + self.strides.len() as i64 - 1;
+        let number = |stride: Option<&i64>| stride.map_or(0, |stride| i64::from(stride.ilog2()));
+        let (first, last) = (number(self.strides.first()), number(self.strides.last()));
         let level = self.canonical_level as f32 + (area(b).sqrt() / self.canonical_size).log2();
         // What torchvision adds against rounding.
         let level = (level + 1e-6).floor().clamp(first as f32, last as f32);
@@ -267,6 +268,8 @@ mod tests {
         // Each level has its number for a value.
         let levels: Vec<Tensor> =
             (0..5).map(|l| Tensor::full([2, 3, 160, 160], l as f64, (Kind::Float, Device::Cpu))).collect();
+        let coarse = RoiPooler { strides: vec![32, 32], ..pooler.clone() };
+        assert_eq!([1.0, 300.0, 5000.0].map(|side| coarse.level(&square(side))), [0; 3]);
         let rois = [(1, square(500.0)), (0, square(30.0)), (0, square(230.0)), (1, square(31.0)), (0, square(120.0))];
         let found = pooler.pool(&levels, &rois);
         assert_eq!(found.size(), [5, 3, 1, 1]);

@@ -30,6 +30,8 @@ pub struct RoiHeads {
     add_objects: bool,
     box_loss: SampledBoxLoss,
     selector: RoiSelector,
+    /// Batch norms take batch statistics in training.
+    train_norms: bool,
 }
 
 /// The proposals of a batch that enter the losses, and what should be said of them.
@@ -60,6 +62,7 @@ impl RoiHeads {
             add_objects: roi.add_objects,
             box_loss: SampledBoxLoss::new(coder, &roi.loss),
             selector: RoiSelector { limits: Limits::new(&config.test), coder, classes: classes as usize },
+            train_norms: !config.backbone.freeze_norms,
         }
     }
 
@@ -84,7 +87,7 @@ impl RoiHeads {
             let nothing = || Tensor::zeros([], (Kind::Float, device));
             vec![("classification", nothing()), ("box", nothing())]
         } else {
-            let (logits, deltas) = self.boxes.forward(levels, &chosen.rois);
+            let (logits, deltas) = self.boxes.forward(levels, &chosen.rois, self.train_norms);
             let index = |indices: &[i64]| Tensor::from_slice(indices).to_device(device);
             let classification =
                 logits.cross_entropy_loss(&index(&chosen.classes), None::<&Tensor>, Reduction::Mean, -100, 0.0);
@@ -93,7 +96,7 @@ impl RoiHeads {
             vec![("classification", classification), ("box", regression)]
         };
         if let Some(head) = &self.masks {
-            parts.push(("mask", head.loss(levels, &chosen.masks)));
+            parts.push(("mask", head.loss(levels, &chosen.masks, self.train_norms)));
         }
         parts
     }
@@ -144,7 +147,7 @@ impl RoiHeads {
         if rois.is_empty() {
             return Ok(vec![Detections::default(); sizes.len()]);
         }
-        let (logits, deltas) = self.boxes.forward(levels, &rois);
+        let (logits, deltas) = self.boxes.forward(levels, &rois, false);
         let (scores, deltas) = (values(&logits.softmax(1, Kind::Float))?, values(&deltas)?);
         let selector = &self.selector;
         let outputs = selector.classes + 1;

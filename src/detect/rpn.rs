@@ -151,8 +151,8 @@ impl Rpn {
     }
 }
 
-/// From what the head says to proposals: per level the best anchors, decoded and cut to the image; then suppression
-/// level by level; then the best of all.
+/// From what the head says to proposals: per level the best anchors, decoded and cut to the image, that are probable
+/// enough; then suppression level by level; then the best of all.
 #[derive(Clone, Debug)]
 pub struct ProposalSelector {
     /// How deltas are coded.
@@ -163,12 +163,20 @@ pub struct ProposalSelector {
     pub keep: usize,
     /// Suppression, per level: IoU above this is a duplicate.
     pub nms: f64,
+    /// The least probability of an object, as float32, in which torchvision compares, too.
+    pub score: f32,
 }
 
 impl ProposalSelector {
     /// As many proposals as `limits` says, with the suppression of `config`.
     pub fn new(config: &RpnConfig, limits: &ProposalConfig) -> Self {
-        Self { coder: BoxCoder::default(), top_k: limits.top_k, keep: limits.keep, nms: config.nms }
+        Self {
+            coder: BoxCoder::default(),
+            top_k: limits.top_k,
+            keep: limits.keep,
+            nms: config.nms,
+            score: config.score as f32,
+        }
     }
 
     /// Proposals of one image of (height, width) pixels, best first. `objectness` (logits, `[A]`) and `deltas`
@@ -183,9 +191,10 @@ impl ProposalSelector {
                 let at = 4 * (first + i);
                 let delta = [0, 1, 2, 3].map(|d| deltas[at + d]);
                 let b = clip(&self.coder.decode(&delta, &anchors[i]), height, width);
-                if b[2] - b[0] >= SHORTEST_SIDE && b[3] - b[1] >= SHORTEST_SIDE {
+                let score = 1.0 / (1.0 + (-logits[i]).exp());
+                if b[2] - b[0] >= SHORTEST_SIDE && b[3] - b[1] >= SHORTEST_SIDE && score >= self.score {
                     boxes.push(b);
-                    scores.push(1.0 / (1.0 + (-logits[i]).exp()));
+                    scores.push(score);
                     levels.push(l as i64);
                 }
             }

@@ -3,9 +3,10 @@
 use super::boxes::{clip, Box4, BoxCoder};
 use super::detector::Detections;
 use super::nms::batched_nms;
-use crate::config::TestConfig;
+use crate::config::{ClipKind, TestConfig};
 
-/// Detections with a side shorter than this, in pixels, are dropped (torchvision).
+/// Detections of two-stage detectors with a side shorter than this, in pixels, are dropped where the config does not
+/// say otherwise (torchvision).
 const SHORTEST_SIDE: f32 = 1e-2;
 
 /// What a head says of one level of one image.
@@ -28,19 +29,46 @@ pub struct Limits {
     pub nms: f64,
     /// Detections kept per image.
     pub max_detections: usize,
+    /// Boxes with a shorter side are no candidates; `None`: the detector's own limit.
+    pub min_side: Option<f32>,
+    /// When boxes are cut to the image.
+    pub clip: ClipKind,
 }
 
 impl Limits {
     /// Those of a config.
     pub fn new(config: &TestConfig) -> Self {
-        Self { score: config.score as f32, nms: config.nms, max_detections: config.max_detections as usize }
+        Self {
+            score: config.score as f32,
+            nms: config.nms,
+            max_detections: config.max_detections as usize,
+            min_side: config.min_side.map(|side| side as f32),
+            clip: config.clip,
+        }
+    }
+
+    /// A decoded box as it enters suppression, on an image of (height, width) pixels; `None`: it does not.
+    fn candidate(&self, b: Box4, (height, width): (i64, i64), shortest: Option<f32>) -> Option<Box4> {
+        let b = match self.clip {
+            ClipKind::BeforeNms => clip(&b, height as f32, width as f32),
+            ClipKind::AfterNms => b,
+        };
+        let fits = |side: f32| b[2] - b[0] >= side && b[3] - b[1] >= side;
+        self.min_side.or(shortest).is_none_or(fits).then_some(b)
     }
 
     /// The best candidates after suppression class by class, best first.
-    fn best(&self, all: &Detections) -> Detections {
+    fn best(&self, all: &Detections, (height, width): (i64, i64)) -> Detections {
         let mut kept = batched_nms(&all.boxes, &all.scores, &all.labels, self.nms);
         kept.truncate(self.max_detections);
-        all.select(&kept)
+        if self.clip == ClipKind::BeforeNms {
+            return all.select(&kept);
+        }
+        let cut = |i: usize| clip(&all.boxes[i], height as f32, width as f32);
+        kept.retain(|&i| cut(i)[2] > cut(i)[0] && cut(i)[3] > cut(i)[1]);
+        let mut found = all.select(&kept);
+        found.boxes.iter_mut().for_each(|b| *b = clip(b, height as f32, width as f32));
+        found
     }
 }
 
@@ -61,7 +89,6 @@ pub struct Selector {
 impl Selector {
     /// Detections of one image of (height, width) pixels, in its pixels, best first.
     pub fn select(&self, levels: &[LevelValues], size: (i64, i64)) -> Detections {
-        let (height, width) = (size.0 as f32, size.1 as f32);
         let mut all = Detections::default();
         for level in levels {
             let mut found: Vec<(f32, usize)> = level
@@ -76,12 +103,14 @@ impl Selector {
             for (score, i) in found {
                 let anchor = i / self.classes;
                 let delta = [0, 1, 2, 3].map(|d| level.deltas[anchor * 4 + d]);
-                all.boxes.push(clip(&self.coder.decode(&delta, &level.anchors[anchor]), height, width));
+                let b = self.coder.decode(&delta, &level.anchors[anchor]);
+                let Some(b) = self.limits.candidate(b, size, None) else { continue };
+                all.boxes.push(b);
                 all.scores.push(score);
                 all.labels.push((i % self.classes) as i64);
             }
         }
-        self.limits.best(&all)
+        self.limits.best(&all, size)
     }
 }
 
@@ -101,7 +130,6 @@ impl RoiSelector {
     /// Detections of one image of (height, width) pixels, best first. `scores` are `[R, K + 1]`, background first;
     /// `deltas` `[R, K + 1, 4]`.
     pub fn select(&self, proposals: &[Box4], scores: &[f32], deltas: &[f32], size: (i64, i64)) -> Detections {
-        let (height, width) = (size.0 as f32, size.1 as f32);
         let outputs = self.classes + 1;
         let mut all = Detections::default();
         for (i, proposal) in proposals.iter().enumerate() {
@@ -112,15 +140,15 @@ impl RoiSelector {
                     continue;
                 }
                 let delta = [0, 1, 2, 3].map(|d| deltas[4 * at + d]);
-                let b = clip(&self.coder.decode(&delta, proposal), height, width);
-                if b[2] - b[0] >= SHORTEST_SIDE && b[3] - b[1] >= SHORTEST_SIDE {
+                let b = self.coder.decode(&delta, proposal);
+                if let Some(b) = self.limits.candidate(b, size, Some(SHORTEST_SIDE)) {
                     all.boxes.push(b);
                     all.scores.push(scores[at]);
                     all.labels.push(class as i64 - 1);
                 }
             }
         }
-        self.limits.best(&all)
+        self.limits.best(&all, size)
     }
 }
 
@@ -135,7 +163,7 @@ mod tests {
         // with a score of 0.03; the rest is silent.
         let logits = vec![3.0, -9.0, 0.5, 2.0, -3.5, 1.0];
         let level = LevelValues { logits, deltas: vec![0.0; 12], anchors: &anchors };
-        let limits = Limits { score: 0.05, nms: 0.5, max_detections: 100 };
+        let limits = Limits::new(&TestConfig::default());
         let mut selector = Selector { limits, top_k: 1000, coder: BoxCoder::default(), classes: 2 };
         let found = selector.select(std::slice::from_ref(&level), (30, 50));
         assert_eq!(found.labels, [0, 1, 1]);
@@ -145,6 +173,34 @@ mod tests {
         assert_eq!(selector.select(std::slice::from_ref(&level), (30, 50)).labels, [0, 1]);
         selector.top_k = 1;
         assert_eq!(selector.select(&[level], (30, 50)).labels, [0]);
+    }
+
+    /// detectron2's RetinaNet: what overlaps inside the image only, or is empty there.
+    #[test]
+    fn boxes_are_cut_before_or_after_suppression_as_the_config_says() {
+        // Cut to 20 × 20 pixels the first two are the same; the third lies outside.
+        let anchors = [[0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 20.0, 60.0], [30.0, 0.0, 40.0, 20.0]];
+        let level = LevelValues { logits: vec![3.0, 2.0, 1.0], deltas: vec![0.0; 12], anchors: &anchors };
+        let found = |test: TestConfig| {
+            let limits = Limits::new(&test);
+            let selector = Selector { limits, top_k: 1000, coder: BoxCoder::default(), classes: 1 };
+            selector.select(std::slice::from_ref(&level), (20, 20)).boxes
+        };
+        let whole = [0.0, 0.0, 20.0, 20.0];
+        assert_eq!(found(TestConfig::default()), [whole, [20.0, 0.0, 20.0, 20.0]]);
+        assert_eq!(found(TestConfig { min_side: Some(1e-6), ..TestConfig::default() }), [whole]);
+        assert_eq!(found(TestConfig { clip: ClipKind::AfterNms, ..TestConfig::default() }), [whole, whole]);
+    }
+
+    #[test]
+    fn a_two_stage_detector_keeps_empty_boxes_only_where_told_to() {
+        let proposal = [30.0, 0.0, 40.0, 20.0];
+        let found = |min_side| {
+            let limits = Limits::new(&TestConfig { min_side, ..TestConfig::default() });
+            let selector = RoiSelector { limits, coder: BoxCoder::default(), classes: 1 };
+            selector.select(&[proposal], &[0.1, 0.9], &[0.0; 8], (20, 20)).len()
+        };
+        assert_eq!([found(None), found(Some(0.0))], [0, 1]);
     }
 
     /// As float32, 0.05 is a little more than 0.05, and 0.7 a little less than 0.7.

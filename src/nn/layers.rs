@@ -11,7 +11,7 @@ use super::memory;
 use super::precision::strided;
 use vigdet_kernels::{gelu_in_place, Isa};
 
-/// How much of a batch's statistics enters the running ones.
+/// How much of a batch's statistics enters the running ones, if a network does not say otherwise.
 const MOMENTUM: f64 = 0.1;
 
 /// Puts `[B, C, H, W]` into channels-last memory (the shape stays): 1×1 convolutions are then plain matrix products,
@@ -156,6 +156,7 @@ pub struct ConvBn {
     pub norm: nn::BatchNorm,
     spec: ConvSpec,
     eps: f64,
+    momentum: f64,
     /// The convolution with its norm taken in, of a layer that does not learn.
     folded: RefCell<Option<Folded>>,
 }
@@ -187,10 +188,15 @@ impl ConvBn {
     /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`). The
     /// norm starts with weight 1 and bias 0.
     pub fn new(conv: nn::Path, norm: nn::Path, spec: ConvSpec, eps: f64) -> Self {
+        Self::with_momentum(conv, norm, spec, eps, MOMENTUM)
+    }
+
+    /// The same; `momentum` of a batch's statistics enters the running ones.
+    pub fn with_momentum(conv: nn::Path, norm: nn::Path, spec: ConvSpec, eps: f64, momentum: f64) -> Self {
         let ws_init = nn::Init::Const(1.0);
-        let config = nn::BatchNormConfig { eps, momentum: MOMENTUM, ws_init, ..Default::default() };
+        let config = nn::BatchNormConfig { eps, momentum, ws_init, ..Default::default() };
         let (conv, norm) = (spec.build(conv), nn::batch_norm2d(norm, spec.output, config));
-        Self { conv, norm, spec, eps, folded: RefCell::new(None) }
+        Self { conv, norm, spec, eps, momentum, folded: RefCell::new(None) }
     }
 
     /// Variables under `path`'s `0` and `1`.
@@ -264,7 +270,7 @@ impl ConvBn {
         tch::no_grad(|| {
             let enter = |running: &Tensor, new: &Tensor| {
                 let mut running = running.shallow_clone();
-                let _ = running.g_mul_scalar_(1.0 - MOMENTUM).g_add_(&(new * MOMENTUM));
+                let _ = running.g_mul_scalar_(1.0 - self.momentum).g_add_(&(new * self.momentum));
             };
             enter(&self.norm.running_mean, mean);
             // The running variance is the unbiased one.

@@ -8,6 +8,7 @@ use anyhow::{bail, ensure, Result};
 use tch::{nn, Device};
 
 use crate::backbone::{self, Classifier};
+use crate::classes::Classes;
 use crate::config::{Config, DetectorKind, Experiment};
 use crate::detect;
 use crate::nn::cost::{parameters, Flops, Macs, Size};
@@ -47,7 +48,8 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Builds a model and counts: a backbone by its name, with its classifier, or a detector.
+    /// Builds a model and counts: a backbone by its name, with its classifier, a detector, or the detector of a
+    /// built-in config.
     ///
     /// # Errors
     /// If there is no such model, or the config cannot be built.
@@ -57,14 +59,24 @@ impl Cost {
         let mut add = |layer| macs.add(layer);
         let classes = |usual| options.classes.unwrap_or(usual);
         let size;
-        if let Ok(kind) = DetectorKind::parse(model) {
+        let kind = DetectorKind::parse(model).ok();
+        if kind.is_some() || Config::preset_names().any(|preset| preset == model) {
             size = checked(options.size.unwrap_or(DETECTOR_SIZE))?;
-            let config = match &options.config {
-                Some(path) => Config::load(path, &options.changes)?,
-                None => Config::preset(&format!("{}_pvig_s_fpn_1x_coco", kind.name()), &options.changes)?,
+            let config = match (&options.config, kind) {
+                (Some(path), Some(_)) => Config::load(path, &options.changes)?,
+                (Some(_), None) => bail!("{model} is a config itself: leave --config out"),
+                (None, Some(kind)) => Config::preset(&format!("{}_pvig_s_fpn_1x_coco", kind.name()), &options.changes)?,
+                (None, None) => Config::preset(model, &options.changes)?,
             };
-            ensure!(config.model.detector == kind, "the config is of {}, not of {model}", config.model.detector.name());
-            detect::build(&store.root(), &config.model, classes(DETECTOR_CLASSES))?.flops(size, &mut add);
+            let own = config.model.detector;
+            ensure!(kind.is_none_or(|kind| kind == own), "the config is of {}, not of {model}", own.name());
+            let counted = match options.classes {
+                None if config.model.outputs.is_some() => {
+                    detect::classes_of_outputs(&config.model, &Classes::default())?.len() as i64
+                }
+                _ => classes(DETECTOR_CLASSES),
+            };
+            detect::build(&store.root(), &config.model, counted)?.flops(size, &mut add);
         } else if backbone::NAMES.contains(&model) {
             ensure!(options.config.is_none(), "--config is of a detector, and {model} is a backbone: use --set");
             size = checked(options.size.unwrap_or(CLASSIFIER_SIZE))?;
@@ -74,7 +86,8 @@ impl Cost {
             Classifier::new(&store.root(), &config.model.backbone, classes)?.flops(size, &mut add);
         } else {
             bail!(
-                "there is no model `{model}`; there are {} and the detectors retinanet and mask_rcnn",
+                "there is no model `{model}`; there are {}, the detectors retinanet and mask_rcnn, and their built-in \
+                 configs",
                 backbone::NAMES.join(", ")
             );
         }
@@ -120,6 +133,27 @@ mod tests {
         assert_eq!(of("resnet18", &[]).parameters, 11_689_512);
         assert_eq!(of("resnet50", &[]).parameters, 25_557_032);
         assert_eq!(of("resnet50", &[]).macs.total(), 4_089_184_256);
+        assert_eq!(of("mobilenet_v3_large", &[]).parameters, 5_483_032);
+    }
+
+    /// torchvision's `num_params`: they count what is frozen, but not the weights of frozen norms.
+    #[test]
+    fn torchvisions_detectors_are_counted_to_the_unit() {
+        const RESNET_NORMS: u64 = 53_120;
+        const MOBILENET_NORMS: u64 = 24_400;
+        for (model, parameters, frozen_norms) in [
+            ("retinanet_resnet50_fpn", 34_014_999, RESNET_NORMS),
+            ("faster_rcnn_resnet50_fpn", 41_755_286, RESNET_NORMS),
+            ("mask_rcnn_resnet50_fpn", 44_401_393, RESNET_NORMS),
+            ("retinanet_resnet50_fpn_v2", 38_198_935, 0),
+            ("faster_rcnn_resnet50_fpn_v2", 43_712_278, 0),
+            ("mask_rcnn_resnet50_fpn_v2", 46_359_409, 0),
+            ("faster_rcnn_mobilenet_v3_large_fpn", 19_386_354, MOBILENET_NORMS),
+            ("faster_rcnn_mobilenet_v3_large_320_fpn", 19_386_354, MOBILENET_NORMS),
+        ] {
+            let cost = of(&format!("{model}_torchvision"), &["frozen_stages=0"]);
+            assert_eq!(cost.parameters, parameters + frozen_norms, "{model}");
+        }
     }
 
     #[test]

@@ -240,6 +240,13 @@ fn names_epsilon(changes: &[String]) -> bool {
     names(changes, &["model.backbone", "backbone", "model.backbone.norm_eps", "backbone.norm_eps", "norm_eps"])
 }
 
+/// Whether changes, in `--set`'s form, name where a ResNet strides.
+fn names_stride(changes: &[String]) -> bool {
+    let keys =
+        ["model.backbone", "backbone", "model.backbone.stride_in_1x1", "backbone.stride_in_1x1", "stride_in_1x1"];
+    names(changes, &keys)
+}
+
 fn names(changes: &[String], keys: &[&str]) -> bool {
     changes.iter().any(|change| change.split_once('=').is_some_and(|(key, _)| keys.contains(&key)))
 }
@@ -253,11 +260,14 @@ pub fn prepare_as_before(config: &mut Config, before: &Config, changes: &[String
     if !names_epsilon(changes) {
         config.model.backbone.norm_eps = before.model.backbone.norm_eps;
     }
+    if !names_stride(changes) {
+        config.model.backbone.stride_in_1x1 = before.model.backbone.stride_in_1x1;
+    }
 }
 
 /// Gives a config what belongs to pretrained weights, unless `changes`, in `--set`'s form, name it: the mean and
-/// deviation that images were normalised with, and the epsilon of the backbone's batch norms. Says what it did, or
-/// what differs.
+/// deviation that images were normalised with, the epsilon of the backbone's batch norms, and where a ResNet strides
+/// (Caffe's and torchvision's have the same names, and compute something else). Says what it did, or what differs.
 ///
 /// # Errors
 /// If the config in the weights cannot be read.
@@ -293,10 +303,21 @@ pub fn prepare_as(config: &mut Config, weights: &Checkpoint, changes: &[String])
         None => {}
     }
     let backbone = &mut config.model.backbone;
-    let eps = own.map(|own| own.model.backbone).filter(|own| own.name == backbone.name).map(|own| own.norm_eps);
-    if let Some(eps) = eps.filter(|eps| *eps != backbone.norm_eps && !names_epsilon(changes)) {
-        backbone.norm_eps = eps;
-        notes.push(format!("weights: batch norms of the backbone have the file's epsilon: --set norm_eps={eps:e}"));
+    if let Some(own) = own.map(|own| own.model.backbone).filter(|own| own.name == backbone.name) {
+        if own.norm_eps != backbone.norm_eps && !names_epsilon(changes) {
+            backbone.norm_eps = own.norm_eps;
+            notes.push(format!(
+                "weights: batch norms of the backbone have the file's epsilon: --set norm_eps={:e}",
+                own.norm_eps
+            ));
+        }
+        if own.stride_in_1x1 != backbone.stride_in_1x1 && !names_stride(changes) {
+            backbone.stride_in_1x1 = own.stride_in_1x1;
+            notes.push(format!(
+                "weights: the backbone strides where the file's does: --set stride_in_1x1={}",
+                own.stride_in_1x1
+            ));
+        }
     }
     Ok(notes)
 }

@@ -18,7 +18,7 @@ use crate::console::warn;
 /// Classes of ImageNet, for a model without a file.
 pub const IMAGENET_CLASSES: i64 = 1000;
 /// Where a file of a classifier, or of a detector, says how many classes there are.
-const HEADS: [&str; 3] = ["prediction.4.weight", "fc.weight", "_fc.weight"];
+const HEADS: [&str; 4] = ["prediction.4.weight", "fc.weight", "_fc.weight", "classifier.3.weight"];
 
 /// A file of weights and what it says of itself: everything about it is asked here.
 pub struct Checkpoint {
@@ -36,8 +36,9 @@ pub fn previous(path: &Path) -> PathBuf {
 }
 
 impl Checkpoint {
-    /// Reads a file: safetensors, or PyTorch's (`.pth`, `.pth.tar`, `.pt`, of before version 1.6 too). Of a damaged
-    /// one, the file that was in its place before is taken if it is there ([`previous`]), with a warning.
+    /// Reads a file: safetensors, PyTorch's (`.pth`, `.pth.tar`, `.pt`, of before version 1.6 too), or a pickle of
+    /// NumPy arrays (`.pkl`). Of a damaged one, the file that was in its place before is taken if it is there
+    /// ([`previous`]), with a warning.
     ///
     /// # Errors
     /// If there is none, or none that is whole; if what it says of itself cannot be read.
@@ -61,7 +62,7 @@ impl Checkpoint {
             let mut config: Option<Value> = config.transpose().context("the config in it is not JSON")?;
             let classes = metadata.get(CLASSES).map(|text| serde_json::from_str(text));
             let mut classes = classes.transpose().context("the classes in it are not [[id, name], …]")?;
-            if let Some(found) = config.is_none().then(|| recognise(&file)).flatten() {
+            if let Some(found) = config.is_none().then(|| recognise(&file, path)).flatten() {
                 warn(&format!("weights: {} is {}", path.display(), found.family));
                 found.notes.iter().for_each(|note| warn(&format!("weights: {note}")));
                 (config, classes) = (found.config, classes.or(found.classes));
@@ -255,7 +256,7 @@ pub struct LoadedClassifier {
 
 /// Whether a variable of a classifier belongs to the layers that give class scores, not to its backbone.
 pub fn is_of_head(name: &str) -> bool {
-    ["prediction.", "fc.", "_conv_head.", "_bn1.", "_fc."].iter().any(|head| name.starts_with(head))
+    ["prediction.", "fc.", "_conv_head.", "_bn1.", "_fc.", "classifier."].iter().any(|head| name.starts_with(head))
 }
 
 /// Builds a backbone and its classifier, for as many classes as the file has (1000 without one), and loads the file

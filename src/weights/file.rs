@@ -1,16 +1,18 @@
-//! A file of named tensors, of either format that is read: safetensors, or PyTorch's.
+//! A file of named tensors, of any format that is read: safetensors, PyTorch's, or a pickle of NumPy arrays.
 //!
 //! What vigdet writes has a checksum in its metadata, over the header and all numbers.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::rc::Rc;
 
-use anyhow::{anyhow, bail, ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use safetensors::tensor::Metadata as Header;
 use safetensors::SafeTensors;
 use tch::Tensor;
 
+use super::array_file::ArrayFile;
 use super::recognise::Renamed;
 use super::save::{Metadata, CHECKSUM, KINDS, WRITER};
 use super::torch::{TorchFile, OLD_MAGIC};
@@ -31,7 +33,9 @@ pub enum WeightFile {
     },
     /// PyTorch's.
     Torch(Box<TorchFile>),
-    /// A file of either, whose tensors have other names here.
+    /// A pickle of NumPy arrays.
+    Arrays(Box<ArrayFile>),
+    /// A file of any of them, whose tensors have other names here.
     Renamed {
         /// The file.
         file: Box<WeightFile>,
@@ -41,7 +45,7 @@ pub enum WeightFile {
 }
 
 impl WeightFile {
-    /// Opens a file of either format, by its content.
+    /// Opens a file of any format, by its content.
     ///
     /// # Errors
     /// If there is none, if it is cut off, damaged, or of another format.
@@ -54,11 +58,13 @@ impl WeightFile {
             return Ok(Self::Torch(Box::new(TorchFile::open(path)?)));
         }
         let bytes = std::fs::read(path)?;
-        let (length, header) = SafeTensors::read_metadata(&bytes).map_err(|error| {
-            anyhow!(
+        let (length, header) = match SafeTensors::read_metadata(&bytes) {
+            Ok(read) => read,
+            Err(_) if ArrayFile::starts(&bytes) => return Ok(Self::Arrays(Box::new(ArrayFile::open(&bytes)?))),
+            Err(error) => bail!(
                 "it is neither a PyTorch file nor a whole safetensors file ({error}): cut off, or of another format?"
-            )
-        })?;
+            ),
+        };
         // Before the header are the 8 bytes of its length.
         let start = length + 8;
         let said = |key: &str| header.metadata().as_ref().and_then(|metadata| metadata.get(key));
@@ -81,6 +87,7 @@ impl WeightFile {
         let mut names: Vec<String> = match self {
             Self::Safetensors { header, .. } => header.tensors().into_keys().collect(),
             Self::Torch(file) => file.names().into_iter().map(String::from).collect(),
+            Self::Arrays(file) => file.names().into_iter().map(String::from).collect(),
             Self::Renamed { tensors, .. } => tensors.iter().map(|tensor| tensor.name.clone()).collect(),
         };
         names.sort_unstable();
@@ -97,6 +104,7 @@ impl WeightFile {
                 header.info(name).map(|info| info.shape.iter().map(|&n| n as i64).collect())
             }
             Self::Torch(file) => file.shape(name).map(<[i64]>::to_vec),
+            Self::Arrays(file) => file.shape(name).map(<[i64]>::to_vec),
             Self::Renamed { file, tensors } => {
                 let tensor = tensors.iter().find(|tensor| tensor.name == name)?;
                 match tensor.change {
@@ -121,6 +129,7 @@ impl WeightFile {
                 Ok(Tensor::f_from_data_size(data, &shape, kind)?)
             }
             Self::Torch(file) => file.tensor(name),
+            Self::Arrays(file) => file.tensor(name),
             Self::Renamed { file, tensors } => {
                 let found = tensors.iter().find(|tensor| tensor.name == name);
                 let Renamed { from, change, .. } = found.with_context(|| format!("there is no {name}"))?;
@@ -137,8 +146,19 @@ impl WeightFile {
                 let said = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone()));
                 said.filter(|(key, _)| key != CHECKSUM && key != WRITER.0).collect()
             }
-            Self::Torch(_) => Metadata::new(),
+            Self::Torch(_) | Self::Arrays(_) => Metadata::new(),
             Self::Renamed { file, .. } => file.metadata(),
+        }
+    }
+
+    /// What a trainer's checkpoint or a pickle says beside its weights, in dictionaries under these keys, from the
+    /// outermost on: one text, or a list of them. `None`: nothing.
+    pub fn said(&self, path: &[&str]) -> Option<Vec<Rc<str>>> {
+        match self {
+            Self::Safetensors { .. } => None,
+            Self::Torch(file) => file.said(path),
+            Self::Arrays(file) => file.said(path),
+            Self::Renamed { file, .. } => file.said(path),
         }
     }
 
@@ -147,6 +167,7 @@ impl WeightFile {
         match self {
             Self::Safetensors { .. } => None,
             Self::Torch(file) => file.key,
+            Self::Arrays(file) => file.key,
             Self::Renamed { file, .. } => file.key(),
         }
     }

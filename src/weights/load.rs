@@ -13,9 +13,11 @@ use crate::classes::{list, Class, Classes};
 
 /// Where a backbone's variables live in a detector: a file of a backbone alone has its names without this.
 const BACKBONE: &str = "backbone.body.";
-/// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet and EfficientNet;
-/// and how many rows come before those of the first class (a two-stage detector's background).
-const CLASSIFIERS: [(&str, i64); 7] = [
+/// Where they live in torchvision's classifiers with a MobileNet.
+const FEATURES: &str = "features.";
+/// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet, EfficientNet and
+/// MobileNet; and how many rows come before those of the first class (a two-stage detector's background).
+const CLASSIFIERS: [(&str, i64); 8] = [
     ("cls_logits", 0),
     ("cls_score", 1),
     ("bbox_pred", 1),
@@ -23,7 +25,10 @@ const CLASSIFIERS: [(&str, i64); 7] = [
     ("prediction.4", 0),
     ("fc", 0),
     ("_fc", 0),
+    ("classifier.3", 0),
 ];
+/// The region proposal network, whose layers have such names too, but say nothing of classes.
+const PROPOSALS: &str = "rpn.head.";
 
 /// What a file must and may hold.
 #[derive(Clone, Debug, Default)]
@@ -119,11 +124,13 @@ impl fmt::Display for LoadReport {
     }
 }
 
-/// Copies a file's tensors into the variables of a store that have the same name. The file is safetensors or a PyTorch
+/// Copies a file's tensors into the variables of a store that have the same name. The file is safetensors, a PyTorch
 /// file (`.pth`, `.pth.tar`, `.pt`, of before version 1.6 too) with a state dict, bare or under `state_dict_ema`,
-/// `model_ema`, `state_dict` or `model`, with or without `module.` before its names; nothing in it is executed.
+/// `model_ema`, `state_dict` or `model`, with or without `module.` before its names, or a pickle of NumPy arrays (see
+/// [`super::array_file::ArrayFile`]); nothing in it is executed.
 ///
-/// File and model may each be a whole detector, or a backbone or classifier, whose names lack `backbone.body.`.
+/// File and model may each be a whole detector, or a backbone or classifier, whose names lack `backbone.body.` (or have
+/// `features.` there).
 /// torchvision's older names of heads count as the newer ones. A position embedding of another grid is resized.
 /// Constants of the published ViG code (`relative_pos`) are checked and passed over, step counters of batch norms are
 /// passed over.
@@ -138,7 +145,10 @@ pub(super) fn load(store: &nn::VarStore, file: &WeightFile, options: &LoadOption
         let with = || names.get(format!("{BACKBONE}{name}").as_str());
         let without = || names.get(name.strip_prefix(BACKBONE)?);
         let newer = || names.get(newer_name(name)?.as_str());
-        names.get(name).or_else(with).or_else(without).or_else(newer).copied()
+        let to_body = || names.get(format!("{BACKBONE}{}", name.strip_prefix(FEATURES)?).as_str());
+        let to_features = || names.get(format!("{FEATURES}{}", name.strip_prefix(BACKBONE)?).as_str());
+        let own = names.get(name).or_else(with).or_else(without).or_else(newer);
+        own.or_else(to_body).or_else(to_features).copied()
     };
 
     let differ = match &options.other_classes {
@@ -227,6 +237,9 @@ pub(super) fn load(store: &nn::VarStore, file: &WeightFile, options: &LoadOption
 /// How many rows a layer has before those of classes; `None`: its size is not the number of classes.
 fn rows_before_classes(name: &str) -> Option<i64> {
     let (layer, _) = name.rsplit_once('.')?;
+    if layer.contains(PROPOSALS) {
+        return None;
+    }
     let fits = |suffix: &str| layer.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
     CLASSIFIERS.iter().find(|(suffix, _)| fits(suffix)).map(|(_, before)| *before)
 }
@@ -503,13 +516,18 @@ mod tests {
     }
 
     #[test]
-    fn pytorch_files_of_every_form_give_their_numbers() {
+    fn files_of_every_form_give_their_numbers() {
         for (name, key) in [
             ("bare.pth", None),
             ("checkpoint.pth.tar", Some("state_dict")),
             ("averaged.pth", Some("state_dict_ema")),
             ("model.pt", Some("model")),
             ("old.pth", None),
+            ("zoo2.pkl", Some("model")),
+            ("zoo3.pkl", Some("model")),
+            ("zoo4.pkl", Some("model")),
+            ("zoo5.pkl", Some("model")),
+            ("python2.pkl", Some("blobs")),
         ] {
             let to = fixture_model();
             let options = LoadOptions { complete: true, ..Default::default() };
@@ -527,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_pytorch_files_are_refused_and_say_why() {
+    fn bad_files_are_refused_and_say_why() {
         let to = fixture_model();
         let of = |path: &Path| error(load_into(&to, path, &LoadOptions::default()));
         for (name, why) in [
@@ -535,6 +553,10 @@ mod tests {
             ("module.pth", "torch.nn.modules.linear.Linear"),
             ("list.pth", "state_dict()"),
             ("script.pt", "TorchScript"),
+            ("code.pkl", "system"),
+            ("big.pkl", "big-endian"),
+            ("objects.pkl", "no NumPy arrays"),
+            ("text.pkl", "`U1`"),
         ] {
             let text = of(&fixture(name));
             assert!(text.contains(why) && text.contains(name), "{text}");
@@ -549,6 +571,11 @@ mod tests {
         let old = std::fs::read(fixture("old.pth")).unwrap();
         for length in [20, 100, old.len() / 2, old.len() - 1] {
             std::fs::write(&path, &old[..length]).unwrap();
+            assert!(of(&path).contains("cut off"), "{length}: {}", of(&path));
+        }
+        let zoo = std::fs::read(fixture("zoo4.pkl")).unwrap();
+        for length in [2, 20, zoo.len() / 2, zoo.len() - 1] {
+            std::fs::write(&path, &zoo[..length]).unwrap();
             assert!(of(&path).contains("cut off"), "{length}: {}", of(&path));
         }
         // One flipped bit among the numbers.
@@ -624,7 +651,11 @@ mod tests {
             ("prediction.4.weight", Some(0)),
             ("fc.bias", Some(0)),
             ("roi_heads.box_predictor.cls_score.bias", Some(1)),
+            ("classifier.3.weight", Some(0)),
             ("backbone.0.1.fc1.0.weight", None),
+            ("rpn.head.cls_logits.weight", None),
+            ("rpn.head.bbox_pred.bias", None),
+            ("head.classification_head.cls_logits.weight", Some(0)),
         ] {
             assert_eq!(rows_before_classes(name), rows, "{name}");
         }

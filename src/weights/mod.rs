@@ -1,5 +1,6 @@
 //! Weights in files: reading them into a model, writing them, and what a file says about itself.
 
+mod array_file;
 pub mod cache;
 pub mod catalogue;
 mod checkpoint;
@@ -7,6 +8,8 @@ pub mod fetch;
 mod file;
 pub mod http;
 mod load;
+mod numpy;
+mod objects;
 mod pickle;
 mod recognise;
 mod save;

@@ -1,138 +1,16 @@
-//! Reads the pickles that `torch.save` writes, without running them.
+//! Reads the pickles that `torch.save` writes, and those of NumPy arrays, without running them.
 //!
 //! A pickle is a program; Python's reader calls whatever it names. This one knows the instructions and the few names
-//! that state dicts are made of, builds plain values from them, and refuses every other name, so there is nothing that
-//! it could run.
+//! that state dicts and arrays are made of, builds plain values from them, and refuses every other name, so there is
+//! nothing that it could run.
 
 use std::collections::HashMap;
-use std::rc::Rc;
 
 use anyhow::{bail, ensure, Context, Result};
 use tch::Kind;
 
-/// A value, or where it is among the [`Objects`].
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// `None`.
-    None,
-    /// `True` and `False`.
-    Bool(bool),
-    /// An integer of at most 64 bits.
-    Int(i64),
-    /// A float.
-    Float(f64),
-    /// Text.
-    Text(Rc<str>),
-    /// An entry of [`Objects`].
-    Object(usize),
-}
-
-/// What has parts, or a meaning of its own.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Object {
-    /// A tuple or a list.
-    Sequence(Vec<Value>),
-    /// A dictionary, in order.
-    Dict(Vec<(Value, Value)>),
-    /// A name that may be called or built.
-    Global(Global),
-    /// Numbers in another file of the archive.
-    Storage(Storage),
-    /// A view of a storage.
-    Tensor(TensorView),
-    /// Something that a state dict does not need: its contents are left out.
-    Opaque,
-}
-
-/// The names that are understood.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Global {
-    /// `collections.OrderedDict`
-    OrderedDict,
-    /// `torch._utils._rebuild_tensor_v2`
-    RebuildTensor,
-    /// `torch._utils._rebuild_parameter`
-    RebuildParameter,
-    /// `torch.Size`
-    Size,
-    /// `torch.FloatStorage` and its like.
-    Storage(Kind),
-    /// Plain data beside the weights (numbers of numpy, command-line arguments): what is made of it is left out.
-    Opaque,
-}
-
-/// Numbers in another file of the archive.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Storage {
-    /// Their kind.
-    pub kind: Kind,
-    /// The name of the file in the archive's folder `data`.
-    pub key: Rc<str>,
-    /// How many there are.
-    pub count: usize,
-}
-
-/// A strided view of a storage.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorView {
-    /// What it looks at.
-    pub storage: Storage,
-    /// The first number.
-    pub offset: i64,
-    /// Its shape.
-    pub size: Vec<i64>,
-    /// Numbers between neighbours of each dimension.
-    pub stride: Vec<i64>,
-}
-
-/// All objects of a pickle. They lie in one list, so that neither reading nor dropping deep nests of them is recursive.
-#[derive(Debug, Default)]
-pub struct Objects(Vec<Object>);
-
-impl Objects {
-    /// What a value refers to; `None` for one that is no object.
-    pub fn get(&self, value: &Value) -> Option<&Object> {
-        match value {
-            Value::Object(at) => self.0.get(*at),
-            _ => None,
-        }
-    }
-
-    /// All storages, in their order.
-    pub fn storages(&self) -> impl Iterator<Item = &Storage> {
-        self.0.iter().filter_map(|object| match object {
-            Object::Storage(storage) => Some(storage),
-            _ => None,
-        })
-    }
-
-    fn add(&mut self, object: Object) -> Value {
-        self.0.push(object);
-        Value::Object(self.0.len() - 1)
-    }
-
-    fn get_mut(&mut self, value: &Value) -> Option<&mut Object> {
-        match value {
-            Value::Object(at) => self.0.get_mut(*at),
-            _ => None,
-        }
-    }
-
-    fn sequence(&self, value: &Value) -> Result<&[Value]> {
-        match self.get(value) {
-            Some(Object::Sequence(items)) => Ok(items),
-            _ => bail!("a tuple is expected where there is {value:?}"),
-        }
-    }
-
-    fn integers(&self, value: &Value) -> Result<Vec<i64>> {
-        let integer = |v: &Value| match v {
-            Value::Int(i) => Ok(*i),
-            other => bail!("an integer is expected where there is {other:?}"),
-        };
-        self.sequence(value)?.iter().map(integer).collect()
-    }
-}
+use super::numpy::DType;
+use super::objects::{Global, Object, Objects, Storage, TensorView, Value};
 
 /// Reads a pickle, after which more may follow: its value, the objects that the value is made of, and how many bytes it
 /// has.
@@ -159,6 +37,8 @@ struct Reader<'a> {
     marks: Vec<usize>,
     memo: HashMap<u64, Value>,
     objects: Objects,
+    /// Bytes of text that were encoded so far.
+    encoded: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -258,8 +138,10 @@ impl<'a> Reader<'a> {
                 self.remember(key)?;
             }
             0x94 => self.remember(self.memo.len() as u64)?,
-            // What `__setstate__` would get: state dicts keep module versions there.
-            b'b' => drop(self.pop()?),
+            b'b' => {
+                let state = self.pop()?;
+                self.build(&state)?;
+            }
             _ => {
                 let value = self.value(code)?;
                 self.stack.push(value);
@@ -301,11 +183,10 @@ impl<'a> Reader<'a> {
                 let (arguments, called) = (self.pop()?, self.pop()?);
                 return self.call(&called, &arguments);
             }
-            // Bytes and byte strings: no part of a state dict, but of what may lie beside it.
-            b'U' | b'C' | b'T' | b'B' => {
-                let length = self.unsigned(if matches!(code, b'U' | b'C') { 1 } else { 4 })?;
-                self.opaque(usize::try_from(length)?)?
-            }
+            // Bytes, and text of Python 2.
+            b'U' | b'C' => self.bytes(1)?,
+            b'T' | b'B' => self.bytes(4)?,
+            0x8e | 0x96 => self.bytes(8)?,
             b')' | b']' => Object::Sequence(Vec::new()),
             b'}' => Object::Dict(Vec::new()),
             b't' => Object::Sequence(self.since_mark()?),
@@ -323,6 +204,43 @@ impl<'a> Reader<'a> {
             _ => bail!("instruction 0x{code:02x} is no part of a state dict"),
         };
         Ok(self.objects.add(object))
+    }
+
+    /// Bytes after their number, which has `count` bytes.
+    fn bytes(&mut self, count: usize) -> Result<Object> {
+        let length = usize::try_from(self.unsigned(count)?)?;
+        Ok(Object::Bytes(self.take(length)?.into()))
+    }
+
+    /// What `__setstate__` would get: byte orders, and the numbers of arrays. State dicts keep module versions there,
+    /// which nobody needs.
+    fn build(&mut self, state: &Value) -> Result<()> {
+        let target = self.last()?.clone();
+        let objects = &self.objects;
+        let parts = match objects.get(state) {
+            Some(Object::Sequence(parts)) => &parts[..],
+            _ => &[],
+        };
+        let built = match (objects.get(&target), parts) {
+            (Some(Object::DType(dtype)), [_, order, ..]) => {
+                let order = objects.text(order).context("a byte order that is not text")?;
+                Object::DType(dtype.with_order(&order))
+            }
+            // An array of objects has a list in place of bytes: it is no array of numbers.
+            (Some(Object::Array(None)), [_, size, dtype, fortran, numbers]) => match objects.get(numbers) {
+                Some(Object::Bytes(_)) => {
+                    let fortran = matches!(fortran, Value::Bool(true) | Value::Int(1));
+                    Object::Array(Some(objects.array(numbers, dtype, size, fortran)?))
+                }
+                _ => Object::Opaque,
+            },
+            (Some(Object::Array(None)), _) => bail!("an array without shape and numbers"),
+            _ => return Ok(()),
+        };
+        if let Some(object) = self.objects.get_mut(&target) {
+            *object = built;
+        }
+        Ok(())
     }
 
     /// Passes over `count` bytes of what no state dict needs.
@@ -350,6 +268,29 @@ impl<'a> Reader<'a> {
                     stride: self.objects.integers(argument(3)?)?,
                 };
                 self.objects.add(Object::Tensor(view))
+            }
+            Global::DType => {
+                let code = self.objects.text(argument(0)?).context("a kind of numbers that is not text")?;
+                self.objects.add(Object::DType(DType::new(&code)))
+            }
+            Global::EmptyArray => self.objects.add(Object::Array(None)),
+            Global::ArrayOfBytes => {
+                let fortran = self.objects.text(argument(3)?).as_deref() == Some("F");
+                let array = self.objects.array(argument(0)?, argument(1)?, argument(2)?, fortran)?;
+                self.objects.add(Object::Array(Some(array)))
+            }
+            Global::Encode => {
+                let text = self.objects.text(argument(0)?).context("an encoding of what is not text")?;
+                // The same text again and again would fill the memory.
+                self.encoded += text.len();
+                ensure!(self.encoded <= self.bytes.len(), "it encodes more text than there is");
+                let latin = argument(1)
+                    .ok()
+                    .and_then(|name| self.objects.text(name))
+                    .is_some_and(|name| matches!(&*name, "latin1" | "latin-1"));
+                let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
+                let bytes = bytes.filter(|_| latin).map(|bytes| Object::Bytes(bytes.into()));
+                self.objects.add(bytes.unwrap_or(Object::Opaque))
             }
             Global::Opaque => self.objects.add(Object::Opaque),
             Global::Storage(_) => bail!("a storage cannot be called"),
@@ -395,9 +336,15 @@ fn global(module: &str, name: &str) -> Result<Global> {
         ("torch", "CharStorage") => storage(Kind::Int8),
         ("torch", "ByteStorage") => storage(Kind::Uint8),
         ("torch", "BoolStorage") => storage(Kind::Bool),
-        ("argparse", "Namespace") | ("_codecs", "encode") | ("torch", "device") => Ok(Global::Opaque),
-        ("numpy", "dtype" | "ndarray") => Ok(Global::Opaque),
-        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct") => Ok(Global::Opaque),
+        ("_codecs", "encode") => Ok(Global::Encode),
+        ("numpy", "dtype") => Ok(Global::DType),
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Ok(Global::EmptyArray),
+        ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Ok(Global::ArrayOfBytes),
+        ("numpy", "ndarray") | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Ok(Global::Opaque),
+        ("argparse", "Namespace") | ("torch", "device") | ("collections", "Counter" | "defaultdict") => {
+            Ok(Global::Opaque)
+        }
+        ("mmengine.logging.history_buffer", "HistoryBuffer") => Ok(Global::Opaque),
         _ => bail!(
             "it names `{module}.{name}`, which no state dict needs; vigdet runs nothing from a file: save \
              `model.state_dict()` alone"
@@ -434,6 +381,16 @@ mod tests {
         // the file.
         let (seed, objects, _) = read(&[&[0x8a, 9][..], &[0xff; 8], &[0], b"."].concat()).unwrap();
         assert!(matches!(objects.get(&seed), Some(Object::Opaque)));
+    }
+
+    #[test]
+    fn text_that_is_encoded_over_and_over_is_refused() {
+        // _codecs.encode('abcdefgh', 'latin1'), once and then again and again.
+        let text = b"\x80\x02c_codecs\nencode\nq\x00X\x08\x00\x00\x00abcdefghq\x01X\x06\x00\x00\x00latin1\x86q\x02R";
+        let (value, objects, _) = read(&[&text[..], b"."].concat()).unwrap();
+        assert_eq!(objects.get(&value), Some(&Object::Bytes(b"abcdefgh"[..].into())));
+        let again = [&text[..], &b"0h\x00h\x02R".repeat(99), b"."].concat();
+        assert!(error(&again).contains("more text than there is"), "{}", error(&again));
     }
 
     #[test]

@@ -14,7 +14,8 @@ use anyhow::{bail, ensure, Context, Result};
 use tch::Tensor;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::pickle::{self, Object, Objects, Storage, TensorView, Value};
+use super::objects::{Object, Objects, Storage, TensorView, Value};
+use super::pickle;
 
 /// Where trainers put the state dict in a checkpoint, the first that is there counts: averaged weights before the last
 /// ones, as timm does.
@@ -33,6 +34,9 @@ pub struct TorchFile {
     pub key: Option<&'static str>,
     /// Storages read so far: several tensors may share one.
     storages: RefCell<HashMap<Rc<str>, Tensor>>,
+    /// The whole checkpoint, and what it is made of.
+    top: Value,
+    objects: Objects,
 }
 
 /// Where the numbers are.
@@ -79,7 +83,7 @@ impl TorchFile {
         }
         let (value, objects, _) = pickle::read(&read_entry(&mut archive, pickle, length)?)?;
         let source = Source::Archive { archive: RefCell::new(archive), folder, length };
-        Self::new(source, &value, &objects)
+        Self::new(source, value, objects)
     }
 
     /// A file of before version 1.6.
@@ -114,11 +118,11 @@ impl TorchFile {
             at = end.filter(|end| *end <= bytes.len()).context("the file is cut off")?;
             ranges.insert(key.clone(), (count, start..at));
         }
-        Self::new(Source::Old { bytes, ranges }, &value, &objects)
+        Self::new(Source::Old { bytes, ranges }, value, objects)
     }
 
-    fn new(source: Source, value: &Value, objects: &Objects) -> Result<Self> {
-        let (entries, key) = state_dict(value, objects)?;
+    fn new(source: Source, top: Value, objects: Objects) -> Result<Self> {
+        let (entries, key) = state_dict(&top, &objects)?;
         let tensor = |(name, value): &(Value, Value)| match (name, objects.get(value)) {
             (Value::Text(name), Some(Object::Tensor(view))) => {
                 Some((name.strip_prefix(WRAPPER).unwrap_or(name).to_string(), view.clone()))
@@ -126,7 +130,12 @@ impl TorchFile {
             _ => None,
         };
         let tensors = entries.iter().filter_map(tensor).collect();
-        Ok(Self { source, tensors, key, storages: RefCell::default() })
+        Ok(Self { source, tensors, key, storages: RefCell::default(), top, objects })
+    }
+
+    /// What the checkpoint says beside its weights, see [`Objects::texts`].
+    pub fn said(&self, path: &[&str]) -> Option<Vec<Rc<str>>> {
+        self.objects.texts(&self.top, path)
     }
 
     /// Names of the tensors.

@@ -1,13 +1,20 @@
 //! Files of other projects, told by the names of their tensors: whose they are, which config they need, and what
 //! vigdet calls their tensors. A user writes `--weights FILE`, and no more.
 //!
-//! One file here for each project. What vigdet wrote itself says in its metadata what it is, and never comes here.
+//! One file here for each project, and what several of them need: `renaming` (names and rows), `resnets` (which one it
+//! is, how its images are prepared) and `detectors` (what shapes say of a config). What vigdet wrote itself says in its
+//! metadata what it is, and never comes here.
 
+mod detectors;
 mod detectron2;
 mod efficientnet_lite;
 mod mmdetection;
 mod mmpretrain;
+mod renaming;
+mod resnets;
 mod torchvision;
+
+use std::path::Path;
 
 use serde_json::Value;
 use tch::Tensor;
@@ -37,19 +44,16 @@ pub struct Renamed {
     /// The file's name.
     pub from: String,
     /// What happens to its numbers on the way; `None`: nothing.
-    pub change: Option<Box<dyn Fn(&Tensor) -> Tensor>>,
+    pub change: Option<Change>,
 }
 
-/// What is known of a file by the names of its tensors; `None`: they are vigdet's own, or nobody's that is known.
-pub fn recognise(file: &WeightFile) -> Option<Recognised> {
+/// What happens to a tensor's numbers.
+pub type Change = Box<dyn Fn(&Tensor) -> Tensor>;
+
+/// What is known of a file by the names of its tensors, and at `path`; `None`: they are vigdet's own, or nobody's that
+/// is known.
+pub fn recognise(file: &WeightFile, path: &Path) -> Option<Recognised> {
     let names = file.names().ok()?;
-    [
-        torchvision::recognise,
-        detectron2::recognise,
-        mmdetection::recognise,
-        mmpretrain::recognise,
-        efficientnet_lite::recognise,
-    ]
-    .into_iter()
-    .find_map(|project| project(file, &names))
+    let others = [detectron2::recognise, mmdetection::recognise, mmpretrain::recognise, efficientnet_lite::recognise];
+    torchvision::recognise(file, &names, path).or_else(|| others.into_iter().find_map(|project| project(file, &names)))
 }
