@@ -146,7 +146,7 @@ impl Place {
     }
 
     fn fetch(&self, url: &str, sha256: Option<&str>, tries: u32) -> Result<(), String> {
-        let patience = Patience { silence: Duration::from_secs(5), pause: Duration::ZERO, tries };
+        let patience = Patience { silence: Duration::from_secs(60), pause: Duration::ZERO, tries };
         let to = self.file();
         let fetched = fetch(&Wanted { url, sha256, to: &to }, &patience, &|_, _| ());
         fetched.map_err(|error| format!("{error:#}"))
@@ -519,7 +519,7 @@ fn a_silent_server_is_not_waited_for_forever() {
         }
     });
     let place = Place::new();
-    let patience = Patience { silence: Duration::from_millis(200), pause: Duration::ZERO, tries: 3 };
+    let patience = Patience { silence: Duration::from_secs(2), pause: Duration::ZERO, tries: 3 };
     let to = place.file();
     fetch(&Wanted { url: &server.url(), sha256: None, to: &to }, &patience, &|_, _| ()).unwrap();
     place.has(&file);

@@ -50,11 +50,6 @@ section! {
 }
 
 impl BackboneConfig {
-    /// Whether it is a Vision GNN, whose shape the config can change.
-    pub fn is_vig(&self) -> bool {
-        self.name.starts_with("vig_") || self.name.starts_with("pvig_")
-    }
-
     /// Channels and blocks of the stages: those written in the config, else those of the named model; as many as the
     /// model has.
     pub fn stages<const N: usize>(&self, preset: Option<([i64; N], [i64; N])>) -> Result<([i64; N], [i64; N])> {

@@ -7,7 +7,7 @@
 
 mod detectors;
 mod detectron2;
-mod efficientnet_lite;
+mod lites;
 mod mmdetection;
 mod mmpretrain;
 mod renaming;
@@ -54,6 +54,6 @@ pub type Change = Box<dyn Fn(&Tensor) -> Tensor>;
 /// is known.
 pub fn recognise(file: &WeightFile, path: &Path) -> Option<Recognised> {
     let names = file.names().ok()?;
-    let others = [detectron2::recognise, mmdetection::recognise, mmpretrain::recognise, efficientnet_lite::recognise];
+    let others = [detectron2::recognise, mmdetection::recognise, mmpretrain::recognise, lites::recognise];
     torchvision::recognise(file, &names, path).or_else(|| others.into_iter().find_map(|project| project(file, &names)))
 }
