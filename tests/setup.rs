@@ -174,7 +174,9 @@ fn the_continuous_integration_script_runs_make_test() {
 fn pages_name_programs_configs_and_files_that_exist() {
     let root = Path::new(ROOT);
     let mut checked = 0;
-    for page in ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/graphs.md"] {
+    for page in
+        ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/graphs.md", "docs/finetuning.md", "docs/weights.md"]
+    {
         let path = root.join(page);
         let text = std::fs::read_to_string(&path).unwrap();
         for (option, folder) in [("--bin ", "src/bin"), ("--example ", "examples")] {

@@ -265,14 +265,14 @@ mod tests {
         let weights: Vec<f32> = (0..5000).map(|i| if i < 2500 { 0.5 } else { 0.25 }).collect();
         let qualities: Vec<f32> = (0..5000).map(|i| (i % 11) as f32 / 10.0).collect();
         for beta in [2.0, 1.5, 0.0] {
-            let run = |f: fn(&Tensor, &[i64], &[f32], &[f32], f64) -> Tensor| {
-                let x = logits.copy().set_requires_grad(true);
-                let loss = f(&x, &classes, &qualities, &weights, beta);
-                loss.backward();
-                (loss.double_value(&[]), x.grad())
-            };
-            let (fused, fused_grad) = run(quality_focal_loss);
-            let (plain, plain_grad) = run(quality_focal_loss_by_tensors);
+            let leaves = [0, 1].map(|_| logits.copy().set_requires_grad(true));
+            let losses = [
+                quality_focal_loss(&leaves[0], &classes, &qualities, &weights, beta),
+                quality_focal_loss_by_tensors(&leaves[1], &classes, &qualities, &weights, beta),
+            ];
+            losses.iter().for_each(Tensor::backward);
+            let [fused, plain] = losses.map(|loss| loss.double_value(&[]));
+            let [fused_grad, plain_grad] = leaves.map(|leaf| leaf.grad());
             assert!((fused / plain - 1.0).abs() < 1e-5, "{fused} {plain}");
             let worst = (fused_grad - plain_grad).abs().max().double_value(&[]);
             assert!(worst < 1e-5, "{worst}");
