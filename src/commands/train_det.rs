@@ -102,8 +102,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         |task| {
             if default_recipe && kind == DetectorKind::Retinanet && task.images() < SMALL {
                 say(&format!(
-                    "{} images are few for this recipe, which is COCO's; the one for small data sets is --config \
-                     {SMALL_RECIPE}",
+                    "{} images are few for this recipe, which is COCO's; for small data sets there are --finetune \
+                     efficientnet_lite0, after `make pretrained`, and --config {SMALL_RECIPE}, from scratch",
                     task.images()
                 ));
             }

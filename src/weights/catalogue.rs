@@ -84,7 +84,7 @@ impl Published {
             // One map only: no detector takes it as its backbone.
             PublishedKind::Classifier if model.starts_with("vig_") => format!("classify --weights {name} photo.jpg"),
             PublishedKind::Classifier => {
-                format!("train_det retinanet --backbone {model} --weights {name} --data my_data")
+                format!("train_det retinanet --data my_data --finetune {name}")
             }
         }
     }

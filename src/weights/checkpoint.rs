@@ -6,6 +6,7 @@ use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 use tch::{nn, Device};
 
+use super::catalogue;
 use super::file::WeightFile;
 use super::load::{load, LoadOptions, LoadReport, OtherClasses};
 use super::recognise::recognise;
@@ -127,15 +128,19 @@ impl Checkpoint {
     /// The config that the weights are fine-tuned with, as a detector of this kind ([`Config::finetuned`]).
     ///
     /// # Errors
-    /// If the file has no config, or it does not fit.
+    /// If the file has no config and no published file's name, or the config does not fit.
     pub fn finetuned(&self, detector: DetectorKind, changes: &[String]) -> Result<Config> {
-        let config = self.own_config(|config| Config::finetuned(config, detector, changes))?;
-        config.with_context(|| {
+        if let Some(config) = self.own_config(|config| Config::finetuned(config, detector, changes))? {
+            return Ok(config);
+        }
+        // Published classifiers of ViG and ResNet say nothing of themselves, but have names.
+        let published = catalogue::of_file(&self.path).with_context(|| {
             format!(
                 "{} does not say what it is: name a config with --config, and the file with --weights",
                 self.path.display()
             )
-        })
+        })?;
+        Config::finetuned(&ClassifyConfig::of_model(&published.model, &[])?.to_value()?, detector, changes)
     }
 
     /// The config that weights of a detector are used with: the one that is named, else the file's own.
@@ -293,4 +298,25 @@ pub fn load_classifier(
     );
     let head_loaded = !report.missing.iter().any(|name| is_of_head(name));
     Ok(LoadedClassifier { model, store, report: Some(report), head_loaded })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+    use crate::weights::write_tensors;
+
+    #[test]
+    fn published_classifiers_are_fine_tuned_by_the_name_of_their_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let finetuned = |name: &str| {
+            let path = folder.path().join(name);
+            write_tensors(&[("x".to_string(), Tensor::from_slice(&[1f32]))], &path, &Metadata::new()).unwrap();
+            Checkpoint::open(&path).unwrap().finetuned(DetectorKind::Retinanet, &[])
+        };
+        let config = finetuned("pvig_s_82.1.pth.tar").unwrap();
+        assert_eq!((config.model.backbone.name.as_str(), config.data.mean), ("pvig_s", [0.5; 3]));
+        assert!(finetuned("mine.pth").unwrap_err().to_string().contains("does not say what it is"));
+    }
 }
