@@ -361,6 +361,9 @@ section! {
         /// Boxes with a side shorter than this, in pixels, are no candidates; null: 0.01 in two-stage detectors, no
         /// limit in RetinaNet (torchvision).
         pub min_side: Option<f64> = None,
+        /// Boxes shrink to a 62nd of an anchor's or proposal's side at most, as they grow to 62 times it at most
+        /// (mmdetection); false: they shrink as they like (torchvision, detectron2).
+        pub limit_shrinking: bool = false,
         /// When boxes are cut to the image.
         pub clip: ClipKind = ClipKind::BeforeNms,
     }

@@ -91,7 +91,7 @@ fn box_coding_both_ways() {
     let (targets, anchors) = (fixture.rows("coding.targets"), fixture.rows("coding.anchors"));
     let deltas = fixture.rows("coding.deltas");
     for (name, weights) in [("unit", [1.0; 4]), ("roi", [10.0, 10.0, 5.0, 5.0])] {
-        let coder = BoxCoder { weights };
+        let coder = BoxCoder { weights, ..BoxCoder::default() };
         let encoded: Vec<_> = targets.iter().zip(&anchors).map(|(t, a)| coder.encode(t, a)).collect();
         let decoded: Vec<_> = deltas.iter().zip(&anchors).map(|(d, a)| coder.decode(d, a)).collect();
         assert_near(&encoded, &fixture.rows(&format!("coding.{name}.encoded")), 2e-5);

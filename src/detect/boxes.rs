@@ -52,11 +52,13 @@ pub fn clip(b: &Box4, height: f32, width: f32) -> Box4 {
 pub struct BoxCoder {
     /// Factors of dx, dy, dw, dh: 1 in RetinaNet and the RPN, 10, 10, 5, 5 in the box head of Mask R-CNN.
     pub weights: [f32; 4],
+    /// Shrinking is limited as growth is (mmdetection).
+    pub limit_shrinking: bool,
 }
 
 impl Default for BoxCoder {
     fn default() -> Self {
-        Self { weights: [1.0; 4] }
+        Self { weights: [1.0; 4], limit_shrinking: false }
     }
 }
 
@@ -71,14 +73,18 @@ impl BoxCoder {
         [wx * (tx - ax) / aw, wy * (ty - ay) / ah, ww * (tw / aw).ln(), wh * (th / ah).ln()]
     }
 
-    /// The box that `deltas` make of `anchor`; growth is limited to 1000 / 16.
+    /// The box that `deltas` make of `anchor`; growth is limited to 1000 / 16, and shrinking too if so told.
     pub fn decode(&self, deltas: &[f32; 4], anchor: &Box4) -> Box4 {
         let [wx, wy, ww, wh] = self.weights;
         let (aw, ah) = (anchor[2] - anchor[0], anchor[3] - anchor[1]);
         let (ax, ay) = (anchor[0] + 0.5 * aw, anchor[1] + 0.5 * ah);
         let (x, y) = (deltas[0] / wx * aw + ax, deltas[1] / wy * ah + ay);
-        let w = (deltas[2] / ww).min(MAX_LOG_SCALE).exp() * aw;
-        let h = (deltas[3] / wh).min(MAX_LOG_SCALE).exp() * ah;
+        let limit = |log: f32| match self.limit_shrinking {
+            true => log.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE),
+            false => log.min(MAX_LOG_SCALE),
+        };
+        let w = limit(deltas[2] / ww).exp() * aw;
+        let h = limit(deltas[3] / wh).exp() * ah;
         [x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h]
     }
 }
@@ -97,9 +103,15 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_limited() {
+    fn growth_is_limited_and_shrinking_where_told_to() {
         let b = BoxCoder::default().decode(&[0.0, 0.0, 50.0, 0.0], &[0.0, 0.0, 16.0, 16.0]);
         assert!((b[2] - b[0] - 1000.0).abs() < 0.01, "{b:?}");
+        let width = |limit_shrinking| {
+            let coder = BoxCoder { limit_shrinking, ..BoxCoder::default() };
+            let b = coder.decode(&[0.0, 0.0, -50.0, 0.0], &[0.0, 0.0, 1000.0, 16.0]);
+            b[2] - b[0]
+        };
+        assert!(width(false) == 0.0 && (width(true) - 16.0).abs() < 0.01, "{}", width(true));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use anyhow::{ensure, Result};
 use tch::{nn, Tensor};
 
+use super::boxes::BoxCoder;
 use super::detector::{Detections, Detector, Losses};
 use super::fpn::{stages_of, Coarse, Fpn};
 use super::roi_heads::RoiHeads;
@@ -56,6 +57,8 @@ impl MaskRcnn {
         let channels: Vec<i64> = stages.iter().map(|&stage| channels[stage]).collect();
         let fpn = Fpn::new(&(path / "backbone" / "fpn"), &channels, &config.fpn, Coarse::Halved)?;
         let rpn = Rpn::new(&(path / "rpn"), config.fpn.channels, &config.anchors, &config.rpn);
+        let coder = BoxCoder { limit_shrinking: config.test.limit_shrinking, ..BoxCoder::default() };
+        let proposals = |limits| ProposalSelector { coder, ..ProposalSelector::new(&config.rpn, limits) };
         let heads = RoiHeads::new(&(path / "roi_heads"), config, classes, &strides);
         Ok(Self {
             backbone,
@@ -63,8 +66,8 @@ impl MaskRcnn {
             fpn,
             rpn,
             heads,
-            in_training: ProposalSelector::new(&config.rpn, &config.rpn.train),
-            in_inference: ProposalSelector::new(&config.rpn, &config.rpn.test),
+            in_training: proposals(&config.rpn.train),
+            in_inference: proposals(&config.rpn.test),
             train_norms: !config.backbone.freeze_norms,
         })
     }

@@ -67,7 +67,7 @@ impl RetinaNet {
         let width = config.fpn.channels;
         let fpn = Fpn::new(&(path / "backbone" / "fpn"), &of_stages(channels), &config.fpn, coarse)?;
         let head = DenseHead::new(&(path / "head"), width, anchors.num_anchors(), classes, &config.head);
-        let coder = BoxCoder::default();
+        let coder = BoxCoder { limit_shrinking: config.test.limit_shrinking, ..BoxCoder::default() };
         Ok(Self {
             backbone,
             stages,

@@ -52,7 +52,7 @@ impl RoiHeads {
     /// names.
     pub fn new(path: &nn::Path, config: &ModelConfig, classes: i64, strides: &[i64]) -> Self {
         let (channels, roi) = (config.fpn.channels, &config.roi);
-        let coder = BoxCoder { weights: roi.box_weights };
+        let coder = BoxCoder { weights: roi.box_weights, limit_shrinking: config.test.limit_shrinking };
         let masks = config.mask.then(|| MaskHead::new(path, channels, classes, strides, roi, &config.mask_head));
         Self {
             boxes: BoxHead::new(path, channels, classes, strides, roi),

@@ -121,7 +121,8 @@ fn rules(layout: &Layout, style: &Style, relu: bool) -> Vec<String> {
             "model.test.min_side=0".into(),
         ],
     };
-    [own, style.changes(), vec!["data.resize=opencv".into()]].concat()
+    let both = ["model.test.limit_shrinking=true", "data.resize=opencv"].map(String::from);
+    [own, style.changes(), both.to_vec()].concat()
 }
 
 /// What a checkpoint says beside its weights.
