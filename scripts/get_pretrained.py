@@ -110,7 +110,7 @@ def main():
     except KeyboardInterrupt:
         print("\npretrained: stopped; run `make pretrained` again for the rest.", file=sys.stderr)
         sys.exit(130)
-    print("pretrained: for example --backbone efficientnet_lite0 --weights efficientnet_lite0")
+    print("pretrained: for example train_det retinanet --data my_data --finetune efficientnet_lite0")
 
 
 if __name__ == "__main__":

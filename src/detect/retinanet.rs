@@ -60,7 +60,11 @@ impl RetinaNet {
         let (stages, coarse) = named
             .into_iter()
             .find_map(|(named, coarse)| Some((stages_of(strides, named)?, coarse)))
-            .unwrap_or_else(|| ((strides.len() - STAGES..strides.len()).collect(), p6p7));
+            .unwrap_or_else(|| {
+                // What was meant, to say what is wrong with it: a pyramid from the first stride on, or the paper's.
+                let first = strides.iter().position(|stride| anchor_strides.first() == Some(stride));
+                ((first.unwrap_or(strides.len() - STAGES)..strides.len()).collect(), p6p7)
+            });
         let of_stages = |values: &[i64]| -> Vec<i64> { stages.iter().map(|&stage| values[stage]).collect() };
         let levels = stages.len() + if coarse == Coarse::None { 0 } else { 2 };
         config.anchors.check_levels(&of_stages(strides), levels, &config.backbone.name)?;
