@@ -453,3 +453,24 @@ fn bad_annotations_give_one_clear_line() {
     let message = fail("train_det", &strs(&scene.train("bad", &[])));
     assert!(message.contains("instances_val2017.json") && message.contains("eval_every=0"), "{message}");
 }
+
+#[test]
+fn fine_tuning_brings_the_model_and_makes_a_short_run_long_enough() {
+    let scene = Scene::new();
+    succeed("train_det", &strs(&scene.train("run", &["--max-iters", "1", "--set", "train.eval_every=0"])));
+    let weights = scene.path("run/checkpoints/last.safetensors").display().to_string();
+    let out = scene.path("fine").display().to_string();
+    let args = ["retinanet", "--data", scene.data.arg(), "--out", &out, "--device", "cpu", "--finetune", &weights];
+    let changes = ["min_iters=30", "eval_every=0"].map(|change| ["--set", change]).concat();
+    let printed = succeed("train_det", &[&args[..], &changes, &["--epochs", "4"]].concat());
+    // Ten images are three steps an epoch; twelve are not enough, so there are three times as many.
+    for line in ["fine-tuning: retinanet on pvig_ti, images of 64 to 96 pixels", "36 steps of 4 images"] {
+        assert!(printed.contains(line), "{printed}");
+    }
+    let config = read_json(scene.path("fine/config.json"));
+    let backbone = &config["model"]["backbone"];
+    assert_eq!((&backbone["channels"], &backbone["freeze_norms"]), (&json!([8, 8, 16, 16]), &json!(true)));
+    assert_eq!(config["train"]["epochs"], 4);
+    let both = [&args[..], &["--config", "retinanet_pvig_ti_small"]].concat();
+    assert!(fail("train_det", &both).contains("cannot be used with"));
+}
