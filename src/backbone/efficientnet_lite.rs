@@ -2,10 +2,10 @@
 //! authors for small machines. Names are those of the published PyTorch files (`_conv_stem.weight`,
 //! `_blocks.0._depthwise_conv.weight`, …); padding is TensorFlow's, so that any image size works.
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, Result};
 use tch::{nn, Tensor};
 
-use super::{check_batch, Backbone, Pass};
+use super::{check_batch, frozen_stages, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, relu6, residual, stochastic_depth, ConvBn, ConvSpec};
@@ -131,11 +131,7 @@ impl EfficientNetLite {
         let Some((width, depth)) = factors(&config.name) else {
             bail!("there is no EfficientNet-Lite `{}`; there are efficientnet_lite0, 1 and 2", config.name);
         };
-        ensure!(
-            (0..=4).contains(&config.frozen_stages),
-            "model.backbone.frozen_stages counts the stages 1 to 4 (0: none); {} is not one",
-            config.frozen_stages
-        );
+        let frozen_stages = frozen_stages(config, STRIDES.len())?;
         let eps = config.norm_eps;
         let stem = ConvSpec::new(3, STEM, 3).stride(2);
         let stem = Same::new(path / "_conv_stem", path / "_bn0", stem, eps);
@@ -170,7 +166,6 @@ impl EfficientNetLite {
                 stages.push(std::mem::take(&mut stage));
             }
         }
-        let frozen_stages = config.frozen_stages as usize;
         let model = Self { stem, stages, channels, frozen_stages, freeze_norms: config.freeze_norms };
         if frozen_stages > 0 {
             model.stem.layer.freeze();

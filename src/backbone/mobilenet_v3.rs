@@ -1,11 +1,11 @@
 //! MobileNetV3-Large (Howard et al., 2019, "Searching for MobileNetV3", Table 1) in torchvision's form and names: a
 //! backbone for small machines.
 
-use anyhow::{ensure, Result};
+use anyhow::Result;
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use super::{check_batch, Backbone, Pass};
+use super::{check_batch, frozen_stages, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, residual, ConvBn, ConvSpec, Init};
@@ -206,14 +206,7 @@ pub struct MobileNetV3 {
 impl MobileNetV3 {
     /// Variables in torchvision's names (`0.0.weight`, `1.block.0.0.weight`, …, `16.0.weight`) under `path`.
     pub fn new(path: &nn::Path, config: &BackboneConfig) -> Result<Self> {
-        let learns_from = usize::try_from(config.frozen_stages).ok().and_then(|stages| LEARNS_FROM.get(stages));
-        ensure!(
-            learns_from.is_some(),
-            "model.backbone.frozen_stages counts the stages 1 to {} of {} (0: none); {} is not one",
-            LEARNS_FROM.len() - 1,
-            config.name,
-            config.frozen_stages
-        );
+        let learns_from = LEARNS_FROM[frozen_stages(config, LEARNS_FROM.len() - 1)?];
         let eps = config.norm_eps;
         let mut input = STEM;
         let blocks = (1..).zip(BLOCKS).map(|(i, spec)| {
@@ -225,7 +218,7 @@ impl MobileNetV3 {
             stem: layer(path / "0", ConvSpec::new(3, STEM, 3).stride(2), eps),
             blocks: blocks.collect(),
             last: layer(path / (BLOCKS.len() + 1), ConvSpec::new(input, LAST, 1), eps),
-            learns_from: learns_from.copied().unwrap_or_default(),
+            learns_from,
             freeze_norms: config.freeze_norms,
         };
         let frozen = |layer: usize| layer < model.learns_from;

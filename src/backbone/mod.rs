@@ -6,7 +6,7 @@ pub mod mobilenet_v3;
 pub mod resnet;
 pub mod vig;
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use tch::{nn, Tensor};
 
 use crate::config::BackboneConfig;
@@ -98,6 +98,17 @@ pub fn build(path: &nn::Path, config: &BackboneConfig) -> Result<Box<dyn Backbon
         Family::ResNet => Box::new(ResNet::new(path, config)?),
         Family::EfficientNetLite => Box::new(EfficientNetLite::new(path, config)?),
         Family::MobileNet => Box::new(MobileNetV3::new(path, config)?),
+    })
+}
+
+/// How many of a backbone's stages do not train.
+fn frozen_stages(config: &BackboneConfig, stages: usize) -> Result<usize> {
+    let frozen = usize::try_from(config.frozen_stages).ok().filter(|frozen| *frozen <= stages);
+    frozen.with_context(|| {
+        format!(
+            "model.backbone.frozen_stages counts the stages 1 to {stages} of {} (0: none); {} is not one",
+            config.name, config.frozen_stages
+        )
     })
 }
 

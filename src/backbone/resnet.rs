@@ -4,7 +4,7 @@
 use anyhow::{bail, ensure, Result};
 use tch::{nn, Tensor};
 
-use super::{check_batch, Backbone, Pass};
+use super::{check_batch, frozen_stages, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec, Init};
@@ -77,11 +77,7 @@ impl ResNet {
             "model.backbone.stride_in_1x1 is for resnet50 and resnet101: {} has no 1×1 convolutions",
             config.name
         );
-        ensure!(
-            (0..=4).contains(&config.frozen_stages),
-            "model.backbone.frozen_stages counts the stages 1 to 4 (0: none); {} is not one",
-            config.frozen_stages
-        );
+        let frozen_stages = frozen_stages(config, STRIDES.len())?;
         let eps = config.norm_eps;
         let stem = ConvSpec::new(3, 64, 7).stride(2).no_bias().init(Init::FanOut);
         let stem = ConvBn::new(path / "conv1", path / "bn1", stem, eps);
@@ -98,13 +94,7 @@ impl ResNet {
             channels[s] = input;
             stages.push(stage);
         }
-        let model = Self {
-            stem,
-            stages,
-            channels,
-            frozen_stages: config.frozen_stages as usize,
-            freeze_norms: config.freeze_norms,
-        };
+        let model = Self { stem, stages, channels, frozen_stages, freeze_norms: config.freeze_norms };
         if model.frozen_stages > 0 {
             model.stem.freeze();
         }
