@@ -89,6 +89,8 @@ pub struct ModelConfig {
     pub mask: bool,
     /// Mask R-CNN: the mask head.
     pub mask_head: MaskHeadConfig,
+    /// What lies beyond an image in a batch of larger ones.
+    pub padding: Padding,
     /// Outputs of the classifier where they stand for category ids, gaps included, as in torchvision's models of COCO
     /// (91: ids 0 to 90); null: one for each class of the data, whatever its id.
     pub outputs: Option<i64>,
@@ -158,6 +160,18 @@ pub enum ConvNorm {
     /// Batch norm in place of the bias. It keeps its running statistics in training where those of the backbone do
     /// (`model.backbone.freeze_norms`).
     Batch,
+}
+
+/// What lies beyond an image in a batch of larger ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Padding {
+    /// Pixels like others, as in torchvision, detectron2 and the published ViG: what an image gives depends a little
+    /// on who shares its batch.
+    #[default]
+    Published,
+    /// Nothing: it stays zero on every map, is no candidate of a neighbour search, and has no anchors.
+    Masked,
 }
 
 /// The input of P6's convolution.

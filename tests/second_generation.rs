@@ -332,6 +332,7 @@ fn a_mobile_detector_stands_on_the_stages_that_its_strides_name_and_learns() {
         let batch = Batch {
             images: Tensor::randn([2, 3, PADDED.0, PADDED.1], (Kind::Float, Device::Cpu)),
             sizes: SIZES.to_vec(),
+            padded: vec![PADDED; SIZES.len()],
             targets: Model::targets(),
             infos: Vec::new(),
         };

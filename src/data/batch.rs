@@ -83,12 +83,14 @@ fn assemble(parts: Vec<Part>, size: [u32; 2], config: &DataConfig) -> Result<Bat
     })?;
     resized?;
 
-    let mut batch = Batch { images, sizes: Vec::new(), targets: Vec::new(), infos: Vec::new() };
+    let mut batch = Batch { images, sizes: Vec::new(), padded: Vec::new(), targets: Vec::new(), infos: Vec::new() };
     for (part, (width, height)) in parts.into_iter().zip(sizes) {
         let mut target = part.target;
         let (from_width, from_height) = part.image.dimensions();
         scale_objects(&mut target, width as f32 / from_width as f32, height as f32 / from_height as f32);
         batch.sizes.push((i64::from(height), i64::from(width)));
+        let [rows, columns] = [height, width].map(|side| i64::from(side.next_multiple_of(config.pad)));
+        batch.padded.push((rows, columns));
         batch.targets.push(target);
         batch.infos.push(part.info);
     }

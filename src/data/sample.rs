@@ -1,9 +1,12 @@
 //! One image with its objects, and a batch of them: what `data` hands to a detector.
 
+use anyhow::Result;
 use image::RgbImage;
 use tch::Tensor;
 
 use super::mask::{Geometry, Mask};
+use crate::config::Padding;
+use crate::nn::padding::Extents;
 
 /// An image as decoded, with its objects in the pixels of that image.
 #[derive(Clone, Debug)]
@@ -67,6 +70,9 @@ pub struct Batch {
     pub images: Tensor,
     /// (height, width) of each image inside `images`, in pixels, without the padding.
     pub sizes: Vec<(i64, i64)>,
+    /// (height, width) in pixels that each image would be padded to if it were alone: what lies beyond is there because
+    /// another image is larger.
+    pub padded: Vec<(i64, i64)>,
     /// Objects, in pixels of `images`.
     pub targets: Vec<Target>,
     /// Which images these are; their width and height are those before resizing.
@@ -74,6 +80,15 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Where its images end, if some end before it does and `padding` says that this matters.
+    ///
+    /// # Errors
+    /// If `images` has not four dimensions.
+    pub fn extents(&self, padding: Padding) -> Result<Option<Extents>> {
+        let (_, _, height, width) = self.images.size4()?;
+        Ok((padding == Padding::Masked).then(|| Extents::new((height, width), &self.padded)).flatten())
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.infos.len()

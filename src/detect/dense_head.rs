@@ -6,7 +6,8 @@ use tch::{nn, Tensor};
 
 use crate::config::{HeadConfig, HeadInit, HeadNorm};
 use crate::nn::cost::{convolution, Layer, Size};
-use crate::nn::layers::{ConvSpec, Init};
+use crate::nn::layers::{channels_last, ConvSpec, Init};
+use crate::nn::padding::Extents;
 use crate::nn::precision::full_precision;
 
 /// Class and box branch: `convs` × (3×3 convolution, relu), then one convolution that predicts.
@@ -27,6 +28,9 @@ pub struct LevelOutput {
     /// (height, width) of the level's map.
     pub map: (i64, i64),
 }
+
+/// The logit of what is not there: its probability is 0 in float32.
+const NOTHING: f64 = -1e3;
 
 #[derive(Debug)]
 struct Branch {
@@ -74,6 +78,22 @@ impl Branch {
         let batch = x.size()[0];
         x.permute([0, 2, 3, 1]).reshape([batch, -1, per_anchor])
     }
+
+    /// The same, image by image, of the part that is (height, width) large; `nothing` beyond. A group norm then sees
+    /// the image alone, too.
+    fn forward_each(&self, x: &Tensor, parts: &[(i64, i64)], per_anchor: i64, nothing: f64) -> Tensor {
+        let (height, width) = (x.size()[2], x.size()[3]);
+        let images: Vec<Tensor> = parts
+            .iter()
+            .enumerate()
+            .map(|(i, &(h, w))| {
+                let part = x.narrow(0, i as i64, 1).narrow(2, 0, h).narrow(3, 0, w);
+                let said = self.forward(&channels_last(&part), per_anchor).view([1, h, w, -1]);
+                said.pad([0, 0, 0, width - w, 0, height - h], "constant", nothing).view([1, -1, per_anchor])
+            })
+            .collect();
+        Tensor::cat(&images, 0)
+    }
 }
 
 impl DenseHead {
@@ -93,16 +113,21 @@ impl DenseHead {
         Self { classification, regression, classes }
     }
 
-    /// Levels `[B, C, H_i, W_i]` to what is said of their anchors.
-    pub fn forward(&self, levels: &[Tensor]) -> Vec<LevelOutput> {
+    /// Levels `[B, C, H_i, W_i]` to what is said of their anchors. Beyond `extents` it is that there is nothing.
+    pub fn forward(&self, levels: &[Tensor], extents: Option<&Extents>) -> Vec<LevelOutput> {
         levels
             .iter()
             .map(|level| {
                 let size = level.size();
+                let map = (size[2], size[3]);
+                let of = |branch: &Branch, per_anchor: i64, nothing: f64| match extents {
+                    None => branch.forward(level, per_anchor),
+                    Some(extents) => branch.forward_each(level, &extents.on(map), per_anchor, nothing),
+                };
                 LevelOutput {
-                    logits: self.classification.forward(level, self.classes),
-                    deltas: self.regression.forward(level, 4),
-                    map: (size[2], size[3]),
+                    logits: of(&self.classification, self.classes, NOTHING),
+                    deltas: of(&self.regression, 4, 0.0),
+                    map,
                 }
             })
             .collect()

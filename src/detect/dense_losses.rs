@@ -11,6 +11,7 @@ use super::losses::{box_loss, quality_focal_loss, sigmoid_focal_loss, BACKGROUND
 use super::matcher::{Match, Matcher};
 use crate::config::{BoxLoss, ClassLoss, LossConfig, LossNormalizer, MatchConfig, MatchKind};
 use crate::data::Target;
+use crate::nn::padding::Extents;
 
 /// Which anchors stand for which objects.
 #[derive(Clone, Copy, Debug)]
@@ -83,16 +84,22 @@ impl DenseLoss {
     }
 
     /// Parts `classification` and `box`, of the outputs for all levels, the anchors of all levels in the same order,
-    /// and the objects of each image.
-    pub fn losses(&self, outputs: &[LevelOutput], anchors: &[Box4], targets: &[Target]) -> Losses {
+    /// and the objects of each image. Anchors beyond `extents` enter nothing.
+    pub fn losses(
+        &self,
+        outputs: &[LevelOutput],
+        anchors: &[Box4],
+        targets: &[Target],
+        extents: Option<&Extents>,
+    ) -> Losses {
         let logits: Vec<&Tensor> = outputs.iter().map(|o| &o.logits).collect();
         let deltas: Vec<&Tensor> = outputs.iter().map(|o| &o.deltas).collect();
         let logits = Tensor::cat(&logits, 1).flatten(0, 1);
         let deltas = Tensor::cat(&deltas, 1).flatten(0, 1);
         let device = logits.device();
 
-        let levels: Vec<usize> = outputs.iter().map(|o| (o.map.0 * o.map.1) as usize).collect();
-        let assigned = self.assign(anchors, &levels, targets);
+        let maps: Vec<(i64, i64)> = outputs.iter().map(|o| o.map).collect();
+        let assigned = self.assign(anchors, &maps, targets, extents);
         let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
         let predicted = deltas.index_select(0, &Tensor::from_slice(&assigned.positives).to_device(device));
         let Assignment { classes, weights, .. } = &assigned;
@@ -124,9 +131,30 @@ impl DenseLoss {
         qualities
     }
 
-    fn assign(&self, anchors: &[Box4], levels: &[usize], targets: &[Target]) -> Assignment {
-        let matches: Vec<(Vec<Match>, Vec<usize>)> =
-            targets.iter().map(|target| self.assigner.assign(anchors, levels, target)).collect();
+    fn assign(
+        &self,
+        anchors: &[Box4],
+        maps: &[(i64, i64)],
+        targets: &[Target],
+        extents: Option<&Extents>,
+    ) -> Assignment {
+        let locations = |maps: &[(i64, i64)]| maps.iter().map(|(h, w)| (h * w) as usize).collect::<Vec<_>>();
+        let matches: Vec<(Vec<Match>, Vec<usize>)> = match extents {
+            None => targets.iter().map(|target| self.assigner.assign(anchors, &locations(maps), target)).collect(),
+            Some(extents) => {
+                let own: Vec<Vec<(i64, i64)>> = maps.iter().map(|&map| extents.on(map)).collect();
+                let of_image = |(image, target): (usize, &Target)| {
+                    let own: Vec<(i64, i64)> = own.iter().map(|level| level[image]).collect();
+                    let kept = anchors_within(maps, &own, anchors.len());
+                    let near: Vec<Box4> = kept.iter().map(|&i| anchors[i]).collect();
+                    let (found, objects) = self.assigner.assign(&near, &locations(&own), target);
+                    let mut matches = vec![Match::Ignored; anchors.len()];
+                    kept.iter().zip(found).for_each(|(&i, found)| matches[i] = found);
+                    (matches, objects)
+                };
+                targets.iter().enumerate().map(of_image).collect()
+            }
+        };
         let positives: Vec<usize> =
             matches.iter().map(|(m, _)| m.iter().filter(|m| matches!(m, Match::Object(_))).count()).collect();
         let weight_of = |image: usize| match self.normalizer {
@@ -155,4 +183,20 @@ impl DenseLoss {
         }
         assigned
     }
+}
+
+/// The anchors of an image that is (height, width) large on each level's map: their indices among those of all `maps`.
+fn anchors_within(maps: &[(i64, i64)], own: &[(i64, i64)], anchors: usize) -> Vec<usize> {
+    let locations: i64 = maps.iter().map(|(height, width)| height * width).sum();
+    let per_location = anchors / locations.max(1) as usize;
+    let mut first = 0;
+    let mut kept = Vec::new();
+    for (&(height, width), &(h, w)) in maps.iter().zip(own) {
+        for row in 0..h {
+            let start = (first + row * width) as usize * per_location;
+            kept.extend(start..start + w as usize * per_location);
+        }
+        first += height * width;
+    }
+    kept
 }

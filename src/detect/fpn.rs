@@ -8,6 +8,7 @@ use super::head_conv::HeadConv;
 use crate::config::{FpnConfig, P6Source};
 use crate::nn::cost::{convolution, Layer, Size};
 use crate::nn::layers::{ConvSpec, Init};
+use crate::nn::padding::{clear, Extents};
 use crate::nn::precision::strided;
 
 /// Feature pyramid network (Lin et al., 2017, section 3).
@@ -79,12 +80,13 @@ impl Fpn {
         })
     }
 
-    /// Stage maps, fine to coarse, to level maps, fine to coarse. `train`: batch statistics in the norms.
-    pub fn forward(&self, maps: &[Tensor], train: bool) -> Vec<Tensor> {
+    /// Stage maps, fine to coarse, to level maps, fine to coarse, both with zeros beyond `extents`. `train`: batch
+    /// statistics in the norms.
+    pub fn forward(&self, maps: &[Tensor], train: bool, extents: Option<&Extents>) -> Vec<Tensor> {
         let mut levels = Vec::with_capacity(maps.len() + 2);
         let mut above: Option<Tensor> = None;
         for ((map, inner), layer) in maps.iter().zip(&self.inner).zip(&self.layer).rev() {
-            let lateral = inner.forward(map, train);
+            let lateral = clear(inner.forward(map, train), extents);
             let sum = match above {
                 Some(above) => {
                     let size = lateral.size();
@@ -92,7 +94,7 @@ impl Fpn {
                 }
                 None => lateral,
             };
-            levels.push(layer.forward(&sum, train));
+            levels.push(clear(layer.forward(&sum, train), extents));
             above = Some(sum);
         }
         levels.reverse();
@@ -100,9 +102,9 @@ impl Fpn {
             (self.coarse, &self.extra, maps.last(), levels.last())
         {
             let source = if from == P6Source::C5 { c5 } else { p5 };
-            let p6 = strided(source, |x| p6.forward(x));
+            let p6 = clear(strided(source, |x| p6.forward(x)), extents);
             let below = if relu { p6.relu() } else { p6.shallow_clone() };
-            let p7 = strided(&below, |x| p7.forward(x));
+            let p7 = clear(strided(&below, |x| p7.forward(x)), extents);
             levels.extend([p6, p7]);
         }
         if let (Coarse::Halved, Some(p5)) = (self.coarse, levels.last()) {

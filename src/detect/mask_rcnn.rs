@@ -10,7 +10,7 @@ use super::fpn::{stages_of, Coarse, Fpn};
 use super::roi_heads::RoiHeads;
 use super::rpn::{ProposalSelector, Rpn, RpnOutput};
 use crate::backbone::{self, Backbone, Pass};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Padding};
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
 
@@ -31,6 +31,7 @@ pub struct MaskRcnn {
     in_inference: ProposalSelector,
     /// Batch norms of the pyramid take batch statistics in training.
     train_norms: bool,
+    padding: Padding,
 }
 
 /// Stages that the paper's pyramid is built on: C2 to C5.
@@ -69,15 +70,17 @@ impl MaskRcnn {
             in_training: proposals(&config.rpn.train),
             in_inference: proposals(&config.rpn.test),
             train_norms: !config.backbone.freeze_norms,
+            padding: config.padding,
         })
     }
 
     /// The pyramid of a batch, and what the proposal network says of its anchors.
-    fn first_stage(&self, images: &Tensor, pass: &mut Pass) -> Result<(Vec<Tensor>, RpnOutput)> {
-        let maps = self.backbone.forward(images, pass)?;
+    fn first_stage(&self, batch: &Batch, pass: &mut Pass) -> Result<(Vec<Tensor>, RpnOutput)> {
+        let extents = batch.extents(self.padding)?;
+        let maps = self.backbone.forward(&batch.images, pass.within(extents.clone()))?;
         let maps: Vec<Tensor> = self.stages.iter().map(|&stage| maps[stage].shallow_clone()).collect();
-        let levels = self.fpn.forward(&maps, pass.is_training() && self.train_norms);
-        let size = images.size();
+        let levels = self.fpn.forward(&maps, pass.is_training() && self.train_norms, extents.as_ref());
+        let size = batch.images.size();
         let output = self.rpn.forward(&levels, (size[2], size[3]));
         Ok((levels, output))
     }
@@ -85,7 +88,7 @@ impl MaskRcnn {
 
 impl Detector for MaskRcnn {
     fn losses(&self, batch: &Batch, pass: &mut Pass) -> Result<Losses> {
-        let (levels, output) = self.first_stage(&batch.images, pass)?;
+        let (levels, output) = self.first_stage(batch, pass)?;
         let rng = pass.sampling()?;
         let proposals = self.rpn.proposals(&output, &batch.sizes, &self.in_training)?;
         let mut parts = Vec::from(self.rpn.losses(&output, &batch.targets, rng));
@@ -95,7 +98,7 @@ impl Detector for MaskRcnn {
 
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>> {
         tch::no_grad(|| {
-            let (levels, output) = self.first_stage(&batch.images, &mut Pass::inference())?;
+            let (levels, output) = self.first_stage(batch, &mut Pass::inference())?;
             let proposals = self.rpn.proposals(&output, &batch.sizes, &self.in_inference)?;
             let mut found = self.heads.detect(&levels, &proposals, &batch.sizes)?;
             for ((found, &size), info) in found.iter_mut().zip(&batch.sizes).zip(&batch.infos) {

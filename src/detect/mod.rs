@@ -82,6 +82,7 @@ mod tests {
         Batch {
             images: Tensor::randn([2, 3, height, width], (Kind::Float, Device::Cpu)),
             sizes: vec![(height, width); 2],
+            padded: vec![(height, width); 2],
             targets: vec![target; 2],
             infos: Vec::new(),
         }

@@ -12,10 +12,11 @@ use super::detector::{Detections, Detector, Losses};
 use super::fpn::{stages_of, Coarse, Fpn};
 use super::select::{LevelValues, Limits, Selector};
 use crate::backbone::{self, Backbone, Pass};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Padding};
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
 use crate::nn::memory::values;
+use crate::nn::padding::Extents;
 
 /// Backbone, pyramid on its last stages, dense head.
 ///
@@ -33,6 +34,7 @@ pub struct RetinaNet {
     selector: Selector,
     /// Batch norms of the pyramid take batch statistics in training.
     train_norms: bool,
+    padding: Padding,
 }
 
 /// Stages that the paper's pyramid is built on: C3 to C5.
@@ -86,13 +88,15 @@ impl RetinaNet {
                 classes: classes as usize,
             },
             train_norms: !config.backbone.freeze_norms,
+            padding: config.padding,
         })
     }
 
-    fn outputs(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<LevelOutput>> {
-        let maps = self.backbone.forward(images, pass)?;
+    fn outputs(&self, images: &Tensor, extents: Option<&Extents>, pass: &mut Pass) -> Result<Vec<LevelOutput>> {
+        let maps = self.backbone.forward(images, pass.within(extents.cloned()))?;
         let maps: Vec<Tensor> = self.stages.iter().map(|&stage| maps[stage].shallow_clone()).collect();
-        Ok(self.head.forward(&self.fpn.forward(&maps, pass.is_training() && self.train_norms)))
+        let train = pass.is_training() && self.train_norms;
+        Ok(self.head.forward(&self.fpn.forward(&maps, train, extents), extents))
     }
 
     fn anchors_of(&self, outputs: &[LevelOutput], images: &Tensor) -> Vec<Vec<Box4>> {
@@ -104,14 +108,16 @@ impl RetinaNet {
 
 impl Detector for RetinaNet {
     fn losses(&self, batch: &Batch, pass: &mut Pass) -> Result<Losses> {
-        let outputs = self.outputs(&batch.images, pass)?;
+        let extents = batch.extents(self.padding)?;
+        let outputs = self.outputs(&batch.images, extents.as_ref(), pass)?;
         let anchors = self.anchors_of(&outputs, &batch.images).concat();
-        Ok(self.loss.losses(&outputs, &anchors, &batch.targets))
+        Ok(self.loss.losses(&outputs, &anchors, &batch.targets, extents.as_ref()))
     }
 
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>> {
         tch::no_grad(|| {
-            let outputs = self.outputs(&batch.images, &mut Pass::inference())?;
+            let extents = batch.extents(self.padding)?;
+            let outputs = self.outputs(&batch.images, extents.as_ref(), &mut Pass::inference())?;
             let anchors = self.anchors_of(&outputs, &batch.images);
             let mut images = Vec::with_capacity(batch.len());
             for i in 0..batch.len() as i64 {
@@ -145,6 +151,9 @@ impl Detector for RetinaNet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{HeadNorm, LossNormalizer, MatchKind};
+    use crate::data::Target;
+    use crate::graph::GraphTrace;
     use crate::nn::precision::Autocast;
     use tch::{Device, Kind};
 
@@ -157,7 +166,7 @@ mod tests {
         let model = RetinaNet::new(&store.root(), &config, 2).unwrap();
         let images = Tensor::randn([1, 3, 64, 64], (Kind::Float, Device::Cpu));
         let autocast = Autocast::set(Device::Cpu, true);
-        let outputs = tch::no_grad(|| model.outputs(&images, &mut Pass::training(0, 0)).unwrap());
+        let outputs = tch::no_grad(|| model.outputs(&images, None, &mut Pass::training(0, 0)).unwrap());
         drop(autocast);
         for output in outputs {
             assert_eq!((output.logits.kind(), output.deltas.kind()), (Kind::Float, Kind::Float));
@@ -175,7 +184,7 @@ mod tests {
             config.anchors.strides = strides.clone();
             let store = nn::VarStore::new(Device::Cpu);
             let model = RetinaNet::new(&store.root(), &config, 2).unwrap();
-            let outputs = tch::no_grad(|| model.outputs(&images, &mut Pass::training(0, 0)).unwrap());
+            let outputs = tch::no_grad(|| model.outputs(&images, None, &mut Pass::training(0, 0)).unwrap());
             let found: Vec<(i64, i64)> = outputs.iter().map(|o| o.map).collect();
             let expected: Vec<(i64, i64)> =
                 strides.iter().map(|s| ((height + s - 1) / s, (width + s - 1) / s)).collect();
@@ -190,6 +199,81 @@ mod tests {
             }
             let coarse = store.variables().keys().any(|name| name.contains("extra_blocks"));
             assert_eq!(coarse, strides.contains(&128), "{strides:?}");
+        }
+    }
+
+    /// A large and a small image with an object each, one beside the other in a batch, and each alone.
+    fn together_and_alone() -> (Batch, [Batch; 2]) {
+        let (large, small) = ((96, 128), (64, 96));
+        let target = |b| Target { boxes: vec![b], labels: vec![1], crowd: vec![false], masks: vec![None] };
+        // The second one's object lies in its corner, where anchors of the padding overlap it.
+        let targets = [target([10.0, 12.0, 60.0, 50.0]), target([70.0, 40.0, 96.0, 64.0])];
+        let batch = |images: Tensor, sizes: &[(i64, i64)], targets: &[Target]| Batch {
+            images,
+            sizes: sizes.to_vec(),
+            padded: sizes.to_vec(),
+            targets: targets.to_vec(),
+            infos: Vec::new(),
+        };
+        let of = |(h, w): (i64, i64)| (Tensor::arange(3 * h * w, (Kind::Float, Device::Cpu)) * 12.9898).sin();
+        let images = [large, small].map(|(h, w)| of((h, w)).view([1, 3, h, w]));
+        let padded = images[1].constant_pad_nd([0, large.1 - small.1, 0, large.0 - small.0]);
+        let both = batch(Tensor::cat(&[&images[0], &padded], 0), &[large, small], &targets);
+        let [first, second] = images;
+        (both, [batch(first, &[large], &targets[..1]), batch(second, &[small], &targets[1..])])
+    }
+
+    fn tiny(padding: Padding) -> (nn::VarStore, RetinaNet) {
+        let mut config = ModelConfig { padding, ..ModelConfig::default() };
+        config.backbone.name = "pvig_ti".into();
+        config.backbone.channels = Some(vec![8, 16, 24, 32]);
+        config.backbone.blocks = Some(vec![1; 4]);
+        (config.fpn.channels, config.head.channels, config.head.convs) = (8, 8, 2);
+        (config.head.norm, config.loss.normalizer) = (HeadNorm::Group, LossNormalizer::Image);
+        (config.matching.kind, config.anchors.octaves) = (MatchKind::Atss, 1);
+        tch::manual_seed(0);
+        let store = nn::VarStore::new(Device::Cpu);
+        let model = RetinaNet::new(&store.root(), &config, 2).unwrap();
+        // Position embeddings start at zero, where a wrong one would not be seen.
+        let _ = tch::no_grad(|| store.variables()["backbone.body.pos_embed"].shallow_clone().normal_(0.0, 0.5));
+        (store, model)
+    }
+
+    #[test]
+    fn with_masked_padding_an_image_gives_what_it_gives_alone() {
+        let (both, alone) = together_and_alone();
+        let furthest_apart = |padding| {
+            let (_store, model) = tiny(padding);
+            let total = |batch: &Batch| {
+                let losses = tch::no_grad(|| model.losses(batch, &mut Pass::inference())).unwrap();
+                losses.total().double_value(&[])
+            };
+            let apart = (total(&both) - (total(&alone[0]) + total(&alone[1])) / 2.0).abs();
+            apart
+        };
+        let (masked, published) = (furthest_apart(Padding::Masked), furthest_apart(Padding::Published));
+        assert!(masked < 1e-4, "{masked}");
+        assert!(published > 1e-3, "{published}");
+    }
+
+    #[test]
+    fn with_masked_padding_no_node_of_an_image_links_to_padding() {
+        let (both, _) = together_and_alone();
+        let (_store, model) = tiny(Padding::Masked);
+        let mut trace = GraphTrace::default();
+        let extents = both.extents(Padding::Masked).unwrap();
+        tch::no_grad(|| model.outputs(&both.images, extents.as_ref(), &mut Pass::inference().with_trace(&mut trace)))
+            .unwrap();
+        assert_eq!(trace.blocks.len(), 4);
+        for block in &trace.blocks {
+            let own = |(h, w): (i64, i64)| (h * 64 / 96, w * 96 / 128);
+            let ((_, columns), (h, w)) = (block.nodes, own(block.nodes));
+            let ((_, across), (ch, cw)) = (block.candidates, own(block.candidates));
+            for node in (0..h * w).map(|n| n / w * columns + n % w) {
+                for edge in Vec::<i64>::try_from(block.edges.get(1).get(node)).unwrap() {
+                    assert!(edge / across < ch && edge % across < cw, "node {node} of {:?}: {edge}", block.nodes);
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use rand::seq::index::sample;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use tch::{nn, Tensor};
+use tch::{nn, Kind, Tensor};
 
 use super::conv::{Graph, GraphConv};
 use super::distances::edge_distances;
@@ -83,7 +83,11 @@ impl Grapher {
             channels_last(&nodes.avg_pool2d(kernel, kernel, [0, 0], false, true, None::<i64>))
         });
         let candidates = pooled.as_ref().unwrap_or(&nodes);
-        let mut edges = self.find(&nodes, candidates, pass.noise())?;
+        let extents = pass.extents().cloned();
+        let mut edges = match extents {
+            Some(extents) => self.find_each(&nodes, candidates, &extents.on((h, w)), pass)?,
+            None => self.find(&nodes, candidates, pass.noise())?,
+        };
         if let Some(trace) = pass.trace() {
             let (_, _, ch, cw) = candidates.size4()?;
             let relative = self.spec.relative.as_ref();
@@ -102,6 +106,44 @@ impl Grapher {
             Some([_, fc2]) => fc2.forward(&out, train),
             None => out,
         })
+    }
+
+    /// The edges of each image in the part of the grids that is its own, `extents` (height, width) nodes large. Nodes
+    /// beyond it point to the first candidate, and nothing reads them.
+    fn find_each(
+        &self,
+        nodes: &Tensor,
+        candidates: &Tensor,
+        extents: &[(i64, i64)],
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
+        let (b, _, height, width) = nodes.size4()?;
+        let columns = candidates.size4()?.3;
+        let mut found = Vec::with_capacity(extents.len());
+        for (i, &(h, w)) in extents.iter().enumerate() {
+            let own = |maps: &Tensor, h: i64, w: i64| {
+                channels_last(&maps.narrow(0, i as i64, 1).narrow(2, 0, h).narrow(3, 0, w))
+            };
+            let pooled = |side: i64| (side / self.spec.reduce.min(side)).max(1);
+            let edges = self.find(&own(nodes, h, w), &own(candidates, pooled(h), pooled(w)), pass.noise())?;
+            // From the image's own grid of candidates to the batch's.
+            let row = edges.f_divide_scalar_mode(pooled(w), "floor")?;
+            let edges = &edges + row * (columns - pooled(w));
+            found.push(edges.view([h, w, -1]));
+        }
+        let k = found.iter().map(|edges| edges.size()[2]).max().unwrap_or(1);
+        let all = Tensor::zeros([b, height, width, k], (Kind::Int64, nodes.device()));
+        for ((i, edges), &(h, w)) in found.iter().enumerate().zip(extents) {
+            let part = all.get(i as i64).narrow(0, 0, h).narrow(1, 0, w);
+            // An image with too few candidates repeats its farthest neighbour: the largest difference stays.
+            let own = edges.size()[2];
+            let filled = match own < k {
+                true => Tensor::cat(&[edges, &edges.narrow(2, own - 1, 1).expand([h, w, k - own], false)], 2),
+                false => edges.shallow_clone(),
+            };
+            part.shallow_clone().copy_(&filled);
+        }
+        Ok(all.view([b, height * width, k]))
     }
 
     fn find(&self, nodes: &Tensor, candidates: &Tensor, noise: Option<&mut ChaCha8Rng>) -> Result<Tensor> {

@@ -5,6 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::trace::GraphTrace;
+use crate::nn::padding::Extents;
 
 /// Keeps what a detector samples apart from what its backbone draws.
 const SAMPLING: u64 = 1 << 63;
@@ -14,6 +15,7 @@ const SAMPLING: u64 = 1 << 63;
 pub struct Pass<'a> {
     random: Option<Random>,
     trace: Option<&'a mut GraphTrace>,
+    extents: Option<Extents>,
 }
 
 /// The generators of a training pass.
@@ -26,7 +28,7 @@ struct Random {
 impl<'a> Pass<'a> {
     /// A pass with the running statistics of the batch norms, in which nothing is random.
     pub fn inference() -> Self {
-        Self { random: None, trace: None }
+        Self { random: None, trace: None, extents: None }
     }
 
     /// A pass with batch statistics, stochastic depth and dilation, and sampled regions. All that is random in it is
@@ -39,12 +41,24 @@ impl<'a> Pass<'a> {
             generator
         };
         let random = Random { network: generator(iteration), sampling: generator(SAMPLING | iteration) };
-        Self { random: Some(random), trace: None }
+        Self { random: Some(random), trace: None, extents: None }
     }
 
     /// The same pass, with the graph of each block collected in `trace`, where there is one.
     pub fn with_trace(self, trace: impl Into<Option<&'a mut GraphTrace>>) -> Self {
         Self { trace: trace.into(), ..self }
+    }
+
+    /// The same pass over a batch whose images end here: what lies beyond is not theirs. `None`: all fill it, or are
+    /// taken to.
+    pub fn within(&mut self, extents: Option<Extents>) -> &mut Self {
+        self.extents = extents;
+        self
+    }
+
+    /// Where the images of the batch end, if not at its edges.
+    pub fn extents(&self) -> Option<&Extents> {
+        self.extents.as_ref()
     }
 
     /// Whether this is a training pass.

@@ -4,4 +4,5 @@
 pub mod cost;
 pub mod layers;
 pub(crate) mod memory;
+pub mod padding;
 pub mod precision;

@@ -18,6 +18,7 @@ use crate::graph::relative::RelativePosition;
 use crate::graph::GrapherSpec;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, ConvBn, ConvSpec};
+use crate::nn::padding::{clear, Extents};
 
 /// Where the two kinds of ViG differ.
 #[derive(Debug)]
@@ -161,6 +162,12 @@ impl Vig {
         Ok(model)
     }
 
+    /// The position embeddings for grids of nodes in a batch's grid, `[B, C₁, height, width]`: each image has its own.
+    fn positions(&self, height: i64, width: i64, extents: &Extents) -> Tensor {
+        let own = |(h, w)| self.position(h, w).constant_pad_nd([0, width - w, 0, height - h]);
+        Tensor::cat(&extents.on((height, width)).into_iter().map(own).collect::<Vec<_>>(), 0)
+    }
+
     /// The position embedding for a grid of nodes, `[1, C₁, height, width]`.
     fn position(&self, height: i64, width: i64) -> Tensor {
         let resize = || {
@@ -201,19 +208,24 @@ impl Backbone for Vig {
             check_batch(images, self.strides.last().copied().unwrap_or(1))?;
         }
         let norms_at = |stage: usize| norms && stage >= self.frozen_stages;
+        let extents = pass.extents().cloned();
+        let extents = extents.as_ref();
         let mut x = channels_last(images);
         for (i, layer) in self.stem.iter().enumerate() {
             if i > 0 {
-                x = gelu(x);
+                x = clear(gelu(x), extents);
             }
             x = layer.forward(&x, norms_at(0));
         }
         let (_, _, height, width) = x.size4()?;
-        x += self.position(height, width);
+        x += match extents {
+            Some(extents) => self.positions(height, width, extents),
+            None => self.position(height, width),
+        };
         let mut maps = Vec::new();
         for (s, stage) in self.stages.iter().enumerate() {
             if let Some(down) = &stage.down {
-                x = down.forward(&x, norms_at(s));
+                x = down.forward(&clear(x, extents), norms_at(s));
             }
             if let Some(trace) = pass.trace() {
                 trace.stride = self.strides[s];
