@@ -319,5 +319,5 @@ fn the_small_recipe_is_suggested_for_small_data() {
     let tiny = tiny.iter().flat_map(|change| ["--set", change]).collect::<Vec<_>>();
     let batch = ["--batch-size", "2", "--set", "fpn.channels=16", "--set", "head.channels=16"];
     let printed = succeed("train_det", &[&args[..], &tiny, &batch].concat());
-    assert!(printed.contains("10 images are few") && printed.contains("--config retinanet_pvig_ti_small"), "{printed}");
+    assert!(printed.contains("10 images are few") && printed.contains("--config retinanet_pvig_n_small"), "{printed}");
 }

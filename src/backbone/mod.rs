@@ -20,7 +20,8 @@ pub use resnet::ResNet;
 pub use vig::Vig;
 
 /// Names that [`build`] knows.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 15] = [
+    "pvig_n",
     "pvig_ti",
     "pvig_s",
     "pvig_m",

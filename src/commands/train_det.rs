@@ -16,7 +16,7 @@ use crate::weights::Checkpoint;
 /// Below so many images a data set is small: the recipe of 12 epochs of COCO would not get far with it.
 const SMALL: usize = 5000;
 /// The recipe for small data sets.
-const SMALL_RECIPE: &str = "retinanet_pvig_ti_small";
+const SMALL_RECIPE: &str = "retinanet_pvig_n_small";
 
 /// Train a detector on a data set in COCO's layout, or on built-in data.
 #[derive(clap::Args, Debug)]
@@ -43,7 +43,7 @@ pub struct Args {
 /// What runs without --config and --data.
 fn built_in(kind: DetectorKind) -> &'static str {
     match kind {
-        DetectorKind::Retinanet => "retinanet_pvig_ti_shapes",
+        DetectorKind::Retinanet => "retinanet_pvig_n_shapes",
         DetectorKind::MaskRcnn => "mask_rcnn_pvig_ti_shapes",
     }
 }

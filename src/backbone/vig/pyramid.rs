@@ -10,9 +10,10 @@ pub(crate) const NATIVE_GRID: i64 = 56;
 /// Average pooling that makes the candidates of each stage from its nodes.
 pub(crate) const REDUCE: [i64; 4] = [4, 2, 1, 1];
 
-/// (channels, blocks) of each stage of a published model.
+/// (channels, blocks) of each stage of a published model; `pvig_n`, for small machines, is vigdet's own.
 pub fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
     Some(match name {
+        "pvig_n" => ([32, 64, 128, 224], [1, 1, 3, 1]),
         "pvig_ti" => ([48, 96, 240, 384], [2, 2, 6, 2]),
         "pvig_s" => ([80, 160, 400, 640], [2, 2, 6, 2]),
         "pvig_m" => ([96, 192, 384, 768], [2, 2, 16, 2]),
