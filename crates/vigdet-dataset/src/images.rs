@@ -119,7 +119,11 @@ pub(crate) fn slashed(path: &Path) -> String {
     let parts = path.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
     let text = parts.collect::<Vec<_>>().join("/");
     // An absolute path begins with a part that is itself a slash.
-    if text.starts_with("//") { text[1..].to_owned() } else { text }
+    if text.starts_with("//") {
+        text[1..].to_owned()
+    } else {
+        text
+    }
 }
 
 /// A name from a file, with the separators of any system and without `.` and `..` where they can be resolved.
@@ -142,15 +146,11 @@ pub(crate) fn tidied(path: &Path) -> PathBuf {
     tidy
 }
 
-/// The folder that all files lie in, and their names in it. `within` is preferred, if they all lie there.
-pub(crate) fn in_common_folder(paths: &[PathBuf], within: &Path) -> (PathBuf, Vec<String>) {
-    let mut folder = tidied(within);
+/// The innermost folder that all files lie in, and their names in it. `otherwise` where there are no files.
+pub(crate) fn in_common_folder(paths: &[PathBuf], otherwise: &Path) -> (PathBuf, Vec<String>) {
+    let mut folder = tidied(paths.first().and_then(|path| path.parent()).unwrap_or(otherwise));
     for path in paths {
-        while !path.starts_with(&folder) {
-            if !folder.pop() {
-                break;
-            }
-        }
+        while !path.starts_with(&folder) && folder.pop() {}
     }
     let names = paths.iter().map(|path| slashed(path.strip_prefix(&folder).unwrap_or(path))).collect();
     (folder, names)

@@ -29,12 +29,15 @@ pub fn instead_of_objects(import: &Import, results: &Path, least: f64) -> Result
         };
         let strangers = detections.iter().filter(|detection| !known(detection)).count();
         if strangers > 0 {
-            split.notes.push(format!("{strangers} results are left out: their image or class is not in {}", split.name));
+            split
+                .notes
+                .push(format!("{strangers} results are left out: their image or class is not in {}", split.name));
         }
         let kept: Vec<&Detection> =
             detections.iter().filter(known).filter(|detection| detection.score >= least).collect();
         split.scores = kept.iter().map(|detection| detection.score).collect();
-        split.dataset.annotations = kept.into_iter().zip(1..).map(|(detection, id)| annotation(detection, id)).collect();
+        split.dataset.annotations =
+            kept.into_iter().zip(1..).map(|(detection, id)| annotation(detection, id)).collect();
     }
     Ok(labelled)
 }

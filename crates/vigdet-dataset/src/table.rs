@@ -12,7 +12,11 @@ pub(crate) fn lines(rows: &[Vec<String>]) -> Vec<String> {
     let line = |row: &Vec<String>| {
         let cells = row.iter().enumerate().map(|(column, text)| {
             let gap = " ".repeat(widths[column] - text.chars().count());
-            if right[column] { format!("{gap}{text}") } else { format!("{text}{gap}") }
+            if right[column] {
+                format!("{gap}{text}")
+            } else {
+                format!("{text}{gap}")
+            }
         });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };

@@ -25,9 +25,8 @@ fn by_image(import: &Import) -> BTreeMap<String, Vec<(String, Annotation, (u32, 
             assert!(split.path(&image.file_name).is_file(), "{} is there", image.file_name);
             let name = image.file_name.rsplit('/').next().unwrap().to_owned();
             let of_image = split.dataset.annotations.iter().filter(|a| a.image_id == image.id);
-            let class = |a: &Annotation| {
-                split.dataset.categories.iter().find(|c| c.id == a.category_id).unwrap().name.clone()
-            };
+            let class =
+                |a: &Annotation| split.dataset.categories.iter().find(|c| c.id == a.category_id).unwrap().name.clone();
             let list = of_image.map(|a| (class(a), a.clone(), (image.height, image.width))).collect();
             all.insert(name, list);
         }
@@ -153,7 +152,8 @@ fn a_folder_without_a_known_layout_says_what_was_looked_for() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("notes.txt"), "hello").unwrap();
     let error = Import::open(folder.path()).unwrap_err().to_string();
-    for words in ["data.yaml", "_annotations.coco.json", "Annotations/*.xml", "ImageID", "named columns", "\"shapes\""] {
+    for words in ["data.yaml", "_annotations.coco.json", "Annotations/*.xml", "ImageID", "named columns", "\"shapes\""]
+    {
         assert!(error.contains(words), "{error}");
     }
     let error = Import::open(folder.path().join("nowhere")).unwrap_err().to_string();
@@ -166,9 +166,8 @@ fn essence(import: &Import) -> Vec<(String, String, u32, u32, Vec<(String, Annot
     for split in &import.splits {
         for image in &split.dataset.images {
             let of_image = split.dataset.annotations.iter().filter(|a| a.image_id == image.id);
-            let class = |a: &Annotation| {
-                split.dataset.categories.iter().find(|c| c.id == a.category_id).unwrap().name.clone()
-            };
+            let class =
+                |a: &Annotation| split.dataset.categories.iter().find(|c| c.id == a.category_id).unwrap().name.clone();
             let objects = of_image.map(|a| (class(a), a.clone())).collect();
             let name = image.file_name.rsplit('/').next().unwrap().to_owned();
             all.push((split.name.clone(), name, image.width, image.height, objects));

@@ -70,7 +70,16 @@ impl Columns {
         let size = any(&["image_width", "img_width"]).zip(any(&["image_height", "img_height"])).or(of_image);
         Some(Columns {
             image: any(&[
-                "filename", "file_name", "image", "image_path", "path", "file", "image_name", "img", "image_id", "img_path",
+                "filename",
+                "file_name",
+                "image",
+                "image_path",
+                "path",
+                "file",
+                "image_name",
+                "img",
+                "image_id",
+                "img_path",
             ])?,
             class: any(&["class", "label", "category", "class_name", "label_name", "category_name", "name"])?,
             bbox,
@@ -255,7 +264,9 @@ pub(super) fn write(import: &Import, writer: &mut Writer<'_>) -> Result<()> {
         for ((image, objects), name) in with_objects(split).into_iter().zip(names) {
             writer.image_as(split, image, &format!("images/{name}"))?;
             let start = vec![split.name.clone(), name, image.width.to_string(), image.height.to_string()];
-            let score = |at: Option<usize>| scored.then(|| at.and_then(|at| split.score(at)).map_or(String::new(), |s| s.to_string()));
+            let score = |at: Option<usize>| {
+                scored.then(|| at.and_then(|at| split.score(at)).map_or(String::new(), |s| s.to_string()))
+            };
             if objects.is_empty() {
                 let mut row = start.clone();
                 row.resize(10, String::new());

@@ -78,7 +78,9 @@ pub fn encode(values: &[u8]) -> Vec<u8> {
             put(u32::from(part[0]), 8);
         }
     }
-    bits.chunks(8).map(|byte| byte.iter().enumerate().fold(0, |all, (i, &bit)| all | u8::from(bit) << (7 - i))).collect()
+    bits.chunks(8)
+        .map(|byte| byte.iter().enumerate().fold(0, |all, (i, &bit)| all | u8::from(bit) << (7 - i)))
+        .collect()
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use vigdet_coco::types::{Annotation, Image, Segmentation};
 /// The XML file of a folder.
 pub(super) fn file(path: &Path) -> Option<PathBuf> {
     let fits = |file: &Path| {
-        file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("xml")) && xml::begins_with(file, "annotations")
+        file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("xml"))
+            && xml::begins_with(file, "annotations")
     };
     if path.is_file() {
         return fits(path).then(|| path.to_path_buf());
@@ -66,7 +67,8 @@ pub(super) fn read(path: &Path) -> Result<Vec<Split>> {
 /// Where the images are: beside the file, or in `images`.
 fn image_folder(folder: &Path, images: &[Node<'_, '_>]) -> PathBuf {
     let first: Vec<PathBuf> = images.iter().filter_map(|image| image.attribute("name")).take(8).map(path_of).collect();
-    let subsets = images.iter().filter_map(|image| image.attribute("subset")).take(1).map(|s| folder.join("images").join(s));
+    let subsets =
+        images.iter().filter_map(|image| image.attribute("subset")).take(1).map(|s| folder.join("images").join(s));
     let mut candidates = vec![folder.join("images"), folder.to_path_buf()];
     candidates.extend(subsets);
     let found = candidates.iter().find(|folder| first.iter().any(|name| folder.join(name).is_file()));
@@ -164,9 +166,10 @@ fn object<'a>(node: Node<'a, '_>, kind: &str, image: usize, size: (u32, u32)) ->
 
 pub(super) fn write(import: &Import, writer: &mut Writer<'_>) -> Result<()> {
     let order = Order::of(import.classes());
-    let mut text = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<annotations>\n  <version>1.1</version>\n  <meta>\n    \
+    let mut text =
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<annotations>\n  <version>1.1</version>\n  <meta>\n    \
                     <task>\n      <labels>\n"
-        .to_owned();
+            .to_owned();
     for name in &order.names {
         writeln!(
             text,

@@ -135,7 +135,8 @@ fn image_of(task: &Task, folder: &Path, found: &BTreeMap<String, PathBuf>) -> Re
     let keys = ["image", "img", "url", "image_url"];
     let known = keys.iter().find_map(|key| task.data.get(*key).and_then(Value::as_str));
     let looks = |text: &&str| crate::images::is_image(Path::new(text.split(['?', '#']).next().unwrap_or(text)));
-    let text = known.or_else(|| task.data.values().filter_map(Value::as_str).find(looks)).or(task.file_upload.as_deref());
+    let text =
+        known.or_else(|| task.data.values().filter_map(Value::as_str).find(looks)).or(task.file_upload.as_deref());
     let text = text.context("the task has no image in its `data`")?;
     let local = text.split_once("?d=").map_or_else(|| text.split(['?', '#']).next().unwrap_or(text), |(_, path)| path);
     let decoded = percent_decoded(local);
@@ -154,7 +155,8 @@ fn image_of(task: &Task, folder: &Path, found: &BTreeMap<String, PathBuf>) -> Re
     let original = name.split_once('-').filter(|(hash, _)| hash.len() == 8).map_or(name.as_str(), |(_, name)| name);
     let stem = |name: &str| Path::new(name).with_extension("").to_string_lossy().into_owned();
     let stems = [stem(&name), stem(original)];
-    let matches = |(key, _): &(&String, &PathBuf)| stems.iter().any(|stem| key.rsplit('/').next() == Some(stem.as_str()));
+    let matches =
+        |(key, _): &(&String, &PathBuf)| stems.iter().any(|stem| key.rsplit('/').next() == Some(stem.as_str()));
     let file = found.iter().find(matches).and_then(|(_, file)| file.strip_prefix(folder).ok().map(slashed));
     Ok(file.unwrap_or(name))
 }
@@ -180,13 +182,7 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-fn add(
-    draft: &mut Draft,
-    names: &mut Names,
-    task: Task,
-    found: &BTreeMap<String, PathBuf>,
-    place: &str,
-) -> Result<()> {
+fn add(draft: &mut Draft, names: &mut Names, task: Task, found: &BTreeMap<String, PathBuf>, place: &str) -> Result<()> {
     let name = image_of(&task, &draft.folder, found)?;
     let valid = task.annotations.iter().filter(|results| results.was_cancelled != Some(true)).count();
     if valid > 1 {
@@ -253,7 +249,8 @@ fn object(region: &Region, image: usize, size: (u32, u32)) -> Result<Option<Obje
     let polygons = |polygon| Some(Segmentation::Polygons(vec![polygon]));
     let has = |name: &str| region.value.contains_key(name);
     let (bbox, segmentation) = if has("rle") {
-        let code: Vec<u8> = serde_json::from_value(region.value["rle"].clone()).context("`rle` is not a list of bytes")?;
+        let code: Vec<u8> =
+            serde_json::from_value(region.value["rle"].clone()).context("`rle` is not a list of bytes")?;
         let values = brush::decode(&code)?;
         ensure!(
             values.len() as u64 == 4 * u64::from(size.0) * u64::from(size.1),

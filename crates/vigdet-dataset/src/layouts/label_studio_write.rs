@@ -43,8 +43,7 @@ pub(super) fn task(
                 let points: Vec<[f64; 2]> = points.collect();
                 ("polygon", "polygonlabels", json!({"points": points, "closed": true, "polygonlabels": label}))
             }
-            Some(segmentation @ (Segmentation::Rle(_) | Segmentation::Polygons(_)))
-                if !matches!(segmentation, Segmentation::Polygons(polygons) if polygons.iter().all(|p| p.len() < 6)) =>
+            Some(segmentation @ (Segmentation::Rle(_) | Segmentation::Polygons(_))) if !matches!(segmentation, Segmentation::Polygons(polygons) if polygons.iter().all(|p| p.len() < 6)) =>
             {
                 if matches!(segmentation, Segmentation::Polygons(_)) {
                     writer.lost("an object of several polygons becomes a brush mask");
@@ -56,7 +55,8 @@ pub(super) fn task(
                     annotation.id,
                     image.file_name
                 );
-                let values: Vec<u8> = mask.to_rows().into_iter().flat_map(|inside| [u8::from(inside) * 255; 4]).collect();
+                let values: Vec<u8> =
+                    mask.to_rows().into_iter().flat_map(|inside| [u8::from(inside) * 255; 4]).collect();
                 let code = brush::encode(&values);
                 ("brush", "brushlabels", json!({"format": "rle", "rle": code, "brushlabels": label}))
             }

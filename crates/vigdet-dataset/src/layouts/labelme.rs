@@ -61,7 +61,9 @@ fn is_labelme(file: &Path) -> bool {
     let mut bytes = Vec::new();
     let read = std::fs::File::open(file).and_then(|file| file.take(1 << 16).read_to_end(&mut bytes));
     let text = String::from_utf8_lossy(&bytes);
-    read.is_ok() && text.contains("\"shapes\"") && text.trim_start_matches(['\u{FEFF}', ' ', '\n', '\r']).starts_with('{')
+    read.is_ok()
+        && text.contains("\"shapes\"")
+        && text.trim_start_matches(['\u{FEFF}', ' ', '\n', '\r']).starts_with('{')
 }
 
 pub(super) fn fits(path: &Path) -> bool {
@@ -113,9 +115,9 @@ fn image_of(file: &Path, parsed: Option<&File>) -> PathBuf {
     if let Some(named) = named.as_ref().filter(|named| named.is_file()) {
         return named.clone();
     }
-    let beside = crate::images::ENDINGS.iter().flat_map(|ending| {
-        [file.with_extension(ending), file.with_extension(ending.to_uppercase())]
-    });
+    let beside = crate::images::ENDINGS
+        .iter()
+        .flat_map(|ending| [file.with_extension(ending), file.with_extension(ending.to_uppercase())]);
     beside.into_iter().find(|beside| beside.is_file()).or(named).unwrap_or_else(|| file.with_extension("jpg"))
 }
 
@@ -277,7 +279,12 @@ fn shapes_of(
     };
     Ok(match &annotation.segmentation {
         Some(Segmentation::Rle(rle)) if rle.area() > 0 => {
-            ensure!(rle.size() == (image.height, image.width), "annotation {}: its mask is no mask of {}", annotation.id, image.file_name);
+            ensure!(
+                rle.size() == (image.height, image.width),
+                "annotation {}: its mask is no mask of {}",
+                annotation.id,
+                image.file_name
+            );
             let ([x, y, w, h], pixels) = geometry::cut_out(rle);
             let png = mask_png::write_mask(w as u32, h as u32, &pixels)?;
             // Both corners are pixels of the mask.

@@ -77,7 +77,9 @@ pub(super) fn write_mask(width: u32, height: u32, pixels: &[bool]) -> Result<Vec
     encoder.set_color(png::ColorType::Grayscale);
     encoder.set_depth(png::BitDepth::One);
     let pack = |line: &[bool]| {
-        line.chunks(8).map(|bits| bits.iter().enumerate().fold(0, |byte, (i, &bit)| byte | u8::from(bit) << (7 - i))).collect::<Vec<u8>>()
+        line.chunks(8)
+            .map(|bits| bits.iter().enumerate().fold(0, |byte, (i, &bit)| byte | u8::from(bit) << (7 - i)))
+            .collect::<Vec<u8>>()
     };
     let data: Vec<u8> = pixels.chunks(width.max(1) as usize).flat_map(pack).collect();
     encoder.write_header()?.write_image_data(&data)?;

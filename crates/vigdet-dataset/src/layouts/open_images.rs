@@ -67,7 +67,8 @@ fn descriptions(root: &Path) -> Result<Vec<(String, String)>> {
     };
     let Some(file) = files_below(root, is_list).into_iter().next() else { return Ok(Vec::new()) };
     let failed = || format!("class descriptions {}", file.display());
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(&file).with_context(failed)?;
+    let mut reader =
+        csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(&file).with_context(failed)?;
     let mut list = Vec::new();
     let mut seen = HashSet::new();
     for record in reader.records() {

@@ -42,7 +42,11 @@ pub fn rings(mask: &Rle) -> Vec<Vec<f64>> {
         while edges.get(&start).is_some_and(|ends| !ends.is_empty()) {
             let ring = walk(&mut edges, start);
             let ring: Vec<f64> = ring.iter().flat_map(|&(x, y)| [f64::from(x), f64::from(y)]).collect();
-            if crate::geometry::shoelace(&ring) > 0.0 { parts.push(ring) } else { holes.push(ring) }
+            if crate::geometry::shoelace(&ring) > 0.0 {
+                parts.push(ring)
+            } else {
+                holes.push(ring)
+            }
         }
     }
     for hole in holes {
@@ -83,9 +87,8 @@ fn walk(edges: &mut HashMap<Corner, Vec<Corner>>, start: Corner) -> Vec<Corner> 
 fn contains(ring: &[f64], x: f64, y: f64) -> bool {
     let points: Vec<&[f64]> = ring.chunks_exact(2).collect();
     let next = points.iter().cycle().skip(1);
-    let right_of = |(a, b): &(&&[f64], &&[f64])| {
-        (a[1] > y) != (b[1] > y) && x < a[0] + (y - a[1]) / (b[1] - a[1]) * (b[0] - a[0])
-    };
+    let right_of =
+        |(a, b): &(&&[f64], &&[f64])| (a[1] > y) != (b[1] > y) && x < a[0] + (y - a[1]) / (b[1] - a[1]) * (b[0] - a[0]);
     points.iter().zip(next).filter(right_of).count() % 2 == 1
 }
 

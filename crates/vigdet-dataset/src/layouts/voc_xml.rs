@@ -57,7 +57,10 @@ pub(super) fn parse(file: &Path) -> Result<VocImage> {
         file_name: xml::text(root, "filename").unwrap_or_default().to_owned(),
         width: side("width")?,
         height: side("height")?,
-        objects: objects.enumerate().map(|(at, node)| object(node).with_context(|| format!("object {}", at + 1))).collect::<Result<_>>()?,
+        objects: objects
+            .enumerate()
+            .map(|(at, node)| object(node).with_context(|| format!("object {}", at + 1)))
+            .collect::<Result<_>>()?,
     })
 }
 

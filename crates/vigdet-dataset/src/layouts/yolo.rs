@@ -83,7 +83,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Split>> {
         }
         None => (path.to_path_buf(), Yaml { names: Some(classes_txt(path)?), ..Yaml::default() }),
     };
-    let mut names = class_names(&yaml)?;
+    let names = class_names(&yaml)?;
     let base = match &yaml.path {
         // A path for another machine says nothing here.
         Some(base) => Some(root.join(path_of(base))).filter(|base| base.is_dir()).unwrap_or_else(|| root.clone()),
@@ -98,25 +98,20 @@ pub(super) fn read(path: &Path) -> Result<Vec<Split>> {
             Places::Several(places) => places.as_slice(),
         };
         let mut images = Vec::new();
-        let mut folders = Vec::new();
         let mut draft = Draft::new(name, &base);
         for place in places.iter().filter(|place| !place.trim().is_empty()) {
             match resolve(&root, &base, place) {
-                Some(found) if found.is_dir() => {
-                    images.extend(below(&found));
-                    folders.push(found);
-                }
+                Some(found) if found.is_dir() => images.extend(below(&found)),
                 Some(found) => images.extend(listed(&found)?),
                 None => draft.note(format!("`{name}: {place}` is not there")),
             }
         }
-        let within = if folders.len() == 1 { folders[0].clone() } else { base.clone() };
-        drafts.push(read_split(draft, images, &within, &mut names, yaml.kpt_shape.is_some())?);
+        drafts.push(read_split(draft, images, &names, yaml.kpt_shape.is_some()));
     }
     if yaml.train.is_none() && yaml.val.is_none() && yaml.test.is_none() {
         for (name, folder) in split_folders(&root.join("images")) {
             let draft = Draft::new(&name, &folder);
-            drafts.push(read_split(draft, below(&folder), &folder, &mut names, false)?);
+            drafts.push(read_split(draft, below(&folder), &names, false));
         }
     }
     ensure!(
@@ -138,7 +133,11 @@ fn split_folders(images: &Path) -> Vec<(String, PathBuf)> {
     let known = ["train", "val", "valid", "validation", "test"];
     let inner = known.iter().map(|name| (split_name(name), images.join(name)));
     let inner: Vec<_> = inner.filter(|(_, folder)| folder.is_dir()).collect();
-    if inner.is_empty() { vec![("all".to_owned(), images.to_path_buf())] } else { inner }
+    if inner.is_empty() {
+        vec![("all".to_owned(), images.to_path_buf())]
+    } else {
+        inner
+    }
 }
 
 fn class_names(yaml: &Yaml) -> Result<Names> {
@@ -179,20 +178,16 @@ fn label_file(image: &Path) -> PathBuf {
     let parts: Vec<_> = image.components().collect();
     let folder = parts[..parts.len().saturating_sub(1)].iter().rposition(|part| part.as_os_str() == "images");
     let path: PathBuf = match folder {
-        Some(at) => parts.iter().enumerate().map(|(i, p)| if i == at { "labels".as_ref() } else { p.as_os_str() }).collect(),
+        Some(at) => {
+            parts.iter().enumerate().map(|(i, p)| if i == at { "labels".as_ref() } else { p.as_os_str() }).collect()
+        }
         None => image.to_path_buf(),
     };
     path.with_extension("txt")
 }
 
-fn read_split(
-    mut draft: Draft,
-    images: Vec<PathBuf>,
-    within: &Path,
-    names: &mut Names,
-    keypoints: bool,
-) -> Result<Draft> {
-    let (folder, file_names) = in_common_folder(&images, within);
+fn read_split(mut draft: Draft, images: Vec<PathBuf>, names: &Names, keypoints: bool) -> Draft {
+    let (folder, file_names) = in_common_folder(&images, &draft.folder);
     draft.folder = folder;
     let headers = headers(&images);
     let labels: Vec<(PathBuf, Option<std::io::Result<String>>)> = images
@@ -232,7 +227,7 @@ fn read_split(
             }
         }
     }
-    Ok(draft)
+    draft
 }
 
 pub(super) fn write(import: &Import, writer: &mut Writer<'_>) -> Result<()> {

@@ -19,7 +19,8 @@ pub fn fixture(name: &str) -> PathBuf {
 pub fn mixed() -> Import {
     let category = |id, name: &str| Category { id, name: name.to_owned(), supercategory: None };
     let categories = vec![category(3, "nut & <bolt>"), category(7, "ключ, \"big\""), category(9, "unused")];
-    let hole: Vec<bool> = (0..48 * 64).map(|i| (i % 64) / 8 == 2 && i / 64 > 9 && i / 64 < 30 && i != 64 * 15 + 18).collect();
+    let hole: Vec<bool> =
+        (0..48 * 64).map(|i| (i % 64) / 8 == 2 && i / 64 > 9 && i / 64 < 30 && i != 64 * 15 + 18).collect();
     let mask = Rle::from_rows(48, 64, &hole).unwrap();
     let annotation = |id, image_id, category_id, bbox: [f64; 4], segmentation: Option<Segmentation>| Annotation {
         id,
@@ -46,7 +47,10 @@ pub fn mixed() -> Import {
                 5,
                 7,
                 [40.0, 20.0, 20.0, 10.0],
-                polygons(&[&[40.0, 20.0, 44.0, 20.0, 44.0, 30.0, 40.0, 30.0], &[50.0, 20.0, 60.0, 20.0, 60.0, 25.0, 50.0, 25.0]]),
+                polygons(&[
+                    &[40.0, 20.0, 44.0, 20.0, 44.0, 30.0, 40.0, 30.0],
+                    &[50.0, 20.0, 60.0, 20.0, 60.0, 25.0, 50.0, 25.0],
+                ]),
             ),
             Annotation { iscrowd: true, ..annotation(15, 5, 7, [30.0, 40.0, 20.0, 8.0], None) },
         ],
