@@ -18,7 +18,7 @@
 //! - `commands`: `vigdet dataset …` (feature `cli`)
 
 //pub mod anchors;
-//pub mod check;
+pub mod check;
 //#[cfg]
 //pub mod commands;
 pub mod geometry;
