@@ -12,8 +12,8 @@ use std::path::{Component, Path, PathBuf};
 /// Endings of image files.
 pub const ENDINGS: [&str; 10] = ["jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "gif", "ppm", "pgm"];
 
-/// Sizes stand near the beginning of a file. Where they do not, the whole file is read.
-const BEGINNING: u64 = 64 << 10;
+/// So many bytes of a file are read in search of its size, then more, then all.
+const BEGINNINGS: [u64; 3] = [8 << 10, 128 << 10, u64::MAX];
 
 /// What the header of an image file says.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,15 +44,15 @@ pub fn header(path: &Path) -> Result<Header> {
     let failed = || format!("image {}", path.display());
     let mut file = File::open(path).with_context(failed)?;
     let mut bytes = Vec::new();
-    file.by_ref().take(BEGINNING).read_to_end(&mut bytes).with_context(failed)?;
-    match header_of(&bytes) {
-        Ok(header) => Ok(header),
-        Err(_) if bytes.len() as u64 == BEGINNING => {
-            file.read_to_end(&mut bytes).with_context(failed)?;
-            header_of(&bytes).with_context(failed)
+    let mut header = header_of(&bytes);
+    for beginning in BEGINNINGS {
+        let more = beginning - bytes.len() as u64;
+        if header.is_ok() || file.by_ref().take(more).read_to_end(&mut bytes).with_context(failed)? == 0 {
+            break;
         }
-        Err(error) => Err(error.context(failed())),
+        header = header_of(&bytes);
     }
+    header.with_context(failed)
 }
 
 fn header_of(bytes: &[u8]) -> Result<Header> {

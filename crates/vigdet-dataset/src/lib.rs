@@ -17,17 +17,17 @@
 //! - [`split`]: new splits by fractions, groups or folds
 //! - `commands`: `vigdet dataset …` (feature `cli`)
 
-//pub mod anchors;
+pub mod anchors;
 pub mod check;
-//#[cfg]
-//pub mod commands;
+#[cfg(feature = "cli")]
+pub mod commands;
 pub mod geometry;
 pub mod images;
 pub mod layouts;
 pub mod predictions;
 mod progress;
-//pub mod split;
-//pub mod stats;
+pub mod split;
+pub mod stats;
 mod table;
 mod types;
 

@@ -81,7 +81,9 @@ fn counts(import: &Import, findings: &mut Findings) {
     let mut of_class: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
     for split in &import.splits {
         let names: HashMap<i64, &str> = split.dataset.categories.iter().map(|c| (c.id, c.name.as_str())).collect();
-        names.values().for_each(|&name| drop(of_class.entry(name).or_default().entry(&split.name).or_default()));
+        for &name in names.values() {
+            of_class.entry(name).or_default().entry(&split.name).or_default();
+        }
         for annotation in split.dataset.annotations.iter().filter(|annotation| !annotation.iscrowd) {
             if let Some(&name) = names.get(&annotation.category_id) {
                 *of_class.entry(name).or_default().entry(&split.name).or_default() += 1;

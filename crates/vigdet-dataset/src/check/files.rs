@@ -58,6 +58,21 @@ pub(super) fn check(import: &Import, options: &Options, findings: &mut Findings)
     (sizes, pictures)
 }
 
+/// What the images of a split look like, in parallel; `None` for those that cannot be decoded. With `progress` a bar is
+/// shown.
+pub fn pictures(split: &Split, progress: bool) -> Vec<Option<Picture>> {
+    let progress = Progress::of_images(split.dataset.images.len(), progress);
+    let images = split.dataset.images.par_iter();
+    let pictures = images.map(|image| {
+        let picture = look(&split.path(&image.file_name), &image.file_name, true).picture;
+        progress.step();
+        picture
+    });
+    let pictures = pictures.collect();
+    progress.finish();
+    pictures
+}
+
 fn look(path: &Path, name: &str, decode: bool) -> Seen {
     let trouble = |kind, text: String| Seen { header: None, trouble: Some((kind, text)), picture: None };
     if name.is_empty() {
@@ -163,19 +178,22 @@ impl OtherCases {
 
 /// Images in the folders of the splits that no split names.
 fn unlisted(import: &Import, findings: &mut Findings) {
-    let paths = |split: &Split| split.dataset.images.iter().map(|i| split.path(&i.file_name)).collect::<Vec<_>>();
-    let listed: HashSet<PathBuf> = import.splits.iter().flat_map(paths).collect();
-    let mut folders: Vec<(&str, &Path)> = Vec::new();
+    // Links to one folder are one folder.
+    let real = |split: &Split| split.folder.canonicalize().unwrap_or_else(|_| split.folder.clone());
+    let mut listed: HashSet<PathBuf> = HashSet::new();
+    let mut folders: Vec<(&str, PathBuf)> = Vec::new();
     for split in &import.splits {
-        if !folders.iter().any(|(_, folder)| *folder == split.folder) {
-            folders.push((&split.name, &split.folder));
+        let real = real(split);
+        listed.extend(split.dataset.images.iter().map(|image| real.join(&image.file_name)));
+        if !folders.iter().any(|(_, folder)| *folder == real) {
+            folders.push((&split.name, real));
         }
     }
     let mut seen = HashSet::new();
     for (split, folder) in folders {
-        for path in images::below(folder) {
+        for path in images::below(&folder) {
             if !listed.contains(&path) && seen.insert(path.clone()) {
-                let file = images::slashed(path.strip_prefix(folder).unwrap_or(&path));
+                let file = images::slashed(path.strip_prefix(&folder).unwrap_or(&path));
                 let example = || Example { split: split.to_owned(), file, ..Example::default() };
                 findings.add(Kind::ImageUnlisted, example);
             }

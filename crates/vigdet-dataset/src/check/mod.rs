@@ -11,9 +11,12 @@ mod kind;
 mod same;
 mod shapes;
 
+pub use files::pictures;
 pub use fix::fix;
 pub use kind::Kind;
 pub use same::{nearly_same, Picture};
+
+pub(crate) use boxes::scale;
 
 use crate::types::{Import, Split};
 use serde::Serialize;

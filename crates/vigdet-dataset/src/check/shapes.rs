@@ -5,9 +5,10 @@ use crate::geometry;
 use crate::types::Split;
 use vigdet_coco::types::{Annotation, Image, Segmentation};
 
-/// A box may differ from that of its outline by so many pixels, or by this share of its side.
+/// An outline and its box are of one object where no edge is further apart than so many pixels, or where their IoU is at
+/// least this: parts of objects that are hidden may be in the one and not in the other.
 const PIXELS: f64 = 2.0;
-const SHARE: f64 = 0.05;
+const LEAST_IOU: f64 = 0.7;
 /// Sides of larger polygons are not compared with each other.
 const MOST_POINTS: usize = 4000;
 
@@ -83,9 +84,9 @@ fn agrees(
     findings: &mut Findings,
 ) {
     let edges = |[x, y, w, h]: [f64; 4]| [x, y, x + w, y + h];
-    let slack = |axis: usize| PIXELS.max(SHARE * outline[axis + 2].max(annotation.bbox[axis + 2]));
     let (a, b) = (edges(outline), edges(annotation.bbox));
-    if (0..4).any(|edge| (a[edge] - b[edge]).abs() > slack(edge % 2)) {
+    let apart = (0..4).any(|edge| (a[edge] - b[edge]).abs() > PIXELS);
+    if apart && geometry::iou(outline, annotation.bbox) < LEAST_IOU {
         let detail = format!("outline {outline:?}, box {:?}", annotation.bbox);
         findings.add(kind, || at(split, image, annotation, detail));
     }

@@ -126,11 +126,6 @@ impl Names {
         self.names.len() - 1
     }
 
-    /// Whether the layout lists its classes and this is none of them.
-    pub fn is_unlisted(&self, name: &str) -> bool {
-        self.listed > 0 && self.places.get(name).is_none_or(|&place| place >= self.listed)
-    }
-
     pub fn len(&self) -> usize {
         self.names.len()
     }

@@ -19,8 +19,8 @@ mod yolo;
 mod yolo_row;
 
 pub use brush::{decode as decode_brush, encode as encode_brush};
+pub(crate) use place::safe;
 pub use place::Images;
-pub(crate) use place::{safe, with_objects, Order};
 pub use trace::rings;
 
 use crate::types::{Import, Split};
