@@ -27,6 +27,18 @@ pub fn read_dataset(path: impl AsRef<Path>) -> Result<Dataset> {
 /// Those of [`read_dataset`].
 pub fn read_dataset_with_warnings(path: impl AsRef<Path>) -> Result<(Dataset, Vec<Warning>)> {
     let path = path.as_ref();
+    let (dataset, warnings) = read_dataset_as_found(path)?;
+    check_ids(&dataset).map_err(|error| error.in_file(path))?;
+    Ok((dataset, warnings))
+}
+
+/// Reads an annotation file as [`read_dataset_with_warnings`] does, but leaves the ids as they are: they may come twice
+/// or name what is not there. For programs that list what is wrong with a file.
+///
+/// # Errors
+/// Those of [`read_dataset`] that are not about ids.
+pub fn read_dataset_as_found(path: impl AsRef<Path>) -> Result<(Dataset, Vec<Warning>)> {
+    let path = path.as_ref();
     let bytes = read_bytes(path)?;
     let raw: RawDataset = fast::dataset(&bytes).map_or_else(|| parse(path, &bytes), Ok)?;
     drop(bytes);
@@ -81,26 +93,33 @@ fn explain<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::E
     }
 }
 
+/// The types of the crate, whatever the ids say.
 pub(super) fn dataset(raw: RawDataset) -> Result<Dataset> {
-    let images: Vec<Image> = raw.images.into_iter().map(Image::from).collect();
-    let categories: Vec<Category> = raw.categories.into_iter().map(Category::from).collect();
-    let image_ids = unique("images", images.iter().map(|image| image.id))?;
-    let category_ids = unique("categories", categories.iter().map(|category| category.id))?;
-    unique("annotations", raw.annotations.iter().map(|annotation| annotation.id.0))?;
-    let checked = |raw: RawAnnotation| {
-        let annotation = annotation(raw)?;
-        let Annotation { id, image_id, category_id, .. } = annotation;
-        let lacks = if !image_ids.contains(&image_id) {
+    let images = raw.images.into_iter().map(Image::from).collect();
+    let categories = raw.categories.into_iter().map(Category::from).collect();
+    let annotations = raw.annotations.into_iter().map(annotation).collect::<Result<_>>()?;
+    Ok(Dataset { images, annotations, categories })
+}
+
+/// Whether ids are unique and name what is there.
+///
+/// # Errors
+/// Names the first id for which it is not so.
+pub fn check_ids(dataset: &Dataset) -> Result<()> {
+    let image_ids = unique("images", dataset.images.iter().map(|image| image.id))?;
+    let category_ids = unique("categories", dataset.categories.iter().map(|category| category.id))?;
+    unique("annotations", dataset.annotations.iter().map(|annotation| annotation.id))?;
+    for Annotation { id, image_id, category_id, .. } in &dataset.annotations {
+        let lacks = if !image_ids.contains(image_id) {
             format!("is in image {image_id}, which is not among the images")
-        } else if !category_ids.contains(&category_id) {
+        } else if !category_ids.contains(category_id) {
             format!("has category {category_id}, which is not among the categories")
         } else {
-            return Ok(annotation);
+            continue;
         };
-        Err(Error::Data(format!("annotation {id} {lacks}")))
-    };
-    let annotations = raw.annotations.into_iter().map(checked).collect::<Result<_>>()?;
-    Ok(Dataset { images, annotations, categories })
+        return Err(Error::Data(format!("annotation {id} {lacks}")));
+    }
+    Ok(())
 }
 
 fn unique(what: &str, ids: impl ExactSizeIterator<Item = i64>) -> Result<HashSet<i64>> {

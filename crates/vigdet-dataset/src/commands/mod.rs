@@ -1,0 +1,125 @@
+//! `vigdet dataset …`: one file per command.
+
+mod check;
+mod export;
+mod import;
+mod split;
+mod stats;
+
+use crate::layouts::Layout;
+use crate::types::Import;
+use anyhow::Result;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Looks at labelled images in any usual layout: COCO, Pascal VOC, YOLO, LabelMe, CVAT, Label Studio, Open Images, CSV.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Says what is in a folder; with --out writes it in COCO's layout.
+    Import(import::Args),
+    /// Lists what is wrong with images and labels. The exit code is 1 where training would be hurt.
+    Check(check::Args),
+    /// Counts objects, sizes and shapes, and says how well anchors fit them.
+    Stats(stats::Args),
+    /// Splits anew: by fractions or folds, groups together, each class in its share.
+    Split(split::Args),
+    /// Writes the labels, or a detector's results, in another layout.
+    Export(export::Args),
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// Whatever goes wrong, as one line.
+pub fn run(args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::Import(args) => import::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Stats(args) => stats::run(args),
+        Command::Split(args) => split::run(args),
+        Command::Export(args) => export::run(args),
+    }
+}
+
+/// What every command reads.
+#[derive(clap::Args, Debug)]
+struct Source {
+    /// Folder of labelled images, or an annotation file.
+    path: PathBuf,
+    /// Its layout [default: recognised].
+    #[arg(long, value_enum)]
+    layout: Option<Layout>,
+}
+
+impl Source {
+    fn read(&self) -> Result<Import> {
+        match self.layout {
+            Some(layout) => Import::read_as(&self.path, layout),
+            None => Import::read(&self.path),
+        }
+    }
+
+    fn open(&self) -> Result<Import> {
+        let import = self.read()?;
+        import.ensure_sound()?;
+        Ok(import)
+    }
+}
+
+/// How training resizes.
+#[derive(clap::Args, Debug)]
+struct Resize {
+    /// Images are resized so that the shorter side has so many pixels, unless the longer one then has more than the
+    /// second number: `data.size` of the config.
+    #[arg(long, num_args = 2, value_names = ["SHORT", "LONG"], default_values_t = [800, 1333],
+        value_parser = clap::value_parser!(u32).range(1..))]
+    size: Vec<u32>,
+}
+
+impl Resize {
+    fn pair(&self) -> (u32, u32) {
+        (self.size.first().copied().unwrap_or(800), self.size.get(1).copied().unwrap_or(1333))
+    }
+}
+
+/// Prints a line. A closed pipe or a full disk is no reason to stop.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// What is in a folder, in a few lines.
+fn describe(import: &Import) {
+    say(&format!("{}: {}", import.root.display(), import.layout));
+    for split in &import.splits {
+        let dataset = &split.dataset;
+        let folder = split.folder.display();
+        say(&format!(
+            "  {}: {} images in {folder}, {} annotations",
+            split.name,
+            dataset.images.len(),
+            dataset.annotations.len()
+        ));
+        split.notes.iter().for_each(|note| say(&format!("    note: {note}")));
+    }
+    let classes: Vec<String> =
+        import.classes().into_iter().map(|class| format!("{} {}", class.id, class.name)).collect();
+    say(&format!("  {} classes: {}", classes.len(), shortened(&classes)));
+}
+
+fn shortened(names: &[String]) -> String {
+    const MOST: usize = 20;
+    let more = if names.len() > MOST { format!(", … ({} more)", names.len() - MOST) } else { String::new() };
+    names.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ") + &more
+}
+
+/// How to train on what was written.
+fn how_to_train(out: &Path) {
+    say(&format!("train on it: vigdet train_det retinanet --data {}", out.display()));
+}
