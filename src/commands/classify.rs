@@ -49,7 +49,7 @@ pub struct Args {
 /// # Errors
 /// Whatever goes wrong, as one line.
 pub fn run(args: Args) -> Result<ExitCode> {
-    let files = images(&args.inputs)?;
+    let files = images(&args.inputs, None)?;
     let path = args.fetch.weights(&args.weights)?;
     let outputs = outputs(files.iter().chain([&path]).chain(&args.config.config), &args.json)?;
     args.json.as_deref().and_then(Path::parent).map_or(Ok(()), make_folder)?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
+use vigdet_dataset::images::{below, ENDINGS};
 
 use crate::classes::Classes;
 use crate::cli::{change, make_folder, outputs, DetectorArgs, FetchArgs};
@@ -83,7 +84,7 @@ fn named(inputs: &[PathBuf]) -> Result<(Option<DetectorKind>, &[PathBuf])> {
 
 fn detect(args: &Args) -> Result<()> {
     let (detector, inputs) = named(&args.inputs)?;
-    let files = images(inputs)?;
+    let files = images(inputs, args.out.as_deref())?;
     let pictures = pictures(args.out.as_deref(), &files);
     let weights = weights(args, detector, &files)?;
     let read = files.iter().chain([&weights]).chain(&args.model.config.config).chain(&args.classes);
@@ -175,27 +176,34 @@ fn classes_of(path: &Path) -> Result<Classes> {
     Ok(Classes::of_categories(&dataset.categories))
 }
 
-/// The files named, and of each folder its images, by name.
-pub(super) fn images(inputs: &[PathBuf]) -> Result<Vec<PathBuf>> {
+/// The files named, and of each folder its images and those of the folders in it, by name; but for what lies in `out`.
+pub(super) fn images(inputs: &[PathBuf], out: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let out = out.and_then(|out| out.canonicalize().ok());
+    let is_output = |path: &PathBuf| {
+        let whole = || path.canonicalize().ok();
+        out.as_ref().is_some_and(|out| whole().is_some_and(|path| path.starts_with(out)))
+    };
     let mut files = Vec::new();
     for input in inputs {
         if !input.is_dir() {
             files.push(input.clone());
             continue;
         }
-        let entries = std::fs::read_dir(input).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
-        let entries = entries.with_context(|| format!("cannot read the folder {}", input.display()))?;
-        let mut inside: Vec<PathBuf> = entries.iter().map(|e| e.path()).filter(|path| is_image(path)).collect();
-        ensure!(!inside.is_empty(), "there is no image (.jpg, .jpeg, .png) in the folder {}", input.display());
-        inside.sort();
+        std::fs::read_dir(input).with_context(|| format!("cannot read the folder {}", input.display()))?;
+        let mut inside = below(input);
+        // Where the pictures go into the folder itself, what is there was there before.
+        if out != input.canonicalize().ok() {
+            inside.retain(|path| !is_output(path));
+        }
+        ensure!(
+            !inside.is_empty(),
+            "there is no image ({}) in the folder {}",
+            ENDINGS.map(|ending| format!(".{ending}")).join(", "),
+            input.display()
+        );
         files.append(&mut inside);
     }
     Ok(files)
-}
-
-fn is_image(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase();
-    matches!(extension.as_str(), "jpg" | "jpeg" | "png") && path.is_file()
 }
 
 /// Where each file's picture goes: under its name with .png at its end, and a number where another image of this run

@@ -55,6 +55,8 @@ enum Command {
     ModelStats(model_stats::Args),
     /// Draw a set of the built-in data
     Shapes(shapes::Args),
+    /// Read, check, count, split and convert labelled images of any usual layout
+    Dataset(vigdet_dataset::commands::Args),
     /// List the published weights that are known by name, and fetch them
     Weights(weights::Args),
 }
@@ -77,6 +79,7 @@ impl Vigdet {
             Command::PlotRun(args) => plot_run::run(args),
             Command::ModelStats(args) => model_stats::run(args),
             Command::Shapes(args) => shapes::run(args),
+            Command::Dataset(args) => vigdet_dataset::commands::run(args),
             Command::Weights(args) => weights::run(args),
         }
     }

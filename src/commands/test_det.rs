@@ -31,8 +31,7 @@ pub struct Args {
     weights: PathBuf,
     #[command(flatten)]
     fetch: FetchArgs,
-    /// Folder with annotations/instances_val2017.json and val2017/ [default: the one that the weights were trained
-    /// with]
+    /// Folder of labelled images, as train_det takes it [default: the one that the weights were trained with]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Folder for bbox.json, segm.json, metrics.json and ground_truth.json [default: `test` in the run's folder, or
@@ -94,7 +93,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
     let detections = evaluator.write_results(&out, &found)?;
     let split = &config.data.val;
-    evaluator.write_ground_truth(&annotations, split.limit.is_none(), &out)?;
+    evaluator.write_ground_truth(split.limit.is_none(), &out)?;
     // Detections that took hours are written before anything can be wrong with their scores.
     let scores = evaluator.score(&found)?;
     let lines = scores.warnings.iter().filter_map(|warning| notices.warning("val", warning));

@@ -28,8 +28,8 @@ pub struct Args {
     /// The backbone, for example pvig_ti or resnet18 (a wrong name lists all)
     #[arg(long, value_name = "NAME")]
     backbone: Option<String>,
-    /// Folder with annotations/instances_{train,val}2017.json, train2017/ and val2017/ (other names: --set
-    /// data.train.annotations=…)
+    /// Folder of labelled images: COCO's layout (annotations/instances_{train,val}2017.json, train2017/ and val2017/;
+    /// other names: --set data.train.annotations=…), YOLO, Pascal VOC, LabelMe, CVAT, Label Studio, Open Images or CSV
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Weights to fine-tune, a file or a name of `vigdet weights`: a detector's, or a classifier's as backbone. They
@@ -43,7 +43,7 @@ pub struct Args {
 /// What runs without --config and --data.
 fn built_in(kind: DetectorKind) -> &'static str {
     match kind {
-        DetectorKind::Retinanet => "retinanet_pvig_n_shapes",
+        DetectorKind::Retinanet => "retinanet_pvig_ti_shapes",
         DetectorKind::MaskRcnn => "mask_rcnn_pvig_ti_shapes",
     }
 }

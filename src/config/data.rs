@@ -85,6 +85,14 @@ pub struct SplitConfig {
 }
 
 impl SplitConfig {
+    /// Whether the paths are those of COCO's layout: nobody has named others.
+    pub fn has_usual_names(&self) -> bool {
+        ["train", "val"].iter().any(|split| {
+            let usual = Self::coco(split);
+            (&self.images, &self.annotations) == (&usual.images, &usual.annotations)
+        })
+    }
+
     fn coco(split: &str) -> Self {
         Self {
             images: format!("{split}2017").into(),

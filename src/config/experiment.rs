@@ -194,7 +194,6 @@ pub trait Experiment: Clone + PartialEq + Serialize + DeserializeOwned {
 impl Experiment for Config {
     const TASK: Task = Task::Detection;
     const PRESETS: &'static [(&'static str, &'static str)] = presets![
-        "retinanet_pvig_n_shapes",
         "retinanet_pvig_n_small",
         "retinanet_pvig_ti_shapes",
         "retinanet_pvig_ti_bccd",

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 use vigdet_coco::types::{Annotation, Dataset, Image, Segmentation};
+use vigdet_dataset::Import;
 
 use super::decode;
 use super::mask::Mask;
@@ -56,6 +57,14 @@ impl CocoDataset {
     pub fn open_with_exif(split: &SplitConfig, root: &Path, for_training: bool, exif: bool) -> Result<Self> {
         let path = root.join(&split.annotations);
         let folder = root.join(&split.images);
+        if !path.is_file() && split.has_usual_names() && root.is_dir() {
+            return Self::open_other(split, root, for_training, exif).with_context(|| {
+                format!(
+                    "there is no annotation file {}, and the folder cannot be read in another layout either",
+                    path.display()
+                )
+            });
+        }
         ensure!(
             path.is_file(),
             "there is no annotation file {}: --data takes a folder with COCO's layout; other names go with \
@@ -74,6 +83,34 @@ impl CocoDataset {
         opened.report.notes = warnings.iter().map(ToString::to_string).collect();
         opened.source = Some(path);
         Ok(opened)
+    }
+
+    /// The same of a folder in whatever layout it is recognised to have: to train on the split `train`, else `val`, or
+    /// `test` where there is no `val`. A folder with a single split has no other to validate on.
+    fn open_other(split: &SplitConfig, root: &Path, for_training: bool, exif: bool) -> Result<Self> {
+        let import = Import::open(root)?;
+        let names: &[&str] = if for_training { &["train", "all"] } else { &["val", "test"] };
+        let found = names.iter().find_map(|name| import.split(name)).with_context(|| {
+            let there: Vec<&str> = import.splits.iter().map(|split| split.name.as_str()).collect();
+            format!(
+                "{} is read as {}, and its splits are: {}. There is none to {}: `vigdet dataset split` makes some",
+                root.display(),
+                import.layout,
+                there.join(", "),
+                if for_training { "train on (train)" } else { "validate on (val or test)" }
+            )
+        })?;
+        let mut opened =
+            Self::from_dataset(found.dataset.clone(), found.folder.clone(), split.limit, for_training, exif)
+                .with_context(|| format!("split {} of {}", found.name, root.display()))?;
+        opened.report.notes = vec![format!("read as {}, split {}", import.layout, found.name)];
+        opened.report.notes.extend(found.notes.iter().cloned());
+        Ok(opened)
+    }
+
+    /// The annotation file, where it was read from one.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
     }
 
     /// [`CocoDataset::open_with_exif`] for annotations in memory, whose ids must be unique; file names are relative to

@@ -3,7 +3,7 @@
 //! JPEG (grey, YCbCr, RGB, CMYK, YCCK; baseline and progressive) and PNG (grey, palette, RGB, 8 or 16 bits, with or
 //! without alpha). Alpha is dropped, not blended, and of 16 bits the upper 8 are kept. The EXIF orientation is ignored
 //! unless asked for: that is what users of torchvision and pycocotools expect, whose boxes are in the pixels as
-//! stored.
+//! stored. BMP, GIF (its first frame), PNM, TIFF and WebP are read by the `image` crate.
 
 use std::path::Path;
 
@@ -17,11 +17,15 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 /// More pixels than this are refused, as Pillow does: a small file can claim any size.
 const MOST_PIXELS: u64 = 178_956_970;
 
+/// Formats beside JPEG and PNG.
+const OTHERS: [ImageFormat; 5] =
+    [ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Pnm, ImageFormat::Tiff, ImageFormat::WebP];
+
 /// Reads an image file. The format is taken from the content, not from the name.
 ///
 /// With `exif`, the image is turned as its EXIF orientation says.
 ///
-/// Errors name the file: not there, neither JPEG nor PNG, damaged, truncated, too large.
+/// Errors name the file: not there, of no format that is known, damaged, truncated, too large.
 pub fn open(path: &Path, exif: bool) -> Result<RgbImage> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read image {}", path.display()))?;
     from_bytes(&bytes, exif).with_context(|| format!("cannot decode image {}", path.display()))
@@ -33,7 +37,8 @@ pub fn from_bytes(bytes: &[u8], exif: bool) -> Result<RgbImage> {
         Ok(ImageFormat::Jpeg) => jpeg(bytes, exif)?,
         Ok(ImageFormat::Png) => png(bytes, exif)?,
         _ if bytes.is_empty() => bail!("the file is empty"),
-        _ => bail!("neither JPEG nor PNG"),
+        Ok(format) if OTHERS.contains(&format) => other(bytes, format, exif)?,
+        _ => bail!("neither JPEG nor PNG, nor BMP, GIF, PNM, TIFF or WebP"),
     };
     if orientation == Orientation::NoTransforms {
         return Ok(image);
@@ -119,6 +124,15 @@ fn png(bytes: &[u8], exif: bool) -> Result<(RgbImage, Orientation)> {
     let orientation = if exif { decoder.orientation()? } else { Orientation::NoTransforms };
     let image = DynamicImage::from_decoder(decoder)?;
     Ok((to_rgb8(image), orientation))
+}
+
+fn other(bytes: &[u8], format: ImageFormat, exif: bool) -> Result<(RgbImage, Orientation)> {
+    let reader = image::ImageReader::with_format(std::io::Cursor::new(bytes), format);
+    let mut decoder = reader.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    check_size(width.into(), height.into())?;
+    let orientation = if exif { decoder.orientation()? } else { Orientation::NoTransforms };
+    Ok((to_rgb8(DynamicImage::from_decoder(decoder)?), orientation))
 }
 
 /// 8-bit RGB without alpha. The upper byte of 16 bits is kept, as libpng, Pillow and OpenCV do; `image` would round.

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 use image::RgbImage;
+use vigdet_dataset::images::{is_image, ENDINGS};
 
 use super::decode;
 use crate::config::FolderConfig;
 
-/// Endings of files that count as images, in any case: torchvision's. (Read are JPEG and PNG, whatever the ending.)
-const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 /// Classes that an error names before it only counts them.
 const NAMED: usize = 5;
 
@@ -66,7 +65,7 @@ impl ImageFolder {
             "{} of {} has no image ({}): remove the folder, or put images into it",
             some(&empty, "class"),
             folder.display(),
-            EXTENSIONS.map(|e| format!(".{e}")).join(", ")
+            ENDINGS.map(|e| format!(".{e}")).join(", ")
         );
         ensure!(!images.is_empty(), "data's `limit` leaves no image of {}", folder.display());
         Ok(Self { folder, classes, images, over_limit })
@@ -213,11 +212,6 @@ fn images_in(root: &Path, class: &str) -> Result<Vec<PathBuf>> {
     // As text, not by components: `a-b` comes before `a/b`.
     files.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     Ok(files.into_iter().flat_map(|(_, here)| here).collect())
-}
-
-fn is_image(path: &Path) -> bool {
-    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    EXTENSIONS.iter().any(|extension| ending.eq_ignore_ascii_case(extension))
 }
 
 #[cfg(test)]

@@ -160,9 +160,7 @@ impl Task for Detection {
     fn write(&self, found: &Results, run: &RunDir) -> Result<()> {
         let Some(evaluator) = &self.evaluator else { return Ok(()) };
         evaluator.write_results(run.path(), found)?;
-        let split = &self.config.data.val;
-        let annotations = data_root(&self.config)?.join(&split.annotations);
-        evaluator.write_ground_truth(&annotations, split.limit.is_none(), run.path())
+        evaluator.write_ground_truth(self.config.data.val.limit.is_none(), run.path())
     }
 }
 
@@ -218,8 +216,8 @@ pub fn open_split(config: &Config, split: &SplitConfig, root: &Path, for_trainin
 /// If the config names none, or built-in data cannot be drawn.
 pub fn data_root(config: &Config) -> Result<PathBuf> {
     let root = config.data.root.clone().context(
-        "there is no data: --data DIR names a folder with COCO's layout (annotations/instances_train2017.json, \
-         train2017/, …)",
+        "there is no data: --data DIR names a folder of labelled images, in COCO's layout \
+         (annotations/instances_train2017.json, train2017/, …) or any other that `vigdet dataset import` reads",
     )?;
     shapes::ensure_for(&config.data, say)?;
     Ok(root)

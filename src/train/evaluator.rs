@@ -239,16 +239,19 @@ impl Evaluator {
             .collect()
     }
 
-    /// Writes which annotations detections on this split belong to: the annotation file, or a copy of the part that is
-    /// used.
-    pub fn write_ground_truth(&self, annotations: &Path, whole: bool, folder: &Path) -> Result<()> {
-        let mut path = std::fs::canonicalize(annotations).unwrap_or_else(|_| annotations.to_path_buf());
-        if !whole {
-            path = RunDir::at(folder).used_ground_truth();
-            let truth = self.dataset.ground_truth();
-            Outputs::default().replace(&path, |out| Ok(serde_json::to_writer(out, truth)?))?;
-            path = std::fs::canonicalize(&path).unwrap_or(path);
-        }
+    /// Writes which annotations detections on this split belong to: COCO's annotation file, or a copy of what is used
+    /// where that is a part of it or comes from another layout.
+    pub fn write_ground_truth(&self, whole: bool, folder: &Path) -> Result<()> {
+        let path = match self.dataset.source().filter(|_| whole) {
+            Some(annotations) => annotations.to_path_buf(),
+            None => {
+                let path = RunDir::at(folder).used_ground_truth();
+                let truth = self.dataset.ground_truth();
+                Outputs::default().replace(&path, |out| Ok(serde_json::to_writer(out, truth)?))?;
+                path
+            }
+        };
+        let path = std::fs::canonicalize(&path).unwrap_or(path);
         let text = serde_json::to_string_pretty(&serde_json::json!({ "annotations": path }))? + "\n";
         write_text(&RunDir::at(folder).ground_truth(), &text)
     }
