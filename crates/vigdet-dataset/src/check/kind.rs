@@ -69,7 +69,7 @@ kinds! {
     BoxesAxesSwapped "boxes-axes-swapped" true "boxes fit their images only as y, x, height, width",
     BoxNegative "box-negative" true "a box has a negative width or height",
     BoxEmpty "box-empty" true "a box has no width or no height",
-    BoxBelowPixel "box-below-pixel" true "less than a pixel of the box's width or height is inside: left out of training",
+    BoxBelowPixel "box-below-pixel" true "less than a pixel of a side of the box is inside: left out of training",
     BoxOutside "box-outside" true "a box lies outside of its image",
     BoxLeavesImage "box-leaves-image" false "a box leaves its image by more than a pixel: it is clipped",
     BoxWholeImage "box-whole-image" false "a box covers its whole image",

@@ -1,7 +1,7 @@
 //! CVAT for images 1.1: one XML with all images; boxes, polygons, ellipses and masks.
 //!
-//! The attribute `subset` of an image is its split. The class order is that of `<labels>`. Polylines, points, skeletons,
-//! cuboids and tags are left out. A turned box becomes the polygon of its corners.
+//! The attribute `subset` of an image is its split. The class order is that of `<labels>`. Polylines, points,
+//! skeletons, cuboids and tags are left out. A turned box becomes the polygon of its corners.
 
 use super::draft::{Draft, Names, Object};
 use super::place::{number, own_names, with_objects, Order, Writer};
