@@ -173,8 +173,8 @@ pub(super) fn write(import: &Import, writer: &mut Writer<'_>) -> Result<()> {
     for name in &order.names {
         writeln!(
             text,
-            "        <label>\n          <name>{}</name>\n          <attributes>\n            <attribute>\n              \
-             <name>is_crowd</name>\n              <mutable>False</mutable>\n              \
+            "        <label>\n          <name>{}</name>\n          <attributes>\n            <attribute>\n\
+             \x20             <name>is_crowd</name>\n              <mutable>False</mutable>\n              \
              <input_type>checkbox</input_type>\n              <default_value>false</default_value>\n              \
              <values>false</values>\n            </attribute>\n          </attributes>\n        </label>",
             xml::escaped(name)
