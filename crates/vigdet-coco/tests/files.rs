@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::{Annotation, Detection, Segmentation};
-use vigdet_coco::{read_dataset, read_results, write_dataset, write_results};
+use vigdet_coco::{check_ids, read_dataset, read_dataset_as_found, read_dataset_with_warnings};
+use vigdet_coco::{read_results, write_dataset, write_results};
 
 struct Folder(tempfile::TempDir);
 
@@ -141,7 +142,12 @@ fn a_dataset_that_is_wrong_is_refused_in_one_line_that_says_where() {
         (annotation(r#", "bbox": [1, 2, 3, 4], "area": "big""#), "annotations[0].area: invalid type: string \"big\""),
         (annotation(r#", "bbox": [1, 2, 3]"#), "annotations[0].bbox: invalid length 3"),
         (annotation(r#", "bbox": [1, 2, 3, 4, 5]"#), "annotations[0].bbox: invalid length 5"),
-        (annotation(r#", "bbox": [1, 2, 3, NaN]"#), "annotations[0].bbox[3]: expected"),
+        (
+            annotation(r#", "bbox": [1, 2, 3, NaN]"#),
+            "annotations[0].bbox[3]: the value is NaN, which is no number in JSON",
+        ),
+        (annotation(r#", "bbox": [1, -Infinity, 3, 4]"#), "annotations[0].bbox[1]: the value is -Infinity"),
+        (annotation(r#", "bbox": [1, 2, 3, 4], "area": Infinity"#), "annotations[0].area: the value is Infinity"),
         (annotation(r#", "bbox": [1, 2, 3, 1e999]"#), "annotations[0].bbox[3]: number out of range"),
         (annotation(""), "annotation 1 has neither a `bbox` nor a `segmentation`"),
         (annotation(r#", "segmentation": 5"#), "annotations[0].segmentation: invalid type: integer `5`"),
@@ -208,7 +214,7 @@ fn results_that_are_wrong_are_refused_in_one_line_that_says_where() {
         (folder.results_error(r#"[] x"#), "trailing characters"),
         (second(r#""bbox": [0, 0, 1, 1], "score": 0.5"#), "[1]: missing field `category_id`"),
         (second(r#""category_id": 1, "bbox": [0, 0, 1, 1]"#), "[1]: missing field `score`"),
-        (second(r#""category_id": 1, "bbox": [0, 0, 1, 1], "score": NaN"#), "[1].score: expected value"),
+        (second(r#""category_id": 1, "bbox": [0, 0, 1, 1], "score": NaN"#), "[1].score: the value is NaN"),
         (second(r#""category_id": 1, "bbox": [0, 0, 1, 1], "score": "1""#), "[1].score: invalid type: string"),
         (second(r#""category_id": 1, "bbox": [0, 0, 1, null], "score": 1"#), "[1].bbox[3]: invalid type: null"),
         (second(r#""category_id": 1, "score": 1"#), "result 1 has neither a `bbox` nor a `segmentation`"),
@@ -251,4 +257,54 @@ fn a_file_that_is_not_there_is_named() {
     assert!(message.starts_with("cannot read no/such/file.json: "), "{message}");
     let message = write_results("no/such/folder/file.json", &[]).unwrap_err().to_string();
     assert!(message.starts_with("cannot write no/such/folder/file.json: "), "{message}");
+}
+
+#[test]
+fn a_segmentation_that_is_none_is_left_out_where_there_is_a_box() {
+    let folder = Folder::new();
+    for (segmentation, reason) in [
+        ("[2, 16, 38, 16, 38, 53, 2, 53]", "invalid type: integer `2`"),
+        ("[[[2, 16], [38, 16], [38, 53]]]", "invalid type: sequence"),
+        ("\"none\"", "invalid type: string"),
+        ("{}", "missing field `size`"),
+        (r#"{"size": [2, 2], "counts": [3]}"#, "add up to 3"),
+    ] {
+        let good =
+            r#"{"id": 4, "image_id": 3, "category_id": 7, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 5, 2, 5, 8]]}"#;
+        let rest = format!(r#""image_id": 3, "category_id": 7, "bbox": [1, 2, 3, 4], "segmentation": {segmentation}"#);
+        let path = folder.file(&dataset(&format!(r#"{good}, {{"id": 8, {rest}}}, {{"id": 9, {rest}}}"#)));
+        let (data, warnings) = read_dataset_with_warnings(&path).unwrap();
+        assert!(data.annotations[0].segmentation.is_some(), "a sound one stays");
+        assert!(data.annotations[1..].iter().all(|a| a.segmentation.is_none() && a.bbox == [1.0, 2.0, 3.0, 4.0]));
+        let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+        let line = warning.to_string();
+        assert!(
+            line.contains("of 2 annotations") && line.contains("annotation 8: ") && line.contains(reason),
+            "{line}"
+        );
+        // Without a box nothing says where the object is.
+        let without = format!(r#"{{"id": 8, "image_id": 3, "category_id": 7, "segmentation": {segmentation}}}"#);
+        assert!(folder.dataset_error(&dataset(&without)).contains("annotations[0].segmentation"));
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_passed_over() {
+    let folder = Folder::new();
+    let annotation = r#"{"id": 1, "image_id": 3, "category_id": 7, "bbox": [1, 2, 3, 4]}"#;
+    let plain = read_dataset(folder.file(&dataset(annotation))).unwrap();
+    assert_eq!(read_dataset(folder.file(&format!("\u{FEFF}{}", dataset(annotation)))).unwrap(), plain);
+    let results = r#"[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]"#;
+    assert_eq!(read_results(folder.file(&format!("\u{FEFF}{results}"))).unwrap().len(), 1);
+}
+
+#[test]
+fn ids_are_left_as_they_are_where_that_is_asked_for() {
+    let folder = Folder::new();
+    let annotation = r#"{"id": 1, "image_id": 99, "category_id": 7, "bbox": [1, 2, 3, 4]}"#;
+    let path = folder.file(&dataset(&format!("{annotation}, {annotation}")));
+    let (data, _) = read_dataset_as_found(&path).unwrap();
+    assert_eq!(data.annotations.len(), 2);
+    assert!(check_ids(&data).unwrap_err().to_string().contains("two annotations have the id 1"));
+    assert!(read_dataset(&path).is_err());
 }

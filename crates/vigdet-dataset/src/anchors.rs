@@ -62,8 +62,8 @@ pub struct Fit {
 }
 
 /// The objects of splits that are no crowds, clipped to their image, resized as training does: the shorter side to
-/// `short`, unless the longer one then exceeds `long`. Objects of images without a size, and those of less than a pixel,
-/// are left out.
+/// `short`, unless the longer one then exceeds `long`. Objects of images without a size, and those of less than a
+/// pixel, are left out.
 pub fn objects<'a>(splits: impl IntoIterator<Item = &'a Split>, (short, long): (u32, u32)) -> Vec<Object> {
     let mut objects = Vec::new();
     for split in splits {

@@ -33,3 +33,8 @@ mod types;
 
 pub use layouts::Layout;
 pub use types::{Fault, Import, Split};
+
+/// Keeps the README's example compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

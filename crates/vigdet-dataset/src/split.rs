@@ -26,8 +26,8 @@ pub enum Group {
 }
 
 impl Group {
-    /// The values of a column of a CSV file. Its first column that is called `file_name`, `filename`, `image`, `path` or
-    /// `name` has the images.
+    /// The values of a column of a CSV file. Its first column that is called `file_name`, `filename`, `image`, `path`
+    /// or `name` has the images.
     ///
     /// # Errors
     /// The file cannot be read, or has no such columns.

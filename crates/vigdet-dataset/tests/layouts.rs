@@ -17,8 +17,14 @@ fn close(a: [f64; 4], b: [f64; 4], tolerance: f64) -> bool {
     a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance)
 }
 
+/// An object with the name of its class, and the height and width of its image.
+type Named = (String, Annotation, (u32, u32));
+
+/// An image's split, name, width and height, and its objects with the names of their classes.
+type Essence = (String, String, u32, u32, Vec<(String, Annotation)>);
+
 /// The annotations of each image by the last part of its name, with the class.
-fn by_image(import: &Import) -> BTreeMap<String, Vec<(String, Annotation, (u32, u32))>> {
+fn by_image(import: &Import) -> BTreeMap<String, Vec<Named>> {
     let mut all = BTreeMap::new();
     for split in &import.splits {
         for image in &split.dataset.images {
@@ -161,7 +167,7 @@ fn a_folder_without_a_known_layout_says_what_was_looked_for() {
 }
 
 /// What must come back: for each split and image its size and its objects, with the name of the class.
-fn essence(import: &Import) -> Vec<(String, String, u32, u32, Vec<(String, Annotation)>)> {
+fn essence(import: &Import) -> Vec<Essence> {
     let mut all = Vec::new();
     for split in &import.splits {
         for image in &split.dataset.images {

@@ -154,7 +154,9 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         });
         Ok((evaluation, errors, plotted.transpose()?))
     };
-    let (evaluation, errors, plotted) = analysed().with_context(|| on_truth(&results_path))?;
+    // A warning of the ground truth may say why.
+    let told = |_: &vigdet_coco::Error| warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let (evaluation, errors, plotted) = analysed().inspect_err(told).with_context(|| on_truth(&results_path))?;
     let others = arguments.compare.as_ref().map(|path| read_results(path).map(|others| (path, others))).transpose()?;
     for warning in warnings.iter().chain(&evaluation.warnings) {
         eprintln!("warning: {warning}");

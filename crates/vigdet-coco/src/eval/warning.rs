@@ -9,6 +9,18 @@ pub enum Warning {
         /// How many.
         annotations: usize,
     },
+    /// Annotations whose `segmentation` is none. Their boxes are used.
+    #[error(
+        "`segmentation` of {annotations} annotations is left out, boxes are used (annotation {annotation}: {reason})"
+    )]
+    SegmentationLeftOut {
+        /// How many.
+        annotations: usize,
+        /// The id of the first.
+        annotation: i64,
+        /// Why it is none.
+        reason: String,
+    },
     /// An annotation with id 0: pycocotools takes its matches for none, so detections of it count as wrong.
     #[error("the annotation with id 0 never counts as found: number annotations from 1")]
     IdZero,
@@ -55,7 +67,7 @@ pub enum Warning {
 impl Warning {
     /// Whether it is about the results, rather than about the ground truth or the parameters.
     pub fn is_of_results(&self) -> bool {
-        use Warning::{IdZero, IgnoreOverwritten, NoAreas, NoHundred};
-        !matches!(self, IgnoreOverwritten { .. } | IdZero | NoHundred | NoAreas { .. })
+        use Warning::{IdZero, IgnoreOverwritten, NoAreas, NoHundred, SegmentationLeftOut};
+        !matches!(self, IgnoreOverwritten { .. } | SegmentationLeftOut { .. } | IdZero | NoHundred | NoAreas { .. })
     }
 }

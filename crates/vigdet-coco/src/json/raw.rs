@@ -9,9 +9,9 @@ use std::fmt;
 /// An annotation file.
 #[derive(serde::Deserialize)]
 #[serde(expecting = "an object with images, annotations and categories")]
-pub(super) struct RawDataset {
+pub(super) struct RawDataset<S = Segmentation> {
     pub images: Vec<RawImage>,
-    pub annotations: Vec<RawAnnotation>,
+    pub annotations: Vec<RawAnnotation<S>>,
     pub categories: Vec<RawCategory>,
 }
 
@@ -51,7 +51,7 @@ impl From<RawCategory> for Category {
 
 #[derive(serde::Deserialize)]
 #[serde(expecting = "an annotation, {\"id\": ...}")]
-pub(super) struct RawAnnotation {
+pub(super) struct RawAnnotation<S = Segmentation> {
     pub id: Integer,
     pub image_id: Integer,
     pub category_id: Integer,
@@ -59,7 +59,46 @@ pub(super) struct RawAnnotation {
     pub area: Option<f64>,
     pub iscrowd: Option<Flag>,
     pub ignore: Option<Flag>,
-    pub segmentation: Option<Segmentation>,
+    pub segmentation: Option<S>,
+}
+
+/// A segmentation, or why what stands there is none.
+pub(super) enum Outline {
+    Good(Segmentation),
+    Bad(String),
+}
+
+impl<'de> Deserialize<'de> for Outline {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Outline, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        Ok(match Segmentation::deserialize(value) {
+            Ok(segmentation) => Outline::Good(segmentation),
+            Err(error) => Outline::Bad(error.to_string()),
+        })
+    }
+}
+
+impl RawDataset<Outline> {
+    /// The file without the segmentations that are none. For each of these the id of its annotation and the reason.
+    /// `None` where one of them has no box: then nothing says where the object is.
+    pub fn without_bad_outlines(self) -> Option<(RawDataset, Vec<(i64, String)>)> {
+        let mut bad = Vec::new();
+        let mut annotations = Vec::with_capacity(self.annotations.len());
+        for raw in self.annotations {
+            let segmentation = match raw.segmentation {
+                Some(Outline::Good(segmentation)) => Some(segmentation),
+                Some(Outline::Bad(reason)) => {
+                    raw.bbox.as_ref().and_then(|Bbox(bbox)| *bbox)?;
+                    bad.push((raw.id.0, reason));
+                    None
+                }
+                None => None,
+            };
+            let RawAnnotation { id, image_id, category_id, bbox, area, iscrowd, ignore, .. } = raw;
+            annotations.push(RawAnnotation { id, image_id, category_id, bbox, area, iscrowd, ignore, segmentation });
+        }
+        Some((RawDataset { images: self.images, annotations, categories: self.categories }, bad))
+    }
 }
 
 impl RawAnnotation {

@@ -1,7 +1,7 @@
 //! Reading annotation files and results files.
 
 use super::fast;
-use super::raw::{Bbox, Flag, RawAnnotation, RawDataset, RawDetection};
+use super::raw::{Bbox, Flag, Outline, RawAnnotation, RawDataset, RawDetection};
 use crate::error::{shortened, Error, Result};
 use crate::eval::Warning;
 use crate::types::{Annotation, Category, Dataset, Detection, Image, Segmentation};
@@ -11,7 +11,8 @@ use std::path::Path;
 /// Reads an annotation file (COCO's `instances_*.json`).
 ///
 /// What an annotation lacks is filled in where there is one sensible value: `bbox` from the segmentation, `area` from
-/// the box, `iscrowd` with false. Keys that COCO's data model does not have are passed over.
+/// the box, `iscrowd` with false. Keys that COCO's data model does not have are passed over. So is, beside a `bbox`, a
+/// `segmentation` that is none, such as a flat list of numbers.
 ///
 /// # Errors
 /// One line that says where and what: the file cannot be read, is not JSON, lacks a key or has a wrong type somewhere,
@@ -40,12 +41,29 @@ pub fn read_dataset_with_warnings(path: impl AsRef<Path>) -> Result<(Dataset, Ve
 pub fn read_dataset_as_found(path: impl AsRef<Path>) -> Result<(Dataset, Vec<Warning>)> {
     let path = path.as_ref();
     let bytes = read_bytes(path)?;
-    let raw: RawDataset = fast::dataset(&bytes).map_or_else(|| parse(path, &bytes), Ok)?;
+    let mut warnings = Vec::new();
+    let raw = match fast::dataset(&bytes) {
+        Some(raw) => raw,
+        None => match parse(path, &bytes) {
+            Ok(raw) => raw,
+            // Boxes may be all that is wanted: then an outline that is none is no reason to refuse the file.
+            Err(error) => {
+                let lenient: Option<RawDataset<Outline>> = serde_json::from_slice(&bytes).ok();
+                let (raw, bad) = lenient.and_then(RawDataset::without_bad_outlines).ok_or(error)?;
+                warnings.extend(bad.first().map(|(id, reason)| Warning::SegmentationLeftOut {
+                    annotations: bad.len(),
+                    annotation: *id,
+                    reason: shortened(reason),
+                }));
+                raw
+            }
+        },
+    };
     drop(bytes);
     let overwritten = raw.annotations.iter().filter(|annotation| annotation.ignore_differs()).count();
-    let warnings = (overwritten > 0).then_some(Warning::IgnoreOverwritten { annotations: overwritten });
+    warnings.extend((overwritten > 0).then_some(Warning::IgnoreOverwritten { annotations: overwritten }));
     let dataset = dataset(raw).map_err(|error| error.in_file(path))?;
-    Ok((dataset, warnings.into_iter().collect()))
+    Ok((dataset, warnings))
 }
 
 /// Reads a results file: a list of detections, each with `image_id`, `category_id`, `score`, and `bbox` or
@@ -71,7 +89,12 @@ pub fn read_results(path: impl AsRef<Path>) -> Result<Vec<Detection>> {
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|reason| Error::Read { path: path.to_path_buf(), reason })
+    let mut bytes = std::fs::read(path).map_err(|reason| Error::Read { path: path.to_path_buf(), reason })?;
+    // Some editors put a byte-order mark before the text.
+    if bytes.starts_with(b"\xEF\xBB\xBF") {
+        bytes.drain(..3);
+    }
+    Ok(bytes)
 }
 
 fn parse<'a, T: serde::Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
@@ -82,15 +105,32 @@ fn parse<'a, T: serde::Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<
 /// Says where in the data an error is. Parses a second time, with the path to each value kept, which is slow but only
 /// done for a file that is wrong.
 fn explain<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], error: &serde_json::Error) -> String {
+    let literal = literal_at(bytes, error);
     let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
     match serde_path_to_error::deserialize::<_, T>(deserializer) {
         Err(found) if found.path().iter().len() > 0 => {
             // A value inside that has no name yet is a question mark.
             let path = found.path().to_string();
-            format!("{}: {}", path.trim_end_matches(".?"), shortened(&found.inner().to_string()))
+            let message = literal.unwrap_or_else(|| shortened(&found.inner().to_string()));
+            format!("{}: {message}", path.trim_end_matches(".?"))
         }
-        _ => shortened(&error.to_string()),
+        _ => literal.unwrap_or_else(|| shortened(&error.to_string())),
     }
+}
+
+/// What Python's `json` writes for numbers that JSON does not have, where that is what the error is about.
+fn literal_at(bytes: &[u8], error: &serde_json::Error) -> Option<String> {
+    if !error.is_syntax() {
+        return None;
+    }
+    let line = bytes.split(|&byte| byte == b'\n').nth(error.line().checked_sub(1)?)?;
+    // The error is at the first letter, or behind a sign.
+    let near = line.get(error.column().saturating_sub(2)..)?;
+    let found = ["-Infinity", "NaN", "Infinity"].into_iter().find(|literal| {
+        (0..=2).any(|from| near.get(from..).is_some_and(|rest| rest.starts_with(literal.as_bytes())))
+    })?;
+    let place = format!("line {} column {}", error.line(), error.column());
+    Some(format!("the value is {found}, which is no number in JSON, at {place}: write a number or null"))
 }
 
 /// The types of the crate, whatever the ids say.

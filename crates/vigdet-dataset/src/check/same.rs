@@ -80,14 +80,14 @@ impl Picture {
 
 /// All pairs of places of pictures that are nearly the same, the first place first.
 pub fn nearly_same(pictures: &[Option<Picture>]) -> Vec<(usize, usize)> {
+    let seen: Vec<(usize, &Picture)> =
+        pictures.iter().enumerate().filter_map(|(at, picture)| Some((at, picture.as_ref()?))).collect();
     let pairs = |i: usize| {
-        let found = move |j: &usize| match (&pictures[i], &pictures[*j]) {
-            (Some(a), Some(b)) => a.is_nearly(b),
-            _ => false,
-        };
-        (i + 1..pictures.len()).filter(found).map(move |j| (i, j)).collect::<Vec<_>>()
+        let (at, picture) = seen[i];
+        let others = seen[i + 1..].iter().filter(|(_, other)| picture.is_nearly(other));
+        others.map(|(other, _)| (at, *other)).collect::<Vec<_>>()
     };
-    (0..pictures.len()).into_par_iter().flat_map_iter(pairs).collect()
+    (0..seen.len()).into_par_iter().flat_map_iter(pairs).collect()
 }
 
 pub(super) fn check(import: &Import, pictures: &[Vec<Option<Picture>>], findings: &mut Findings) {

@@ -5,8 +5,8 @@ use crate::geometry;
 use crate::types::Split;
 use vigdet_coco::types::{Annotation, Image, Segmentation};
 
-/// An outline and its box are of one object where no edge is further apart than so many pixels, or where their IoU is at
-/// least this: parts of objects that are hidden may be in the one and not in the other.
+/// An outline and its box are of one object where no edge is further apart than so many pixels, or where their IoU is
+/// at least this: parts of objects that are hidden may be in the one and not in the other.
 const PIXELS: f64 = 2.0;
 const LEAST_IOU: f64 = 0.7;
 /// Sides of larger polygons are not compared with each other.

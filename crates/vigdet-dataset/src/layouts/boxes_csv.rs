@@ -1,8 +1,8 @@
 //! A CSV with a row a box and named columns, for which many names are known: see [`Columns`].
 //!
 //! Boxes are corners or corner and size, in pixels counted from 0; all in 0 … 1, they are fractions of the image. A row
-//! with an image alone stands for an image without objects. Columns `split`, `score`, `iscrowd` and the image's size are
-//! used where they are there. The class order is by name.
+//! with an image alone stands for an image without objects. Columns `split`, `score`, `iscrowd` and the image's size
+//! are used where they are there. The class order is by name.
 
 use super::draft::{Draft, Names, Object};
 use super::place::{own_names, with_objects, Order, Writer};

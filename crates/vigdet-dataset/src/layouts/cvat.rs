@@ -1,7 +1,7 @@
 //! CVAT for images 1.1: one XML with all images; boxes, polygons, ellipses and masks.
 //!
-//! The attribute `subset` of an image is its split. The class order is that of `<labels>`. Polylines, points, skeletons,
-//! cuboids and tags are left out. A turned box becomes the polygon of its corners.
+//! The attribute `subset` of an image is its split. The class order is that of `<labels>`. Polylines, points,
+//! skeletons, cuboids and tags are left out. A turned box becomes the polygon of its corners.
 
 use super::draft::{Draft, Names, Object};
 use super::place::{number, own_names, with_objects, Order, Writer};
@@ -173,8 +173,8 @@ pub(super) fn write(import: &Import, writer: &mut Writer<'_>) -> Result<()> {
     for name in &order.names {
         writeln!(
             text,
-            "        <label>\n          <name>{}</name>\n          <attributes>\n            <attribute>\n              \
-             <name>is_crowd</name>\n              <mutable>False</mutable>\n              \
+            "        <label>\n          <name>{}</name>\n          <attributes>\n            <attribute>\n\
+             \x20             <name>is_crowd</name>\n              <mutable>False</mutable>\n              \
              <input_type>checkbox</input_type>\n              <default_value>false</default_value>\n              \
              <values>false</values>\n            </attribute>\n          </attributes>\n        </label>",
             xml::escaped(name)

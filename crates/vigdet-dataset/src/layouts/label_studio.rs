@@ -62,7 +62,7 @@ struct Region {
 }
 
 fn is_export(file: &Path) -> bool {
-    if !file.extension().is_some_and(|ending| ending == "json") {
+    if file.extension().is_none_or(|ending| ending != "json") {
         return false;
     }
     let mut bytes = Vec::new();

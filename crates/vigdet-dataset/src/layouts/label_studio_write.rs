@@ -21,6 +21,14 @@ pub(super) fn config(names: &[String]) -> String {
     text + "</View>\n"
 }
 
+/// Whether there is something to draw.
+fn has_outline(segmentation: &Segmentation) -> bool {
+    match segmentation {
+        Segmentation::Rle(_) => true,
+        Segmentation::Polygons(polygons) => polygons.iter().any(|polygon| polygon.len() >= 6),
+    }
+}
+
 /// A task; with scores its regions are predictions, else an annotation.
 pub(super) fn task(
     id: usize,
@@ -43,8 +51,7 @@ pub(super) fn task(
                 let points: Vec<[f64; 2]> = points.collect();
                 ("polygon", "polygonlabels", json!({"points": points, "closed": true, "polygonlabels": label}))
             }
-            Some(segmentation @ (Segmentation::Rle(_) | Segmentation::Polygons(_))) if !matches!(segmentation, Segmentation::Polygons(polygons) if polygons.iter().all(|p| p.len() < 6)) =>
-            {
+            Some(segmentation) if has_outline(segmentation) => {
                 if matches!(segmentation, Segmentation::Polygons(_)) {
                     writer.lost("an object of several polygons becomes a brush mask");
                 }

@@ -64,8 +64,7 @@ fn walk(edges: &mut HashMap<Corner, Vec<Corner>>, start: Corner) -> Vec<Corner> 
     let mut ring = vec![start];
     let mut at = start;
     let mut direction = (0, 0);
-    loop {
-        let Some(ends) = edges.get_mut(&at).filter(|ends| !ends.is_empty()) else { break };
+    while let Some(ends) = edges.get_mut(&at).filter(|ends| !ends.is_empty()) {
         let right = (at.0 - direction.1, at.1 + direction.0);
         let choice = ends.iter().position(|&end| end == right).unwrap_or(0);
         let next = ends.swap_remove(choice);

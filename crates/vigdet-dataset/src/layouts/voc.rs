@@ -33,6 +33,9 @@ pub(super) fn fits(path: &Path) -> bool {
 /// The annotation files of a split: name in the lists, file.
 type Files = Vec<(String, PathBuf)>;
 
+/// The files of each split, and notes.
+type Listed = (Vec<(String, Files)>, Vec<&'static str>);
+
 pub(super) fn read(path: &Path) -> Result<Vec<Split>> {
     let devkit = path.join("Annotations").is_dir();
     let folder = if devkit { path.join("Annotations") } else { path.to_path_buf() };
@@ -77,7 +80,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Split>> {
 }
 
 /// The splits of `ImageSets/Main`, or everything as one.
-fn listed(path: &Path, stems: &BTreeMap<String, PathBuf>) -> Result<(Vec<(String, Files)>, Vec<&'static str>)> {
+fn listed(path: &Path, stems: &BTreeMap<String, PathBuf>) -> Result<Listed> {
     let folder = path.join("ImageSets").join("Main");
     let lists = ["train", "val", "test", "trainval"].map(|name| (name, folder.join(name).with_extension("txt")));
     let mut splits = Vec::new();
