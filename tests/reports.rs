@@ -321,3 +321,32 @@ fn the_small_recipe_is_suggested_for_small_data() {
     let printed = succeed("train_det", &[&args[..], &tiny, &batch].concat());
     assert!(printed.contains("10 images are few") && printed.contains("--config retinanet_pvig_n_small"), "{printed}");
 }
+
+#[test]
+fn missing_images_are_counted_and_named_and_refused_where_they_are_most() {
+    let scene = Scene::new();
+    let remove = |numbers: std::ops::Range<usize>| {
+        for i in numbers {
+            std::fs::remove_file(scene.data.root().join(format!("train2017/{i:03}.png"))).unwrap();
+        }
+    };
+    let few = ["--max-iters", "2", "--set", "train.eval_every=0"];
+    // The first ones: where a quick look would look.
+    remove(0..4);
+    let printed = succeed("train_det", &strs(&scene.train("some", &few)));
+    assert!(printed.contains("4 of 10 images are not in") && printed.contains("`000.png`"), "{printed}");
+    remove(4..8);
+    let error = fail("train_det", &strs(&scene.train("most", &few)));
+    assert!(error.contains("8 of 10 images are not in"), "{error}");
+}
+
+#[test]
+fn classes_without_objects_are_named() {
+    let scene = Scene::new();
+    edit(&scene, "train", |file| {
+        file["categories"].as_array_mut().unwrap().insert(0, json!({ "id": 0, "name": "root" }));
+    });
+    let few = ["--max-iters", "1", "--set", "train.eval_every=0"];
+    let printed = succeed("train_det", &strs(&scene.train("run", &few)));
+    assert!(printed.contains("classes without an object to learn: `root`"), "{printed}");
+}

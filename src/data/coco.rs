@@ -1,9 +1,10 @@
 //! A split of a data set in COCO's layout: an annotation file and a folder of images.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
+use rayon::prelude::*;
 use vigdet_coco::types::{Annotation, Dataset, Image, Segmentation};
 use vigdet_dataset::Import;
 
@@ -11,7 +12,7 @@ use super::decode;
 use super::mask::Mask;
 use super::report::OpenReport;
 use super::sample::{ImageInfo, Sample, Target};
-use crate::classes::Classes;
+use crate::classes::{list, Classes};
 use crate::config::SplitConfig;
 
 /// Objects whose clipped box has a side shorter than this, in pixels, are dropped (as mmdetection does): their
@@ -80,7 +81,7 @@ impl CocoDataset {
         let (dataset, warnings) = vigdet_coco::read_dataset_with_warnings(&path)?;
         let mut opened = Self::from_dataset(dataset, folder, split.limit, for_training, exif)
             .with_context(|| format!("annotations {}", path.display()))?;
-        opened.report.notes = warnings.iter().map(ToString::to_string).collect();
+        opened.report.notes.extend(warnings.iter().map(ToString::to_string));
         opened.source = Some(path);
         Ok(opened)
     }
@@ -103,7 +104,7 @@ impl CocoDataset {
         let mut opened =
             Self::from_dataset(found.dataset.clone(), found.folder.clone(), split.limit, for_training, exif)
                 .with_context(|| format!("split {} of {}", found.name, root.display()))?;
-        opened.report.notes = vec![format!("read as {}, split {}", import.layout, found.name)];
+        opened.report.notes.insert(0, format!("read as {}, split {}", import.layout, found.name));
         opened.report.notes.extend(found.notes.iter().cloned());
         Ok(opened)
     }
@@ -138,7 +139,7 @@ impl CocoDataset {
                 }
             }
         }
-        check_present(&dataset, &folder)?;
+        report.notes.extend(missing_images(&dataset, &folder)?);
 
         let index: HashMap<i64, usize> = dataset.images.iter().enumerate().map(|(i, image)| (image.id, i)).collect();
         let mut objects: Vec<Vec<usize>> = vec![Vec::new(); dataset.images.len()];
@@ -183,6 +184,13 @@ impl CocoDataset {
         for (image, of_image) in dataset.images.iter().zip(&objects) {
             for &at in of_image {
                 count(&mut report, &dataset.annotations[at], image.width, image.height);
+            }
+        }
+        if for_training {
+            let seen: HashSet<i64> = dataset.annotations.iter().map(|a| a.category_id).collect();
+            let unseen: Vec<&str> = classes.iter().filter(|c| !seen.contains(&c.id)).map(|c| c.name.as_str()).collect();
+            if !unseen.is_empty() {
+                report.notes.push(format!("classes without an object to learn: {}", list(unseen)));
             }
         }
         Ok(Self { folder, source: None, dataset, infos, objects, classes, labels, report })
@@ -327,18 +335,14 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A wrong folder is better told at once than by a skipped image at a time.
-fn check_present(dataset: &Dataset, folder: &Path) -> Result<()> {
-    let first: Vec<&str> = dataset.images.iter().take(8).map(|image| image.file_name.as_str()).collect();
-    if let Some(name) = first.first() {
-        ensure!(
-            first.iter().any(|name| folder.join(name).exists()),
-            "the images are not in {} (looked for {name}{})",
-            folder.display(),
-            if first.len() > 1 { format!(" and {} more", first.len() - 1) } else { String::new() }
-        );
-    }
-    Ok(())
+/// Says which images are not there. Where it is most of them, the folder is the wrong one, and is refused.
+fn missing_images(dataset: &Dataset, folder: &Path) -> Result<Option<String>> {
+    let names: Vec<&str> = dataset.images.iter().map(|image| image.file_name.as_str()).collect();
+    let missing: Vec<&str> = names.par_iter().filter(|name| !folder.join(name).exists()).copied().collect();
+    let said =
+        || format!("{} of {} images are not in {}: {}", missing.len(), names.len(), folder.display(), list(&missing));
+    ensure!(2 * missing.len() <= names.len(), "{}", said());
+    Ok((!missing.is_empty()).then(|| said() + "; they count as unreadable"))
 }
 
 /// Corners of an annotation's box inside an image, or `None` where too little is left of it. An unknown size (0) does

@@ -58,7 +58,7 @@ pub fn header(path: &Path) -> Result<Header> {
 fn header_of(bytes: &[u8]) -> Result<Header> {
     anyhow::ensure!(!bytes.is_empty(), "the file is empty");
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    let format = reader.format().context("neither JPEG nor PNG")?;
+    let format = reader.format().context("no image format that is known")?;
     let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);

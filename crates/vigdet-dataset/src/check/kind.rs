@@ -34,7 +34,7 @@ kinds! {
     LabelUnclear "label-unclear" true "a label cannot be understood",
     ImageMissing "image-missing" true "the image is not there",
     ImageEmpty "image-empty" true "the image file has no bytes",
-    ImageUnknown "image-unknown" true "the file is no image that can be read (JPEG and PNG can)",
+    ImageUnknown "image-unknown" true "the file is no image of a format that can be read",
     ImageBroken "image-broken" true "the image is damaged or cut off",
     ImageHuge "image-huge" true "the image has more than 178,956,970 pixels: it is refused",
     NameLeavesFolder "name-leaves-folder" true "the file name leads out of the image folder",
