@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use clap::ValueEnum;
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 use vigdet::classes::Classes;
 use vigdet::config::{Config, Experiment};
 use vigdet::detect;
 use vigdet::weights::{self, catalogue};
+use vigdet_dataset::{Import, Layout};
 
 #[allow(dead_code)]
 #[path = "../examples/build_batch.rs"]
@@ -282,4 +284,47 @@ fn the_examples_do_what_they_say() {
     let text = evaluate::scores(&truth, &bench.text("results.json", results)).unwrap();
     assert!(text.contains("Average Precision") && text.contains("= 0.500"), "{text}");
     assert!(text.contains("star                 AP 1.000") && text.contains("ring                 AP 0.000"), "{text}");
+}
+
+#[test]
+fn detections_become_labels_that_tools_open() {
+    let bench = Bench::new();
+    bench.image("photos/a.png", 96, 64);
+    bench.image("photos/deep/b.png", 64, 96);
+    for layout in Layout::ALL {
+        let name = layout.to_possible_value().unwrap().get_name().to_string();
+        let labels = format!("labels_{name}");
+        let output = bench.detect(&["photos", "--json", "found.json", "--labels", &labels, "--format", &name]);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let import = Import::open(bench.path(&labels)).unwrap();
+        assert_eq!((import.layout, import.splits.len()), (layout, 1), "{name}");
+        let split = &import.splits[0].dataset;
+        let class = |id: i64| split.categories.iter().find(|c| c.id == id).unwrap().name.clone();
+        for (entry, file) in json(&bench.path("found.json")).as_array().unwrap().iter().zip(["a", "b"]) {
+            // Layouts with one folder for all images take the folder's name into the file's.
+            let of_file = |name: &str| Path::new(name).file_stem().unwrap().to_str().unwrap().ends_with(file);
+            let image = split.images.iter().find(|i| of_file(&i.file_name));
+            let image = image.unwrap_or_else(|| panic!("{name}: {:?}", split.images));
+            let number = |v: &Value| v.as_f64().unwrap();
+            let shown = entry["detections"].as_array().unwrap().iter().filter(|d| number(&d["score"]) >= 0.3);
+            let sorted = |mut boxes: Vec<(String, [f64; 4])>| {
+                boxes.sort_by(|a, b| a.partial_cmp(b).unwrap());
+                boxes
+            };
+            let expected = sorted(
+                shown
+                    .map(|d| (d["label"].as_str().unwrap().to_string(), [0, 1, 2, 3].map(|i| number(&d["bbox"][i]))))
+                    .collect(),
+            );
+            let found = split.annotations.iter().filter(|a| a.image_id == image.id);
+            let found = sorted(found.map(|a| (class(a.category_id), a.bbox)).collect());
+            assert!(!expected.is_empty() && found.len() == expected.len(), "{name}");
+            for ((class, b), (expected_class, e)) in found.iter().zip(&expected) {
+                let apart = (0..4).map(|i| (b[i] - e[i]).abs()).fold(0.0, f64::max);
+                assert!(class == expected_class && apart < 2e-2, "{name}: {class} {b:?}, not {expected_class} {e:?}");
+            }
+        }
+        let again = bench.detect(&["photos", "--labels", &labels, "--format", &name]);
+        assert!(String::from_utf8_lossy(&again.stderr).contains("not empty"), "{name}");
+    }
 }

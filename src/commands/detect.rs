@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
 use vigdet_dataset::images::{below, ENDINGS};
+use vigdet_dataset::Layout;
 
+use super::prelabels;
 use crate::classes::Classes;
 use crate::cli::{change, make_folder, outputs, DetectorArgs, FetchArgs};
 use crate::config::{DetectorKind, OnError};
@@ -24,7 +26,7 @@ use crate::weights::catalogue;
 /// Model and class names come from the weights. Without --json and --out, the boxes are printed.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Images (JPEG, PNG) and folders of them; before them the detector may be named
+    /// Images and folders of them; before them the detector may be named
     #[arg(required = true, value_name = "[DETECTOR] IMAGE|DIR")]
     inputs: Vec<PathBuf>,
     #[command(flatten)]
@@ -47,6 +49,12 @@ pub struct Args {
     /// Draw each image with its detections into this folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Write the detections into this new folder as labels to correct, beside links to the images
+    #[arg(long, value_name = "DIR")]
+    labels: Option<PathBuf>,
+    /// What --labels writes
+    #[arg(long, value_enum, requires = "labels", default_value = "labelme")]
+    format: Layout,
 }
 
 /// Lowest score in pictures and text: below it, detections are mostly wrong.
@@ -95,6 +103,7 @@ fn detect(args: &Args) -> Result<()> {
     let folders = [args.out.as_deref(), args.json.as_deref().and_then(Path::parent)];
     folders.into_iter().flatten().try_for_each(make_folder)?;
     let mut all = Vec::new();
+    let mut read = Vec::new();
     let mut out = std::io::stdout().lock();
     let start = Instant::now();
     for (i, file) in files.iter().enumerate() {
@@ -109,7 +118,7 @@ fn detect(args: &Args) -> Result<()> {
         let found = predictor.detect(std::slice::from_ref(&image))?.pop().context("the detector gave no answer")?;
         let entry = predictor.describe(file, &image, &found);
         writeln!(out, "{}: {}", file.display(), summary(&entry, shown))?;
-        if args.json.is_none() && args.out.is_none() {
+        if args.json.is_none() && args.out.is_none() && args.labels.is_none() {
             for d in entry.detections.iter().filter(|d| d.score >= shown) {
                 let [x, y, w, h] = d.bbox;
                 writeln!(out, "  {} {:.2}  x {x:.1} y {y:.1} width {w:.1} height {h:.1}", d.label, d.score)?;
@@ -120,18 +129,25 @@ fn detect(args: &Args) -> Result<()> {
             outputs.write(path, |out| out.write_all(&picture))?;
         }
         all.push(entry);
+        read.push(file);
     }
     ensure!(!all.is_empty(), "none of the {} could be read", many(files.len(), "image"));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&all)? + "\n";
         outputs.write(path, |out| out.write_all(text.as_bytes()))?;
     }
+    if let Some(folder) = &args.labels {
+        let files = read.iter().map(|file| file.canonicalize()).collect::<std::io::Result<Vec<_>>>()?;
+        let seen: Vec<_> = files.into_iter().zip(all.iter().cloned()).collect();
+        let lost = prelabels::write(&seen, predictor.classes(), shown, args.format, folder)?;
+        lost.iter().for_each(|line| warn(&format!("labels: {line}")));
+    }
     let each = start.elapsed().as_secs_f64() / all.len() as f64;
     let mut line = format!("{}, {each:.2} s each", many(all.len(), "image"));
     if all.len() < files.len() {
         line += &format!("; {} skipped", files.len() - all.len());
     }
-    for (what, path) in [("detections", &args.json), ("pictures", &args.out)] {
+    for (what, path) in [("detections", &args.json), ("pictures", &args.out), ("labels", &args.labels)] {
         if let Some(path) = path {
             line += &format!("; {what} in {}", path.display());
         }

@@ -7,6 +7,7 @@ pub mod extract_features;
 pub mod model_stats;
 pub mod plot_graph;
 pub mod plot_run;
+mod prelabels;
 pub mod shapes;
 pub mod test_cls;
 pub mod test_det;

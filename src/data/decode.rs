@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, RgbImage};
+use vigdet_dataset::images::has_end;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
@@ -82,19 +83,6 @@ fn jpeg(bytes: &[u8], exif: bool) -> Result<(RgbImage, Orientation)> {
         Err(error) if !has_end(bytes) => Err(error.context("the file is truncated")),
         Err(_) => jpeg_pixels(bytes, exif, false),
     }
-}
-
-/// Whether there is an end-of-image marker after the image data begins: a thumbnail in the headers has one of its own.
-fn has_end(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    // Headers: 0xFF, a marker, and for all that come before the image data a length that counts itself.
-    while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4) {
-        at += 2 + usize::from(u16::from_be_bytes([high, low]));
-        if marker == 0xDA {
-            break;
-        }
-    }
-    bytes.get(at..).is_some_and(|data| data.windows(2).any(|pair| pair == [0xFF, 0xD9]))
 }
 
 fn jpeg_pixels(bytes: &[u8], exif: bool, strict: bool) -> Result<(RgbImage, Orientation)> {

@@ -65,6 +65,19 @@ fn header_of(bytes: &[u8]) -> Result<Header> {
     Ok(Header { width, height, format, orientation })
 }
 
+/// Whether a JPEG has an end marker after its image data begins. A thumbnail in the headers has one of its own.
+pub fn has_end(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4) {
+        at += 2 + usize::from(u16::from_be_bytes([high, low]));
+        // The start of a scan.
+        if marker == 0xDA {
+            break;
+        }
+    }
+    bytes.get(at..).is_some_and(|data| data.windows(2).rev().any(|pair| pair == [0xFF, 0xD9]))
+}
+
 /// [`header`] of many files, in parallel and in their order.
 pub fn headers(paths: &[PathBuf]) -> Vec<Result<Header>> {
     paths.par_iter().map(|path| header(path)).collect()

@@ -109,22 +109,9 @@ fn look(path: &Path, name: &str, decode: bool) -> Seen {
 fn decoded(path: &Path, format: ImageFormat) -> anyhow::Result<Picture> {
     let bytes = std::fs::read(path)?;
     // The decoder fills what is missing with grey.
-    anyhow::ensure!(format != ImageFormat::Jpeg || has_end(&bytes), "the file is cut off");
+    anyhow::ensure!(format != ImageFormat::Jpeg || images::has_end(&bytes), "the file is cut off");
     let image = image::load_from_memory_with_format(&bytes, format)?;
     Ok(Picture::of(&bytes, &image))
-}
-
-/// Whether a JPEG has an end marker after its image data begins. A thumbnail in the headers has one of its own.
-fn has_end(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    while let Some(&[0xFF, marker, high, low]) = bytes.get(at..at + 4) {
-        at += 2 + usize::from(u16::from_be_bytes([high, low]));
-        // The start of a scan.
-        if marker == 0xDA {
-            break;
-        }
-    }
-    bytes.get(at..).is_some_and(|data| data.windows(2).rev().any(|pair| pair == [0xFF, 0xD9]))
 }
 
 fn report(split: &Split, image: &Image, seen: &Seen, other_cases: &mut OtherCases, findings: &mut Findings) {
