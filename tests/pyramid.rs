@@ -60,7 +60,7 @@ impl Fixture {
 
     fn assert_levels(&self, fpn: &Fpn) {
         let maps: Vec<Tensor> = self.all("map").into_iter().map(Tensor::shallow_clone).collect();
-        let (found, wanted) = (fpn.forward(&maps, false), self.all("level"));
+        let (found, wanted) = (fpn.forward(&maps, false, None), self.all("level"));
         assert_eq!((found.len(), wanted.len()), (5, 5));
         for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
             assert_close(found, wanted, &format!("{} level {i}", self.kind));
@@ -121,7 +121,7 @@ fn retinanets_pyramid_with_p6_from_p5_and_its_head() {
     fixture.load_todays(&store);
     fixture.assert_levels(&fpn);
     let levels: Vec<Tensor> = fixture.all("level").into_iter().map(Tensor::shallow_clone).collect();
-    let said = head.forward(&levels);
+    let said = head.forward(&levels, None);
     let maps: Vec<(i64, i64)> = said.iter().map(|s| s.map).collect();
     assert_eq!(maps, [(7, 8), (4, 5), (3, 3), (2, 2), (1, 1)]);
     let logits: Vec<&Tensor> = said.iter().map(|s| &s.logits).collect();

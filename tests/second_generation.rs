@@ -127,7 +127,7 @@ impl Model {
     /// All parts of the loss of a training pass.
     fn losses(&self) -> Vec<(&'static str, Tensor)> {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let levels = self.fpn.forward(&self.maps, !self.config.backbone.freeze_norms);
+        let levels = self.fpn.forward(&self.maps, !self.config.backbone.freeze_norms, None);
         let output = self.rpn.forward(&levels, PADDED);
         let selector = ProposalSelector::new(&self.config.rpn, &self.config.rpn.train);
         let proposals = self.rpn.proposals(&output, &SIZES, &selector).unwrap();
@@ -141,7 +141,7 @@ impl Model {
 fn levels_proposals_detections_and_masks_with_norms_are_torchvisions() {
     let model = Model::load(config());
     let fixture = &model.fixture;
-    let levels = tch::no_grad(|| model.fpn.forward(&model.maps, false));
+    let levels = tch::no_grad(|| model.fpn.forward(&model.maps, false, None));
     for (level, name) in levels.iter().zip(["0", "1", "2", "3", "pool"]) {
         assert_close(&every(level, 5), fixture.tensor(&format!("level.{name}")), 1e-5, name);
     }

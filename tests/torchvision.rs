@@ -132,7 +132,7 @@ fn losses_and_their_gradients() {
     );
     let output = LevelOutput { logits: logits.shallow_clone(), deltas: deltas.shallow_clone(), map: (0, 0) };
     let targets: Vec<Target> = (0..3).map(|i| fixture.target(i)).collect();
-    let losses = loss.losses(&[output], &torchvision_anchors().concat(), &targets);
+    let losses = loss.losses(&[output], &torchvision_anchors().concat(), &targets, None);
     for (name, part) in &losses.parts {
         let wanted = fixture.tensor(&format!("losses.{name}")).double_value(&[]);
         let found = part.double_value(&[]);
@@ -169,7 +169,7 @@ fn a_batch_shares_its_positives_unless_told_otherwise() {
             deltas: output().deltas.narrow(0, from, count),
             map: (0, 0),
         };
-        loss.losses(&[part], &anchors, &targets[images]).total().double_value(&[])
+        loss.losses(&[part], &anchors, &targets[images], None).total().double_value(&[])
     };
     let positives = |image: usize| {
         let matches = fixture.ints(&format!("matching.{image}.matches"));
@@ -231,7 +231,7 @@ fn a_crowd_is_neither_object_nor_background() {
         let logits = fixture.tensor("losses.logits").narrow(0, 0, 1).copy().set_requires_grad(true);
         let deltas = fixture.tensor("losses.deltas").narrow(0, 0, 1).copy().set_requires_grad(true);
         let output = LevelOutput { logits: logits.shallow_clone(), deltas: deltas.shallow_clone(), map: (0, 0) };
-        loss.losses(&[output], &anchors, &[target]).total().backward();
+        loss.losses(&[output], &anchors, &[target], None).total().backward();
         let touched = |t: Tensor| -> Vec<bool> {
             t.grad().get(0).abs().sum_dim_intlist([1].as_slice(), false, Kind::Float).gt(0.0).try_into().unwrap()
         };
