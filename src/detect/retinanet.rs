@@ -248,8 +248,7 @@ mod tests {
                 let losses = tch::no_grad(|| model.losses(batch, &mut Pass::inference())).unwrap();
                 losses.total().double_value(&[])
             };
-            let apart = (total(&both) - (total(&alone[0]) + total(&alone[1])) / 2.0).abs();
-            apart
+            (total(&both) - (total(&alone[0]) + total(&alone[1])) / 2.0).abs()
         };
         let (masked, published) = (furthest_apart(Padding::Masked), furthest_apart(Padding::Published));
         assert!(masked < 1e-4, "{masked}");

@@ -91,7 +91,7 @@ kinds! {
     NearlySameInSplits "nearly-same-in-splits" true "nearly the same picture in two splits",
     SameInSplit "same-in-split" false "the same image file twice in a split",
     NearlySameInSplit "nearly-same-in-split" false "nearly the same picture twice in a split",
-    ImageWithoutObjects "image-without-objects" false "an image has no objects: training leaves it out, validation does not",
+    ImageWithoutObjects "image-without-objects" false "an image has no objects: it is validated on, not trained on",
     ImageOnlyCrowds "image-only-crowds" false "an image has crowds and no other object: left out of training",
     ManyObjects "many-objects" false "an image has more than 100 objects: evaluation counts 100 detections an image",
     ImageUnlisted "image-unlisted" false "an image in the folder is in no label file",
