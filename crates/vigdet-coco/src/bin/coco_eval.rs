@@ -12,7 +12,7 @@ use vigdet_coco::analysis::compare::{compare, Resampling};
 use vigdet_coco::analysis::confusion::confusion;
 use vigdet_coco::analysis::sizes::ap_by_size;
 use vigdet_coco::analysis::tide;
-use vigdet_coco::eval::{evaluate, AreaRange, Evaluation, IouType, Params, STAT_NAMES};
+use vigdet_coco::eval::{evaluate, AreaRange, Evaluation, IouType, Params, Warning, STAT_NAMES};
 use vigdet_coco::output::Outputs;
 use vigdet_coco::{plot, read_dataset_with_warnings, read_results};
 
@@ -154,8 +154,11 @@ fn evaluated(arguments: &Arguments) -> Result<()> {
         });
         Ok((evaluation, errors, plotted.transpose()?))
     };
-    // A warning of the ground truth may say why.
-    let told = |_: &vigdet_coco::Error| warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    // A mask that was left out may be why.
+    let told = |_: &vigdet_coco::Error| {
+        let left_out = |warning: &&Warning| matches!(warning, Warning::SegmentationLeftOut { .. });
+        warnings.iter().filter(left_out).for_each(|warning| eprintln!("warning: {warning}"));
+    };
     let (evaluation, errors, plotted) = analysed().inspect_err(told).with_context(|| on_truth(&results_path))?;
     let others = arguments.compare.as_ref().map(|path| read_results(path).map(|others| (path, others))).transpose()?;
     for warning in warnings.iter().chain(&evaluation.warnings) {
