@@ -1,6 +1,6 @@
 """What vigdet and its peers learn from the same pictures in the same time, each on one thread with its own defaults.
 
-usage: compare_small.py DATA --minutes M --seeds N      (needs torch, torchvision and pycocotools; a release or debug build)
+usage: compare_small.py DATA --minutes M --seeds N      (needs torch, torchvision, pycocotools and a build of vigdet)
 
 DATA is a folder in COCO's layout. Programs: vigdet with pvig_n, pvig_ti and ResNet-18 under one recipe, torchvision's
 RetinaNet on ResNet-18, and YOLO11n where this Python has ultralytics. All start from random weights and see images of
@@ -37,7 +37,8 @@ def command(program, args, seed, folder):
                '--set', f'train.max_minutes={args.minutes}', '--set', 'train.threads=1', *args.vigdet_flags]
         return run, folder / 'run' / 'bbox.json'
     script = PEERS / {'torchvision': 'torchvision_retinanet.py', 'yolo11n': 'yolo.py'}[program]
-    return [sys.executable, script, args.data, folder / 'bbox.json', args.minutes, seed, args.size], folder / 'bbox.json'
+    found = folder / 'bbox.json'
+    return [sys.executable, script, args.data, found, args.minutes, seed, args.size], found
 
 
 def train(program, args, seed):

@@ -2,8 +2,8 @@
 
 usage: torchvision_retinanet.py DATA OUT.json MINUTES SEED SHORT,LONG
 
-torchvision has no recipe for small sets. This one is fixed: AdamW at 5e-4 with a warm-up and a cosine, batches of 4, both
-flips, pyramid and heads of 128 channels. Evaluation is not counted.
+torchvision has no recipe for small sets. This one is fixed: AdamW at 5e-4 with a warm-up and a cosine, batches of 4,
+both flips, pyramid and heads of 128 channels. Evaluation is not counted.
 """
 import json
 import math
@@ -43,7 +43,8 @@ def build(classes, short, long):
     pyramid = BackboneWithFPN(body, levels, [128, 256, 512], CHANNELS, LastLevelP6P7(512, CHANNELS))
     sizes = tuple(tuple(int(size * 2 ** (octave / 3)) for octave in range(3)) for size in (24, 48, 96, 192, 384))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    return RetinaNet(pyramid, classes + 1, anchor_generator=anchors, min_size=short, max_size=long, detections_per_img=100)
+    return RetinaNet(pyramid, classes + 1, anchor_generator=anchors, min_size=short, max_size=long,
+                     detections_per_img=100)
 
 
 def flip(image, target):
@@ -57,7 +58,8 @@ def flip(image, target):
 
 
 def main():
-    root, out, minutes, seed = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+    root, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+    minutes, seed = float(sys.argv[3]), int(sys.argv[4])
     short, long = map(int, sys.argv[5].split(','))
     torch.manual_seed(seed)
     random.seed(seed)
@@ -88,7 +90,8 @@ def main():
     with torch.no_grad():
         for i, image, _ in load(root, 'val', classes):
             seen = model([image])[0]
-            for (left, top, right, bottom), score, label in zip(*(seen[key].tolist() for key in ('boxes', 'scores', 'labels'))):
+            values = (seen[key].tolist() for key in ('boxes', 'scores', 'labels'))
+            for (left, top, right, bottom), score, label in zip(*values):
                 box = [left, top, right - left, bottom - top]
                 found.append({'image_id': i, 'category_id': classes[label - 1], 'bbox': box, 'score': score})
     out.write_text(json.dumps(found))

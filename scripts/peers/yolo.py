@@ -2,8 +2,8 @@
 
 usage: yolo.py DATA OUT.json MINUTES SEED SHORT,LONG [MODEL.yaml]
 
-Images are LONG pixels wide, in batches of 8. Its own time limit counts the validation after each epoch. Needs the package
-ultralytics in this Python; nothing of it enters vigdet.
+Images are LONG pixels wide, in batches of 8. Its own time limit counts the validation after each epoch. Needs the
+package ultralytics in this Python; nothing of it enters vigdet.
 """
 import contextlib
 import io
@@ -36,7 +36,8 @@ def convert(root, folder):
             for a in truth.loadAnns(truth.getAnnIds(i)):
                 x, y, w, h = a['bbox']
                 centre = (x + w / 2) / info['width'], (y + h / 2) / info['height']
-                lines.append(f"{classes.index(a['category_id'])} {centre[0]} {centre[1]} {w / info['width']} {h / info['height']}")
+                values = classes.index(a['category_id']), *centre, w / info['width'], h / info['height']
+                lines.append(' '.join(map(str, values)))
             (labels / info['file_name']).with_suffix('.txt').write_text('\n'.join(lines))
     names = {n: truth.cats[c]['name'] for n, c in enumerate(classes)}
     data = folder / 'data.yaml'
@@ -45,7 +46,8 @@ def convert(root, folder):
 
 
 def main():
-    root, out, minutes, seed = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+    root, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+    minutes, seed = float(sys.argv[3]), int(sys.argv[4])
     side = int(sys.argv[5].split(',')[1])
     name = sys.argv[6] if len(sys.argv) > 6 else 'yolo11n.yaml'
     ultralytics.utils.torch_utils.NUM_THREADS = 1
@@ -53,11 +55,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         data, classes, ids = convert(root, folder)
-        YOLO(name).train(data=str(data), time=minutes / 60, epochs=1000, imgsz=side, batch=8, device='cpu', workers=1, pretrained=False,
-                         seed=seed, project=str(folder), name='run', plots=False, verbose=False, patience=1000)
+        YOLO(name).train(data=str(data), time=minutes / 60, epochs=1000, imgsz=side, batch=8, device='cpu', workers=1,
+                         pretrained=False, seed=seed, project=str(folder), name='run', plots=False, verbose=False,
+                         patience=1000)
         best = YOLO(folder / 'run' / 'weights' / 'best.pt')
         found = []
-        for seen in best.predict(str(folder / 'images' / 'val'), imgsz=side, conf=0.001, iou=0.7, max_det=300, verbose=False, stream=True):
+        images = str(folder / 'images' / 'val')
+        for seen in best.predict(images, imgsz=side, conf=0.001, iou=0.7, max_det=300, verbose=False, stream=True):
             image = ids[os.path.basename(seen.path)]
             values = (values.tolist() for values in (seen.boxes.xyxy, seen.boxes.conf, seen.boxes.cls))
             for (left, top, right, bottom), score, label in zip(*values):

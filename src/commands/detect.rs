@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
 use vigdet_dataset::images::{below, ENDINGS};
+use vigdet_dataset::layouts::check_free;
 use vigdet_dataset::Layout;
 
 use super::prelabels;
@@ -93,6 +94,8 @@ fn named(inputs: &[PathBuf]) -> Result<(Option<DetectorKind>, &[PathBuf])> {
 fn detect(args: &Args) -> Result<()> {
     let (detector, inputs) = named(&args.inputs)?;
     let files = images(inputs, args.out.as_deref())?;
+    // Before hours of detection, not after.
+    args.labels.as_deref().map(check_free).transpose()?;
     let pictures = pictures(args.out.as_deref(), &files);
     let weights = weights(args, detector, &files)?;
     let read = files.iter().chain([&weights]).chain(&args.model.config.config).chain(&args.classes);

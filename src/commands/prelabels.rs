@@ -71,3 +71,29 @@ fn common_folder<'a>(mut files: impl Iterator<Item = &'a Path>) -> PathBuf {
     }
     folder
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::predictor::Found;
+
+    #[test]
+    fn what_is_not_sure_enough_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        image::RgbImage::new(64, 48).save(&path).unwrap();
+        let found = |score| Found {
+            category_id: 7,
+            label: "star".into(),
+            score,
+            bbox: [4.0, 5.0, 20.0, 10.0],
+            segmentation: None,
+        };
+        let detections = [0.9, 0.3, 0.2].map(found).to_vec();
+        let seen = ImageDetections { file: "a.png".into(), width: 64, height: 48, detections };
+        let out = folder.path().join("labels");
+        write(&[(path, seen)], &Classes::from_iter([(7, "star")]), 0.3, Layout::Coco, &out).unwrap();
+        let split = &Import::open(&out).unwrap().splits[0].dataset;
+        assert_eq!((split.images.len(), split.annotations.len(), split.annotations[0].category_id), (1, 2, 7));
+    }
+}

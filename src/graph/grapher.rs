@@ -135,13 +135,12 @@ impl Grapher {
         let all = Tensor::zeros([b, height, width, k], (Kind::Int64, nodes.device()));
         for ((i, edges), &(h, w)) in found.iter().enumerate().zip(extents) {
             let part = all.get(i as i64).narrow(0, 0, h).narrow(1, 0, w);
-            // An image with too few candidates repeats its farthest neighbour: the largest difference stays.
+            // With fewer candidates than k the farthest neighbour repeats. A maximum does not notice; GIN's sum does.
             let own = edges.size()[2];
-            let filled = match own < k {
-                true => Tensor::cat(&[edges, &edges.narrow(2, own - 1, 1).expand([h, w, k - own], false)], 2),
-                false => edges.shallow_clone(),
-            };
-            part.shallow_clone().copy_(&filled);
+            part.narrow(2, 0, own).copy_(edges);
+            if own < k {
+                part.narrow(2, own, k - own).copy_(&edges.narrow(2, own - 1, 1));
+            }
         }
         Ok(all.view([b, height * width, k]))
     }

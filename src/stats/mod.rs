@@ -129,6 +129,8 @@ mod tests {
             assert_eq!(cost.parameters, parameters, "{model}");
             assert_eq!(cost.macs, Macs { weights, distances }, "{model}");
         }
+        // The plain PyTorch ViG's count with these channels and blocks.
+        assert_eq!(of("pvig_n", &[]).parameters, 2_996_136);
         // torchvision's own counts
         assert_eq!(of("resnet18", &[]).parameters, 11_689_512);
         assert_eq!(of("resnet50", &[]).parameters, 25_557_032);

@@ -137,9 +137,9 @@ fn results_become_labels_to_correct_with_their_scores() {
 #[test]
 fn stats_of_every_fixture_are_told() {
     for name in ["roboflow", "yolo", "voc", "labelme", "cvat", "label_studio", "open_images", "csv"] {
-        assert_eq!(run(&["stats", text(&fixture(name)), "--size", "320", "512"]), Ok(success()), "{name}");
+        assert_eq!(run(&["stats", text(&fixture(name)), "--size", "320,512"]), Ok(success()), "{name}");
         assert_eq!(run(&["stats", text(&fixture(name)), "--json"]), Ok(success()), "{name}");
     }
     assert!(run(&["stats", text(&fixture("voc")), "--ratios", "0"]).unwrap_err().contains("above 0"));
-    assert!(run(&["stats", text(&fixture("voc")), "--size", "0", "5"]).is_err());
+    assert!(run(&["stats", text(&fixture("voc")), "--size", "0,5"]).is_err());
 }

@@ -27,7 +27,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
     let import = args.source.read()?;
-    let options = Options { decode: !args.no_decode, size: args.resize.pair(), progress: !args.json };
+    let options = Options { decode: !args.no_decode, size: args.resize.size, progress: !args.json };
     let report = check(&import, &options);
     let mut mended = Vec::new();
     if let Some(out) = &args.fix {

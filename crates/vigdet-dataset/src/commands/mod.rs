@@ -8,7 +8,7 @@ mod stats;
 
 use crate::layouts::Layout;
 use crate::types::Import;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -78,15 +78,13 @@ impl Source {
 struct Resize {
     /// Images are resized so that the shorter side has so many pixels, unless the longer one then has more than the
     /// second number: `data.size` of the config.
-    #[arg(long, num_args = 2, value_names = ["SHORT", "LONG"], default_values_t = [800, 1333],
-        value_parser = clap::value_parser!(u32).range(1..))]
-    size: Vec<u32>,
+    #[arg(long, value_name = "SHORT,LONG", default_value = "800,1333", value_parser = pair)]
+    size: (u32, u32),
 }
 
-impl Resize {
-    fn pair(&self) -> (u32, u32) {
-        (self.size.first().copied().unwrap_or(800), self.size.get(1).copied().unwrap_or(1333))
-    }
+fn pair(text: &str) -> Result<(u32, u32)> {
+    let sides = text.split_once(',').and_then(|(short, long)| Some((short.parse().ok()?, long.parse().ok()?)));
+    sides.filter(|&(short, long)| short > 0 && long > 0).context("two whole numbers above 0 are expected, as 320,512")
 }
 
 /// Prints a line. A closed pipe or a full disk is no reason to stop.

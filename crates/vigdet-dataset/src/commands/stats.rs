@@ -40,13 +40,13 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         "strides, ratios and base must be above 0"
     );
     let import = args.source.open()?;
-    let all = stats(&import, args.resize.pair());
+    let all = stats(&import, args.resize.size);
     let start =
         Anchors { strides: args.strides, base: args.base, octaves: args.octaves, sizes: None, ratios: args.ratios };
     // What is trained on; everything where nothing is called so.
     let training: Vec<_> = import.splits.iter().filter(|split| split.name == "train").collect();
     let training = if training.is_empty() { import.splits.iter().collect() } else { training };
-    let objects = objects(training, args.resize.pair());
+    let objects = objects(training, args.resize.size);
     let per_location = start.octaves as usize * start.ratios.len();
     let enough = objects.len() >= per_location;
     let fitted = if enough { Some(fitted(&objects, &start, args.seed)?) } else { None };

@@ -132,6 +132,16 @@ pub(crate) fn read(path: &Path, layout: Layout) -> Result<Vec<Split>> {
     }
 }
 
+/// Whether a folder is new or empty, as [`write`] wants it.
+///
+/// # Errors
+/// There is something in it, or it is no folder.
+pub fn check_free(out: &Path) -> Result<()> {
+    let free = !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
+    ensure!(free, "{} is there and not empty: choose another folder", out.display());
+    Ok(())
+}
+
 /// Writes `import` in a layout into the folder `out`, which must be new or empty. Gives a line for each thing that the
 /// layout loses.
 ///
@@ -139,8 +149,7 @@ pub(crate) fn read(path: &Path, layout: Layout) -> Result<Vec<Split>> {
 /// There is something in `out`; a file cannot be written; a file name leaves its folder, or two images would share a
 /// label file.
 pub fn write(import: &Import, layout: Layout, out: &Path, images: Images) -> Result<Vec<String>> {
-    let free = !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
-    ensure!(free, "{} is there and not empty: choose another folder for the export", out.display());
+    check_free(out)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
     for split in &import.splits {
         vigdet_coco::check_ids(&split.dataset).with_context(|| format!("split {}", split.name))?;
