@@ -48,7 +48,7 @@ lint: libtorch ## rustfmt and clippy, warnings are errors
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || \
 		{ echo "lint: rustfmt or clippy is missing: rustup component add rustfmt clippy"; exit 1; }
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --profile test -- -D warnings
 
 fmt: ## Format the source
 	$(CARGO) fmt --all

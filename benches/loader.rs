@@ -59,7 +59,7 @@ fn epoch(data: &Path, config: &DataConfig, batch_size: usize) -> Result<()> {
     let loader = Loader::new(dataset, config, LoaderOptions { batch_size, train: true, seed: 0 })?;
     let start = Instant::now();
     let mut images = 0;
-    for batch in loader.epoch(0, 0) {
+    for batch in loader.epoch(0, 0, true) {
         images += batch?.len();
     }
     println!("{{\"images\": {images}, \"seconds\": {}}}", start.elapsed().as_secs_f64());
@@ -83,7 +83,7 @@ fn classify(data: &Path, size: u32, batch_size: usize, workers: usize, kind: &st
     let loader = ClassLoader::new(ImageFolder::open(&config.train, data)?, &config, options)?;
     let start = Instant::now();
     let mut images = 0;
-    for batch in loader.epoch(0, 0) {
+    for batch in loader.epoch(0, 0, true) {
         images += batch?.len();
     }
     println!("{{\"images\": {images}, \"seconds\": {}}}", start.elapsed().as_secs_f64());
@@ -97,7 +97,7 @@ fn steps(criterion: &mut Criterion) -> Result<()> {
     image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 90).encode_image(&image)?;
     let mut group = criterion.benchmark_group("loader_640x480");
     group.bench_function("decode_jpeg", |b| b.iter(|| decode::from_bytes(black_box(&jpeg), false)));
-    let factors = color::Factors { brightness: 1.1, contrast: 0.9, saturation: 1.2 };
+    let factors = color::Factors { brightness: 1.1, contrast: 0.9, saturation: 1.2, hue: 0.0 };
     group.bench_function("colour", |b| b.iter(|| color::jitter(black_box(&mut image.clone()), &factors)));
     let info = ImageInfo { id: 1, file: "a".into(), width: 640, height: 480 };
     for (name, resize) in [("antialias", ResizeKind::Antialias), ("bilinear", ResizeKind::Bilinear)] {

@@ -24,7 +24,7 @@ pub fn losses(folder: &Path, config: &Config) -> anyhow::Result<Vec<String>> {
     let dataset = Arc::new(CocoDataset::open(&config.data.train, folder, true)?);
     let options = LoaderOptions { batch_size: 2, train: true, seed: 0 };
     let loader = Loader::new(dataset.clone(), &config.data, options)?;
-    let Some(batch) = loader.epoch(0, 0).next().transpose()? else { anyhow::bail!("there is no image") };
+    let Some(batch) = loader.epoch(0, 0, true).next().transpose()? else { anyhow::bail!("there is no image") };
 
     let store = nn::VarStore::new(Device::Cpu);
     let detector = detect::build(&store.root(), &config.model, dataset.classes().len() as i64)?;

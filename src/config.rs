@@ -29,6 +29,7 @@ macro_rules! section {
 
 mod backbone;
 mod bounds;
+mod changes;
 mod data;
 mod experiment;
 mod finetune;
@@ -37,7 +38,7 @@ mod train;
 mod two_stage;
 
 pub use backbone::{BackboneConfig, GraphConvKind, RelativeKind, Search};
-pub use data::{CropConfig, DataConfig, OnError, ResizeKind, ShapesConfig, SplitConfig};
+pub use data::{AffineConfig, CropConfig, DataConfig, OnError, ResizeKind, ScalePer, ShapesConfig, SplitConfig};
 pub use experiment::{Experiment, Task};
 pub use pretraining::{
     ClassifierConfig, ClassifyConfig, ClassifyDataConfig, EraseConfig, FolderConfig, Interpolation, RandAugmentConfig,
@@ -240,6 +241,9 @@ section! {
         pub sizes: Option<Vec<f64>> = None,
         /// Height over width.
         pub ratios: Vec<f64> = vec![0.5, 1.0, 2.0],
+        /// Fit base (or sizes) and ratios to the objects of the training split when a training starts, as many as are
+        /// given here, and keep them in the run's config and weights. `--set model.anchors=auto` is short for it.
+        pub auto: bool = false,
         /// Round corners to whole pixels (torchvision).
         pub round: bool = false,
         /// Take strides as image size / map size, rounded down (torchvision), rather than `strides`.

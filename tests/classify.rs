@@ -421,7 +421,7 @@ fn loader(root: &Path, config: &ClassifyDataConfig, options: ClassLoaderOptions)
 }
 
 fn all(loader: &ClassLoader, epoch: usize, first: usize) -> Vec<ClassBatch> {
-    loader.epoch(epoch, first).map(Result::unwrap).collect()
+    loader.epoch(epoch, first, true).map(Result::unwrap).collect()
 }
 
 fn same(a: &[ClassBatch], b: &[ClassBatch]) -> bool {
@@ -478,7 +478,7 @@ fn an_unreadable_image_is_replaced_in_training_and_left_out_of_evaluation() {
 
     let stop = ClassifyDataConfig { on_error: OnError::Stop, ..plain };
     let val = loader(root.path(), &stop, options);
-    let error = val.epoch(0, 0).find_map(Result::err).unwrap();
+    let error = val.epoch(0, 0, false).find_map(Result::err).unwrap();
     assert!(format!("{error:#}").contains("3.png") && format!("{error:#}").contains("on_error"), "{error:#}");
 }
 

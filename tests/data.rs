@@ -7,7 +7,7 @@ use image::{Rgb, RgbImage};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{json, Value};
 use tempfile::TempDir;
-use vigdet::config::{CropConfig, DataConfig, OnError, ResizeKind, SplitConfig};
+use vigdet::config::{AffineConfig, CropConfig, DataConfig, OnError, ResizeKind, ScalePer, SplitConfig};
 use vigdet::data::augment::{cut, random_crop};
 use vigdet::data::mosaic::mosaic;
 use vigdet::data::order::generator;
@@ -408,6 +408,13 @@ fn small(workers: usize) -> DataConfig {
     DataConfig { size: [24, 40], scale: [0.7, 1.3], color: 0.3, workers, ..DataConfig::default() }
 }
 
+/// All that changes an image in training.
+fn all_changes(workers: usize) -> DataConfig {
+    let affine = AffineConfig { probability: 0.6, scale: [0.5, 1.5], degrees: 15.0, shear: 5.0 };
+    let crop = CropConfig { probability: 0.4, ..CropConfig::default() };
+    DataConfig { hue: 0.1, mosaic: 0.4, mixup: 0.4, rotate: 0.5, affine, crop, ..small(workers) }
+}
+
 const TRAIN: LoaderOptions = LoaderOptions { batch_size: 3, train: true, seed: 11 };
 
 /// Everything of an epoch that a training step sees.
@@ -416,7 +423,7 @@ type Seen = Vec<(Vec<i64>, Vec<f32>, Vec<Vec<[f32; 4]>>, Vec<Vec<i64>>)>;
 fn run(data: &Arc<CocoDataset>, config: &DataConfig, options: LoaderOptions, epoch: usize, first: usize) -> Seen {
     let loader = Loader::new(data.clone(), config, options).unwrap();
     loader
-        .epoch(epoch, first)
+        .epoch(epoch, first, true)
         .map(|batch| {
             let batch = batch.unwrap();
             let ids = batch.infos.iter().map(|i| i.id).collect();
@@ -431,15 +438,56 @@ fn run(data: &Arc<CocoDataset>, config: &DataConfig, options: LoaderOptions, epo
 fn batches_do_not_depend_on_the_number_of_threads_nor_on_where_an_epoch_is_entered() {
     let (folder, split) = forty();
     let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
-    let one = run(&data, &small(1), TRAIN, 4, 0);
-    assert_eq!(one.len(), 14);
-    assert_eq!(one, run(&data, &small(5), TRAIN, 4, 0));
-    assert_eq!(one[9..], run(&data, &small(2), TRAIN, 4, 9)[..]);
-    assert_ne!(one, run(&data, &small(2), TRAIN, 5, 0));
-    assert_ne!(one, run(&data, &small(2), LoaderOptions { seed: 12, ..TRAIN }, 4, 0));
-    let mut ids: Vec<i64> = one.iter().flat_map(|batch| batch.0.clone()).collect();
-    ids.sort_unstable();
-    assert_eq!(ids, (1..=40).collect::<Vec<_>>());
+    for small in [small, all_changes] {
+        let one = run(&data, &small(1), TRAIN, 4, 0);
+        assert_eq!(one.len(), 14);
+        assert_eq!(one, run(&data, &small(5), TRAIN, 4, 0));
+        assert_eq!(one[9..], run(&data, &small(2), TRAIN, 4, 9)[..]);
+        assert_ne!(one, run(&data, &small(2), TRAIN, 5, 0));
+        assert_ne!(one, run(&data, &small(2), LoaderOptions { seed: 12, ..TRAIN }, 4, 0));
+        let mut ids: Vec<i64> = one.iter().flat_map(|batch| batch.0.clone()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (1..=40).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_batch_that_shares_its_factor_of_the_size_has_no_padding_between_its_images() {
+    let (folder, split) = forty();
+    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let config = DataConfig { size: [48, 80], pad: 1, scale: [0.5, 1.0], ..small(2) };
+    let sizes = |scale_per: ScalePer| -> Vec<Vec<(i64, i64)>> {
+        let config = DataConfig { scale_per, ..config.clone() };
+        let loader = Loader::new(data.clone(), &config, TRAIN).unwrap();
+        // The first batches are of one aspect ratio.
+        loader.epoch(4, 0, true).map(|batch| batch.unwrap().sizes).collect()
+    };
+    let (of_batch, of_image) = (sizes(ScalePer::Batch), sizes(ScalePer::Image));
+    let shares = |all: &[Vec<(i64, i64)>]| {
+        let area = |&(height, width): &(i64, i64)| height * width;
+        all.iter().filter(|sizes| sizes.iter().all(|size| area(size) == area(&sizes[0]))).count()
+    };
+    // All but those that mix the two aspect ratios, which here have one area.
+    assert_eq!(shares(&of_batch), of_batch.len());
+    assert_eq!(shares(&of_image), 1, "the last batch has one image");
+    let first: Vec<_> = of_batch.iter().map(|sizes| sizes[0].0 * sizes[0].1).collect();
+    assert!(first.iter().any(|area| *area != first[0]), "{first:?}");
+}
+
+#[test]
+fn an_epoch_without_strong_augmentation_keeps_the_other_changes_as_they_are() {
+    let (folder, split) = forty();
+    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let first = |config: &DataConfig, strong: bool| {
+        let loader = Loader::new(data.clone(), config, TRAIN).unwrap();
+        let batch = loader.epoch(4, 0, strong).next().unwrap().unwrap();
+        (values(&batch), batch.targets.iter().map(|t| t.boxes.clone()).collect::<Vec<_>>())
+    };
+    let strong = DataConfig { mosaic: 1.0, mixup: 1.0, ..small(2) };
+    let (on, off) = (first(&strong, true), first(&strong, false));
+    assert_eq!(off, first(&small(2), true));
+    assert_ne!(on, off);
+    assert!(on.1.iter().map(Vec::len).sum::<usize>() > off.1.iter().map(Vec::len).sum::<usize>());
 }
 
 #[test]
@@ -507,7 +555,7 @@ fn flips_take_their_boxes_along() {
     for (flip, flip_vertical, expected) in cases {
         let config = DataConfig { size: [32, 64], flip, flip_vertical, workers: 1, ..DataConfig::default() };
         let loader = Loader::new(data.clone(), &config, options).unwrap();
-        let batch = loader.epoch(0, 0).next().unwrap().unwrap();
+        let batch = loader.epoch(0, 0, true).next().unwrap().unwrap();
         assert_eq!(assert_box_on_patch(&batch), expected);
     }
 }
@@ -518,7 +566,7 @@ fn a_quarter_turn_takes_its_boxes_along() {
     let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
     let options = LoaderOptions { batch_size: 1, train: true, seed: 0 };
     let config = DataConfig { size: [32, 64], flip: 0.0, rotate: 1.0, workers: 1, ..DataConfig::default() };
-    let batch = Loader::new(data, &config, options).unwrap().epoch(0, 0).next().unwrap().unwrap();
+    let batch = Loader::new(data, &config, options).unwrap().epoch(0, 0, true).next().unwrap().unwrap();
     assert_eq!(batch.sizes, [(64, 32)]);
     assert_eq!(assert_box_on_patch(&batch), [22.0, 8.0, 28.0, 20.0]);
 }
@@ -610,7 +658,7 @@ fn boxes_are_scaled_with_their_image() {
     let loader = Loader::new(data, &config, LoaderOptions { batch_size: 1, train: true, seed: 3 }).unwrap();
     let mut heights = Vec::new();
     for epoch in 0..20 {
-        let batch = loader.epoch(epoch, 0).next().unwrap().unwrap();
+        let batch = loader.epoch(epoch, 0, true).next().unwrap().unwrap();
         let (height, width) = batch.sizes[0];
         assert!((32..=64).contains(&height) && (width - 2 * height).abs() <= 1, "{height}×{width}");
         let [x1, y1, x2, y2] = batch.targets[0].boxes[0];
@@ -629,7 +677,7 @@ fn images_that_are_not_trained_on_may_have_another_size() {
     let config = DataConfig { size: [32, 64], test_size: Some([48, 200]), ..DataConfig::default() };
     let size = |train: bool| {
         let options = LoaderOptions { batch_size: 1, train, seed: 0 };
-        Loader::new(data.clone(), &config, options).unwrap().epoch(0, 0).next().unwrap().unwrap().sizes[0]
+        Loader::new(data.clone(), &config, options).unwrap().epoch(0, 0, true).next().unwrap().unwrap().sizes[0]
     };
     assert_eq!((size(true), size(false)), ((32, 64), (48, 96)));
     let (image, info) = (RgbImage::new(64, 32), data.info(0).clone());
@@ -645,7 +693,7 @@ fn an_unreadable_image_is_named_and_skipped_or_stops_the_run() {
 
     let evaluation = LoaderOptions { batch_size: 1, train: false, seed: 0 };
     let loader = Loader::new(data.clone(), &small(2), evaluation).unwrap();
-    let ids: Vec<i64> = loader.epoch(0, 0).map(|b| b.unwrap().infos[0].id).collect();
+    let ids: Vec<i64> = loader.epoch(0, 0, true).map(|b| b.unwrap().infos[0].id).collect();
     assert_eq!(ids, (1..=40).filter(|i| ![7, 8].contains(i)).collect::<Vec<_>>());
     let skipped = loader.skipped();
     assert_eq!(skipped.iter().map(|s| s.0.as_str()).collect::<Vec<_>>(), ["7.png", "8.png"]);
@@ -654,7 +702,7 @@ fn an_unreadable_image_is_named_and_skipped_or_stops_the_run() {
     // In training another image takes the place, so that steps stay where they are.
     let loader = Loader::new(data.clone(), &small(2), TRAIN).unwrap();
     let mut ids: Vec<i64> =
-        loader.epoch(0, 0).flat_map(|b| b.unwrap().infos.iter().map(|i| i.id).collect::<Vec<_>>()).collect();
+        loader.epoch(0, 0, true).flat_map(|b| b.unwrap().infos.iter().map(|i| i.id).collect::<Vec<_>>()).collect();
     ids.sort_unstable();
     let mut expected: Vec<i64> = (1..=40).filter(|i| ![7, 8].contains(i)).chain([9, 9]).collect();
     expected.sort_unstable();
@@ -663,7 +711,7 @@ fn an_unreadable_image_is_named_and_skipped_or_stops_the_run() {
 
     let config = DataConfig { on_error: OnError::Stop, ..small(2) };
     let loader = Loader::new(data, &config, evaluation).unwrap();
-    let error = loader.epoch(0, 0).find_map(Result::err).unwrap();
+    let error = loader.epoch(0, 0, true).find_map(Result::err).unwrap();
     assert!(format!("{error:#}").contains("7.png"), "{error:#}");
 }
 
@@ -673,7 +721,7 @@ fn training_stops_when_no_image_can_be_read() {
     let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
     std::fs::remove_dir_all(folder.path().join("pictures")).unwrap();
     let loader = Loader::new(data, &small(2), TRAIN).unwrap();
-    let error = loader.epoch(0, 0).next().unwrap().unwrap_err();
+    let error = loader.epoch(0, 0, true).next().unwrap().unwrap_err();
     assert!(format!("{error:#}").contains("could not be read"), "{error:#}");
 }
 
@@ -685,7 +733,7 @@ fn no_more_batches_are_made_ahead_than_promised() {
     let config = DataConfig { group_by_aspect: false, ..small(3) };
     let loader = Loader::new(data, &config, options).unwrap();
     assert_eq!((loader.ahead(), loader.batches_per_epoch()), (3, 20));
-    let epoch = loader.epoch(0, 0);
+    let epoch = loader.epoch(0, 0, true);
     // What is made ahead is made by now; what is not must not be there any more.
     std::thread::sleep(std::time::Duration::from_millis(300));
     for id in 7..=40 {
@@ -706,7 +754,7 @@ fn an_image_of_another_size_than_annotated_counts_by_its_pixels_and_is_reported(
     assert_eq!((sample.info.width, sample.info.height), (30, 12));
     assert_eq!(sample.target.boxes, [[0.0, 0.0, 30.0, 6.0]]);
     let loader = Loader::new(data, &small(1), LoaderOptions { train: false, ..TRAIN }).unwrap();
-    assert_eq!(loader.epoch(0, 0).count(), 1);
+    assert_eq!(loader.epoch(0, 0, true).count(), 1);
     let resized = loader.resized();
     assert_eq!(resized[0].0, "a.png");
     assert!(resized[0].1.contains("30×12") && resized[0].1.contains("40×24"), "{resized:?}");

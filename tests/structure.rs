@@ -161,8 +161,8 @@ fn every_command_has_a_program_of_its_own_name() {
         files(&[folder], &["rs"]).into_iter().map(stem).collect()
     };
     let mut commands = names("src/commands");
-    // What two commands share, a part of one, and the one that is in `vigdet` alone.
-    for other in ["mod", "training", "prelabels", "weights"] {
+    // What two commands share, parts of one, and those that are in `vigdet` alone.
+    for other in ["mod", "training", "prelabels", "preview", "weights", "dataset"] {
         assert!(commands.remove(other), "{other}");
     }
     let mut programs = names("src/bin");

@@ -474,3 +474,26 @@ fn fine_tuning_brings_the_model_and_makes_a_short_run_long_enough() {
     let both = [&args[..], &["--config", "retinanet_pvig_ti_small"]].concat();
     assert!(fail("train_det", &both).contains("cannot be used with"));
 }
+
+#[test]
+fn anchors_that_are_fitted_are_kept_in_the_runs_config_and_in_its_weights() {
+    let scene = Scene::new();
+    let auto = ["--max-iters", "2", "--set", "model.anchors=auto", "--set", "train.eval_every=0"];
+    let printed = succeed("train_det", &strs(&scene.train("run", &auto)));
+    let line = printed.lines().find(|line| line.contains("anchors fitted to 20 objects")).unwrap();
+    let shares: Vec<f64> = line.split(['%', ' ', '(']).filter_map(|word| word.parse().ok()).collect();
+    assert!(shares[1] >= 90.0, "{line}");
+    let anchors = read_json(scene.path("run/config.json"))["model"]["anchors"].clone();
+    assert_eq!(anchors["auto"], false);
+    assert_ne!(anchors["base"], 2.0);
+    assert!(printed.contains(&format!("model.anchors.base={}", anchors["base"])), "{printed}");
+    let weights = std::fs::read(scene.path("run/checkpoints/last.safetensors")).unwrap();
+    let base = format!("\\\"base\\\":{}", anchors["base"]);
+    assert!(weights.windows(base.len()).any(|part| part == base.as_bytes()), "{base}");
+    // The same numbers give the same steps.
+    let base = format!("model.anchors.base={}", anchors["base"]);
+    let ratios = format!("model.anchors.ratios={}", anchors["ratios"]);
+    let given = ["--max-iters", "2", "--set", "train.eval_every=0", "--set", &base, "--set", &ratios];
+    succeed("train_det", &strs(&scene.train("given", &given)));
+    assert_eq!(log(&scene.path("run")), log(&scene.path("given")));
+}

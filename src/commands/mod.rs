@@ -2,12 +2,14 @@
 //! has a binary of its own name.
 
 pub mod classify;
+pub mod dataset;
 pub mod detect;
 pub mod extract_features;
 pub mod model_stats;
 pub mod plot_graph;
 pub mod plot_run;
 mod prelabels;
+mod preview;
 pub mod shapes;
 pub mod test_cls;
 pub mod test_det;
@@ -56,8 +58,8 @@ enum Command {
     ModelStats(model_stats::Args),
     /// Draw a set of the built-in data
     Shapes(shapes::Args),
-    /// Read, check, count, split and convert labelled images of any usual layout
-    Dataset(vigdet_dataset::commands::Args),
+    /// Read, check, count, show, split and convert labelled images of any usual layout
+    Dataset(dataset::Args),
     /// List the published weights that are known by name, and fetch them
     Weights(weights::Args),
 }
@@ -80,7 +82,7 @@ impl Vigdet {
             Command::PlotRun(args) => plot_run::run(args),
             Command::ModelStats(args) => model_stats::run(args),
             Command::Shapes(args) => shapes::run(args),
-            Command::Dataset(args) => vigdet_dataset::commands::run(args),
+            Command::Dataset(args) => dataset::run(args),
             Command::Weights(args) => weights::run(args),
         }
     }

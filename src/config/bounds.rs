@@ -69,6 +69,19 @@ impl Config {
         fraction("data.crop.visible", d.crop.visible)?;
         fraction("data.rotate", d.rotate)?;
         fraction("data.mosaic", d.mosaic)?;
+        fraction("data.mixup", d.mixup)?;
+        fraction("data.strong_until", d.strong_until)?;
+        fraction("data.affine.probability", d.affine.probability)?;
+        ensure!((0.0..=0.5).contains(&d.hue), "data.hue must be 0 to 0.5, not {}", d.hue);
+        for (name, angle) in [("degrees", d.affine.degrees), ("shear", d.affine.shear)] {
+            ensure!((0.0..=180.0).contains(&angle), "data.affine.{name} must be 0 to 180 degrees, not {angle}");
+        }
+        ensure!(d.affine.shear < 90.0, "data.affine.shear must be below 90 degrees, not {}", d.affine.shear);
+        ensure!(
+            d.affine.scale[0] > 0.0 && d.affine.scale[0] <= d.affine.scale[1] && d.affine.scale[1] <= 16.0,
+            "data.affine.scale is [least, most] factor, at most 16; {:?} is not",
+            d.affine.scale
+        );
         ensure!(
             d.scale[0] > 0.0 && d.scale[0] <= d.scale[1],
             "data.scale is [least, most] factor; {:?} is not",

@@ -30,14 +30,25 @@ section! {
         pub flip_vertical: f64 = 0.0,
         /// Training: the size is multiplied by a random factor of this range, drawn evenly in logarithm; [1, 1] is off.
         pub scale: [f64; 2] = [1.0, 1.0],
+        /// Training: what the factor is drawn for. One factor for a batch wastes nothing on padding.
+        pub scale_per: ScalePer = ScalePer::Image,
         /// Training: brightness, contrast and saturation change by up to this fraction; 0 is off.
         pub color: f64 = 0.0,
+        /// Training: the hue turns by up to this fraction of the colour circle, at most 0.5; 0 is off.
+        pub hue: f64 = 0.0,
         /// Training: cutting out parts of images.
         pub crop: CropConfig = CropConfig::default(),
         /// Training: probability of a quarter turn. With both flips at 0.5 all eight positions come equally often.
         pub rotate: f64 = 0.0,
         /// Training: probability that an image is put together from parts of four.
         pub mosaic: f64 = 0.0,
+        /// Training: probability that an image is blended with another.
+        pub mixup: f64 = 0.0,
+        /// Training: size, turn and shear on an image's own canvas.
+        pub affine: AffineConfig = AffineConfig::default(),
+        /// Mosaic, mixup and affine changes end with this fraction of the training's steps, but not before epochs that
+        /// begin after step 50: the last epochs see images as they are.
+        pub strong_until: f64 = 1.0,
         /// Channel means (red, green, blue) of images in 0–1.
         pub mean: [f32; 3] = [0.485, 0.456, 0.406],
         /// Channel standard deviations.
@@ -69,6 +80,21 @@ section! {
         pub scale: f64 = 0.5,
         /// Objects with less than this fraction of their box left are ignored in training (by the mosaic too).
         pub visible: f64 = 0.3,
+    }
+}
+
+section! {
+    /// Size, turn and shear of an image on its own canvas in training; at least one object stays.
+    pub struct AffineConfig {
+        /// How often; 0 is off.
+        pub probability: f64 = 0.0,
+        /// The image's size is multiplied by a factor of this range, drawn evenly in logarithm. Smaller images lie
+        /// anywhere on the canvas, of larger ones any part is seen.
+        pub scale: [f64; 2] = [1.0, 1.0],
+        /// Most degrees of a turn, either way.
+        pub degrees: f64 = 0.0,
+        /// Most degrees of a shear, either way.
+        pub shear: f64 = 0.0,
     }
 }
 
@@ -114,6 +140,17 @@ section! {
         /// Seed of the training split; the validation split takes another one made from it.
         pub seed: u64 = 0,
     }
+}
+
+/// What a random factor of the size is drawn for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScalePer {
+    /// Each image: a batch has many sizes, and is padded to the largest.
+    #[default]
+    Image,
+    /// Each batch (micro batch): its images have one.
+    Batch,
 }
 
 /// How images are resized.

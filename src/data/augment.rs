@@ -9,7 +9,7 @@ use super::sample::{Sample, Target};
 use crate::config::{CropConfig, DataConfig};
 
 /// Windows that are tried for a crop before the image stays whole.
-const CROP_TRIES: usize = 20;
+pub(super) const TRIES: usize = 20;
 
 /// Boxes of which less than this is left, in pixels along either side, are gone.
 const SHORTEST_SIDE: f32 = 1.0;
@@ -20,7 +20,7 @@ const SHORTEST_SIDE: f32 = 1.0;
 /// The flips are drawn first, whatever else is on, so that they stay the same when an option is added.
 pub fn augment(mut sample: Sample, config: &DataConfig, rng: &mut impl Rng) -> Sample {
     let (flip, flip_vertical) = (rng.random_bool(config.flip), rng.random_bool(config.flip_vertical));
-    let factors = color::Factors::draw(config.color, rng);
+    let factors = color::Factors::draw(config.color, config.hue, rng);
     if rng.random_bool(config.crop.probability) {
         random_crop(&mut sample, &config.crop, rng);
     }
@@ -70,9 +70,8 @@ pub fn quarter_turn(sample: &mut Sample) {
 /// still be told (`config.visible` of its box). An image for which no such window is found stays whole.
 pub fn random_crop(sample: &mut Sample, config: &CropConfig, rng: &mut impl Rng) {
     let (width, height) = sample.image.dimensions();
-    let countable = |target: &Target| target.crowd.iter().any(|crowd| !crowd);
-    let needs_object = countable(&sample.target);
-    for _ in 0..CROP_TRIES {
+    let needs_object = sample.target.has_countable();
+    for _ in 0..TRIES {
         let mut draw = |side: u32| {
             let share = rng.random_range(config.scale..=1.0);
             let length = ((f64::from(side) * share).round() as u32).clamp(1, side);
@@ -80,7 +79,7 @@ pub fn random_crop(sample: &mut Sample, config: &CropConfig, rng: &mut impl Rng)
         };
         let ((x, w), (y, h)) = (draw(width), draw(height));
         let target = cut(&sample.target, [x, y, x + w, y + h].map(|v| v as f32), config.visible as f32);
-        if countable(&target) || !needs_object {
+        if target.has_countable() || !needs_object {
             sample.target = target;
             sample.image = imageops::crop_imm(&sample.image, x, y, w, h).to_image();
             return;

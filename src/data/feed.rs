@@ -43,6 +43,8 @@ pub struct Job {
     pub epoch: usize,
     /// Its number in the epoch.
     pub batch: usize,
+    /// Whether strong augmentation, which ends before the training does, is on in this epoch.
+    pub strong: bool,
     /// The images.
     pub slots: Vec<Slot>,
 }
@@ -178,10 +180,11 @@ impl<S: Source> Feed<S> {
         self.ahead = self.ahead.max(batches);
     }
 
-    /// Enters `epoch` at its batch `first_batch` (0: from the beginning; a resumed run: where it stopped).
-    pub fn epoch(&self, epoch: usize, first_batch: usize) -> Epoch<'_, S> {
+    /// Enters `epoch` at its batch `first_batch` (0: from the beginning; a resumed run: where it stopped), with strong
+    /// augmentation or without.
+    pub fn epoch(&self, epoch: usize, first_batch: usize, strong: bool) -> Epoch<'_, S> {
         let plan = self.order.plan(epoch, self.source.images(), |i| self.source.is_tall(i));
-        let jobs = plan.into_iter().enumerate().map(|(batch, slots)| Job { epoch, batch, slots });
+        let jobs = plan.into_iter().enumerate().map(|(batch, slots)| Job { epoch, batch, strong, slots });
         let jobs: VecDeque<Job> = jobs.skip(first_batch).collect();
         let source = self.source.clone();
         let work = move |job: Job| source.batch(&job);

@@ -10,10 +10,12 @@ use super::augment::{augment, draw_scale};
 use super::batch::collate;
 use super::coco::CocoDataset;
 use super::feed::{Feed, Job, Reader, Source};
+use super::mixup::mixup;
 use super::mosaic::mosaic;
 use super::order::{generator, Grouping, Order};
 use super::sample::{Batch, Sample};
-use crate::config::DataConfig;
+use super::scale_jitter::affine;
+use crate::config::{DataConfig, ScalePer};
 
 /// What a [`Loader`] does with the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +66,7 @@ impl Source for CocoSource {
     }
 
     fn batch(&self, job: &Job) -> Result<Option<Batch>> {
-        let load = |image: usize| self.load(job.epoch, image);
+        let load = |image: usize| self.load(job, image);
         let loaded: Vec<Option<(Sample, f64)>> =
             job.slots.par_iter().map(|slot| load(slot.image)).collect::<Result<_>>()?;
         let (samples, scales): (Vec<Sample>, Vec<f64>) = loaded.into_iter().flatten().unzip();
@@ -81,25 +83,45 @@ impl Source for CocoSource {
 }
 
 impl CocoSource {
-    /// Image `i`, augmented, and the factor of its size. `None`: it is unreadable and left out.
-    fn load(&self, epoch: usize, i: usize) -> Result<Option<(Sample, f64)>> {
+    /// Image `i` of a batch, augmented, and the factor of its size. `None`: it is unreadable and left out.
+    fn load(&self, job: &Job, i: usize) -> Result<Option<(Sample, f64)>> {
         if !self.options.train {
             return Ok(self.read(i)?.map(|sample| (sample, 1.0)));
         }
-        let mut rng = generator(self.options.seed, epoch, i as u64);
-        let scale = draw_scale(self.config.scale, &mut rng);
+        let mut rng = generator(self.options.seed, job.epoch, i as u64);
+        let mut scale = draw_scale(self.config.scale, &mut rng);
+        if self.config.scale_per == ScalePer::Batch {
+            // No image has so high a number.
+            let mut of_batch = generator(self.options.seed, job.epoch, u64::MAX - job.batch as u64);
+            scale = draw_scale(self.config.scale, &mut of_batch);
+        }
         let mut sample = self.read_near(i)?;
-        if self.config.mosaic > 0.0 {
-            // Its own stream: the other draws stay what they are without it.
+        if job.strong {
+            // A stream of their own: the other draws stay what they are without them.
             let mut rng = rng.clone();
             rng.set_stream(1);
-            if rng.random_bool(self.config.mosaic) {
-                let mut other = || self.read_near(rng.random_range(0..self.dataset.len()));
-                let four = [sample, other()?, other()?, other()?];
-                sample = mosaic(four, self.config.crop.visible, &mut rng)?;
-            }
+            sample = self.change_strongly(sample, &mut rng)?;
         }
         Ok(Some((augment(sample, &self.config, &mut rng), scale)))
+    }
+
+    /// Mosaic, affine change, mixup: each as often as the config says.
+    fn change_strongly(&self, mut sample: Sample, rng: &mut impl Rng) -> Result<Sample> {
+        let d = &self.config;
+        let other = |rng: &mut _| self.read_near(Rng::random_range(rng, 0..self.dataset.len()));
+        if d.mosaic > 0.0 && rng.random_bool(d.mosaic) {
+            let four = [sample, other(rng)?, other(rng)?, other(rng)?];
+            sample = mosaic(four, d.crop.visible, rng)?;
+        }
+        if d.affine.probability > 0.0 && rng.random_bool(d.affine.probability) {
+            // The mean: 0 to the network, as the padding is.
+            let fill = d.mean.map(|mean| (255.0 * mean).round() as u8);
+            affine(&mut sample, &d.affine, d.crop.visible, fill, rng)?;
+        }
+        if d.mixup > 0.0 && rng.random_bool(d.mixup) {
+            mixup(&mut sample, other(rng)?, rng)?;
+        }
+        Ok(sample)
     }
 
     /// Image `i`, or the next one that can be read.

@@ -12,7 +12,7 @@ type Corners = [f32; 4];
 /// Sides of a region below this, in pixels, are taken to be so long: polygons on its grid keep finite coordinates.
 const SHORTEST_SIDE: f64 = 0.1;
 
-/// A whole image between two pixel grids: mirrored, turned by quarters, cut, scaled.
+/// A whole image between two pixel grids: mirrored, turned, cut, scaled, sheared.
 ///
 /// A point (x, y) goes to (xx·x + xy·y + x0, yx·x + yy·y + y0), in pixels; pixel i reaches from i to i + 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +56,22 @@ impl Geometry {
         Self { across: [across, 0.0, 0.0], down: [0.0, down, 0.0] }
     }
 
+    /// A clockwise turn about the corner, in radians.
+    pub fn turn(angle: f64) -> Self {
+        let (sin, cos) = angle.sin_cos();
+        Self { across: [cos, -sin, 0.0], down: [sin, cos, 0.0] }
+    }
+
+    /// Rows move sideways, by the tangent of an angle in radians for each pixel down.
+    pub fn shear(angle: f64) -> Self {
+        Self { across: [1.0, angle.tan(), 0.0], ..Self::default() }
+    }
+
+    /// Whether upright boxes stay upright boxes.
+    pub fn keeps_axes(&self) -> bool {
+        (self.across[1] == 0.0 && self.down[0] == 0.0) || (self.across[0] == 0.0 && self.down[1] == 0.0)
+    }
+
     /// First this, then `next`.
     pub fn then(&self, next: &Self) -> Self {
         let row = |r: &[f64; 3]| {
@@ -79,6 +95,13 @@ impl Geometry {
         let (a, b, c, d) = (d / determinant, -b / determinant, -c / determinant, a / determinant);
         Self { across: [a, b, -(a * x0 + b * y0)], down: [c, d, -(c * x0 + d * y0)] }
     }
+}
+
+/// The box x1, y1, x2, y2 around points. `None`: there are none.
+pub fn corners_of(points: impl Iterator<Item = (f64, f64)>) -> Option<[f32; 4]> {
+    points
+        .map(|(x, y)| [x, y, x, y].map(|v| v as f32))
+        .reduce(|a, b| [a[0].min(b[0]), a[1].min(b[1]), a[2].max(b[2]), a[3].max(b[3])])
 }
 
 /// The mask of an object: its annotation, shared and untouched, and the way to the pixels of the image that the object
@@ -125,6 +148,52 @@ impl Mask {
             let [x1, y1, x2, y2] = window.map(f64::from);
             let (a, b) = (change.apply((x1, y1)), change.apply((x2, y2)));
             *window = [a.0.min(b.0), a.1.min(b.1), a.0.max(b.0), a.1.max(b.1)].map(|v| v as f32);
+        }
+    }
+
+    /// Takes part in a change of its image to a canvas (height, width), which may turn and shear. What runs cannot
+    /// follow, and what is seen through a window, becomes pixels of the canvas: the nearest of the annotated ones.
+    pub fn warp(&mut self, change: &Geometry, canvas: (u32, u32)) {
+        let polygons = matches!(&*self.source, Segmentation::Polygons(_));
+        if change.keeps_axes() || (polygons && self.window.is_none()) {
+            return self.change(change);
+        }
+        let Some(rows) = self.annotated().map(|rle| rle.to_rows()) else { return self.change(change) };
+        let (back, further) = (change.inverse(), self.geometry.inverse());
+        let inside = |(x, y): (f64, f64), [x1, y1, x2, y2]: Corners| {
+            x >= x1.into() && y >= y1.into() && x < x2.into() && y < y2.into()
+        };
+        let (from_height, from_width) = self.size;
+        let whole = [0.0, 0.0, from_width as f32, from_height as f32];
+        let (height, width) = canvas;
+        let object = (0..u64::from(height) * u64::from(width)).map(|i| {
+            let pixel = ((i % u64::from(width)) as f64 + 0.5, (i / u64::from(width)) as f64 + 0.5);
+            let before = back.apply(pixel);
+            let annotated = further.apply(before);
+            self.window.is_none_or(|window| inside(before, window))
+                && inside(annotated, whole)
+                && rows[annotated.1 as usize * from_width as usize + annotated.0 as usize]
+        });
+        let object: Vec<bool> = object.collect();
+        // As many values as the canvas has pixels: this cannot fail.
+        let Ok(rle) = Rle::from_rows(height, width, &object) else { return };
+        let source = Arc::new(Segmentation::Rle(rle));
+        *self = Self { source, size: canvas, geometry: Geometry::default(), window: None };
+    }
+
+    /// The box around it, in pixels of the present image. `None` where it is runs that have been moved since, or
+    /// nothing.
+    pub fn bounds(&self) -> Option<Corners> {
+        match &*self.source {
+            Segmentation::Polygons(polygons) => {
+                let points = polygons.iter().flat_map(|p| p.chunks_exact(2)).map(|p| (p[0], p[1]));
+                corners_of(points.map(|p| self.geometry.apply(p)))
+            }
+            Segmentation::Rle(rle) if self.geometry == Geometry::default() => {
+                let [x, y, width, height] = rle.bbox();
+                (width > 0.0 && height > 0.0).then(|| [x, y, x + width, y + height].map(|v| v as f32))
+            }
+            Segmentation::Rle(_) => None,
         }
     }
 

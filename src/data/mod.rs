@@ -15,11 +15,13 @@ pub mod feed;
 pub mod image_folder;
 mod loader;
 pub mod mask;
+pub mod mixup;
 pub mod mosaic;
 pub mod order;
 mod report;
 pub mod resize;
 mod sample;
+pub mod scale_jitter;
 pub mod shapes;
 
 pub(crate) use ahead::message as panic_message;

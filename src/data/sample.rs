@@ -51,6 +51,11 @@ impl Target {
         (0..self.boxes.len()).partition(|&i| !self.crowd[i])
     }
 
+    /// Whether there is an object that is not a crowd region.
+    pub fn has_countable(&self) -> bool {
+        self.crowd.iter().any(|crowd| !crowd)
+    }
+
     /// Takes masks along with a change of the image, and boxes as `moved` says.
     pub(super) fn change(&mut self, change: &Geometry, moved: impl Fn(&[f32; 4]) -> [f32; 4]) {
         self.boxes.iter_mut().for_each(|b| *b = moved(b));

@@ -33,7 +33,7 @@ impl Assigner {
 
     /// The match of each anchor among a target's objects, beside its crowds; and which of the target's entries the
     /// objects are. `levels` has the number of locations of each level.
-    fn assign(&self, anchors: &[Box4], levels: &[usize], target: &Target) -> (Vec<Match>, Vec<usize>) {
+    pub fn assign(&self, anchors: &[Box4], levels: &[usize], target: &Target) -> (Vec<Match>, Vec<usize>) {
         match self {
             Self::Overlap(matcher) => matcher.assign_target(anchors, target),
             Self::Adaptive(atss) => {

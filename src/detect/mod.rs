@@ -1,6 +1,7 @@
 //! Detectors and their parts.
 
 pub mod anchors;
+pub mod assignment;
 pub mod atss;
 pub mod box_head;
 pub mod boxes;

@@ -149,7 +149,7 @@ impl ClassEvaluator {
         let classes = self.loader.dataset().classes().to_vec();
         let mut counts = vec![Count::default(); classes.len()];
         let (mut loss, mut done) = (0.0, 0);
-        for batch in self.loader.epoch(0, 0) {
+        for batch in self.loader.epoch(0, 0, false) {
             let batch = batch?;
             let images = batch.images.to_device(device);
             // Results on CPUs shall not depend on the instructions that they have.

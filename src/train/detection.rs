@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{bail, ensure, Context, Result};
 use tch::{nn, Device};
 
+use super::auto_anchors::fit_anchors;
 use super::evaluator::{Evaluator, Results};
 use super::schedule::{Schedule, StepSchedule};
 use super::task::{Micro, Scored, Task};
@@ -46,7 +47,7 @@ impl Task for Detection {
     type Source = CocoSource;
     type Found = Results;
 
-    fn open(config: Config, known: Option<&Classes>) -> Result<(Self, Feed<CocoSource>)> {
+    fn open(mut config: Config, known: Option<&Classes>) -> Result<(Self, Feed<CocoSource>)> {
         let t = &config.train;
         let micro_batch = t.images_of_micro_batch();
         ensure!(
@@ -63,6 +64,11 @@ impl Task for Detection {
              trains Faster R-CNN on boxes)"
         );
         say(&format!("train: {}", indented(&train.report().to_string())));
+        if config.model.anchors.auto {
+            let line = fit_anchors(&mut config.model.anchors, &train, &config.data, config.train.seed)?;
+            say(&line);
+        }
+        let t = &config.train;
         let (classes, labels) = match_classes(&config.model, train.classes(), known)?;
         let evaluator = (t.eval_every > 0)
             .then(|| {
@@ -128,6 +134,10 @@ impl Task for Detection {
 
     fn advice(&self) -> &'static str {
         "a lower --lr, a longer train.warmup_iters or train.clip_norm may help"
+    }
+
+    fn strong_until(&self) -> f64 {
+        self.config.data.strong_until
     }
 
     fn is_evaluated(&self) -> bool {

@@ -17,7 +17,7 @@ use super::replicas::Replicas;
 use super::schedule::Schedule;
 use super::state::{keep_numbered, progress_of, save_weights, Best, Progress, State};
 use super::task::{Micro, Task};
-use super::time_limit::TimeLimit;
+use super::time_limit::{is_strong, TimeLimit};
 use crate::backbone::Pass;
 use crate::config::{self, Experiment};
 use crate::console::say;
@@ -294,7 +294,7 @@ impl<T: Task> Engine<T> {
         }
         let every = self.task.config().checkpoint().every_iters.filter(|n| *n > 0);
         let feed = self.feed.clone();
-        let mut batches = feed.epoch(self.progress.epoch, self.progress.batch);
+        let mut batches = feed.epoch(self.progress.epoch, self.progress.batch, self.is_strong());
         let mut waited = batches.waited();
         loop {
             let start = Instant::now();
@@ -344,6 +344,12 @@ impl<T: Task> Engine<T> {
         self.log.unreadable("train", &feed.skipped());
         self.log.resized("train", &feed.resized());
         Ok(Flow::Done)
+    }
+
+    /// Whether strong augmentation is on in the present epoch.
+    fn is_strong(&self) -> bool {
+        let steps = self.feed.batches_per_epoch().div_ceil(self.micro_steps) as u64;
+        is_strong(self.progress.epoch as u64 * steps, self.total, self.task.strong_until())
     }
 
     /// Decides the length of a run that is limited in time, once enough of its steps have been timed. With a warm-up

@@ -183,7 +183,7 @@ impl Evaluator {
     ) -> Result<Option<Results>> {
         let masks = detector.has_masks().then(Vec::new);
         let (mut all, mut done) = (Results { masks, ..Results::default() }, 0);
-        for batch in self.loader.epoch(0, 0) {
+        for batch in self.loader.epoch(0, 0, false) {
             let mut batch = batch?;
             batch.images = batch.images.to_device(device);
             // Results on CPUs shall not depend on the instructions that they have.

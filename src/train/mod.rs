@@ -2,6 +2,7 @@
 //! averages, checkpoints, logs), and how results are judged.
 
 pub mod accuracy;
+pub mod auto_anchors;
 pub mod classification;
 pub mod detection;
 pub mod ema;

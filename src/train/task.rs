@@ -72,6 +72,11 @@ pub trait Task: Sized + Sync {
     /// What to try when a loss is not finite any more.
     fn advice(&self) -> &'static str;
 
+    /// The fraction of the steps after which strong augmentation ends.
+    fn strong_until(&self) -> f64 {
+        1.0
+    }
+
     /// Whether there is a validation split.
     fn is_evaluated(&self) -> bool;
 

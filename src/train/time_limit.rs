@@ -31,6 +31,13 @@ impl TimeLimit {
     }
 }
 
+/// Whether strong augmentation is on in an epoch that begins after `begin` of `total` steps: if it begins before the
+/// fraction `until` of the run, or among the steps in which a run that is limited in time does not know its total yet.
+/// So a run of as many steps without the limit does the same.
+pub fn is_strong(begin: u64, total: u64, until: f64) -> bool {
+    until >= 1.0 || begin < WATCHED as u64 || (begin as f64) < until * total as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +55,17 @@ mod tests {
         let mut short = TimeLimit::new(0.1);
         let fits: Vec<u64> = (1..=50).filter_map(|i| short.step(1.0, f64::from(i))).collect();
         assert_eq!(fits, [0]);
+    }
+
+    #[test]
+    fn strong_augmentation_ends_with_its_fraction_but_not_before_the_length_is_known() {
+        let epochs = |total, until| (0..10).map(|epoch| is_strong(20 * epoch, total, until)).collect::<Vec<_>>();
+        let first = |count: usize| (0..10).map(|i| i < count).collect::<Vec<_>>();
+        // 160 of 200 steps: the epochs that begin at 0, 20, …, 140.
+        assert_eq!(epochs(200, 0.8), first(8));
+        assert_eq!(epochs(200, 1.0), first(10));
+        // 0, 20 and 40 begin before step 50, whatever the total.
+        assert_eq!(epochs(60, 0.1), first(3));
+        assert_eq!(epochs(200, 0.0), first(3));
     }
 }

@@ -8,7 +8,8 @@ use tch::{nn, Device};
 
 use super::catalogue;
 use super::file::WeightFile;
-use super::load::{load, LoadOptions, LoadReport, OtherClasses};
+use super::load::{load, LoadOptions, OtherClasses};
+use super::load_report::LoadReport;
 use super::recognise::recognise;
 use super::save::{Metadata, CLASSES, CONFIG};
 use crate::backbone::{self, Classifier};

@@ -1,35 +1,21 @@
 //! Reading weights into a model, by name.
 
 use std::collections::HashMap;
-use std::fmt;
 
 use anyhow::{bail, ensure, Context, Result};
 use tch::{nn, Kind, Tensor};
 
+use super::class_rows::{compare, rows_before_classes, take_rows};
 use super::file::WeightFile;
+use super::load_report::LoadReport;
 use super::save::sorted_variables;
 use crate::backbone::vig::pyramid::{NATIVE_GRID, REDUCE};
-use crate::classes::{list, Class, Classes};
+use crate::classes::Classes;
 
 /// Where a backbone's variables live in a detector: a file of a backbone alone has its names without this.
 const BACKBONE: &str = "backbone.body.";
 /// Where they live in torchvision's classifiers with a MobileNet.
 const FEATURES: &str = "features.";
-/// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet, EfficientNet and
-/// MobileNet; and how many rows come before those of the first class (a two-stage detector's background).
-const CLASSIFIERS: [(&str, i64); 8] = [
-    ("cls_logits", 0),
-    ("cls_score", 1),
-    ("bbox_pred", 1),
-    ("mask_fcn_logits", 1),
-    ("prediction.4", 0),
-    ("fc", 0),
-    ("_fc", 0),
-    ("classifier.3", 0),
-];
-/// The region proposal network, whose layers have such names too, but say nothing of classes.
-const PROPOSALS: &str = "rpn.head.";
-
 /// What a file must and may hold.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
@@ -58,70 +44,6 @@ pub enum OtherClasses {
         /// The model's.
         model: Classes,
     },
-}
-
-/// What happened to each name. All lists are sorted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LoadReport {
-    /// Variables of the model that took their value from the file.
-    pub loaded: Vec<String>,
-    /// Variables that the file does not have: they keep their value.
-    pub missing: Vec<String>,
-    /// Names in the file that the model does not have.
-    pub unused: Vec<String>,
-    /// Of the loaded: position embeddings that were resized to the model's grid.
-    pub reshaped: Vec<String>,
-    /// Where in a trainer's checkpoint the weights were (`state_dict`, `model`, …); `None`: it holds nothing else.
-    pub key: Option<&'static str>,
-    /// Of the missing: classifiers for other classes (see [`LoadOptions::other_classes`]).
-    pub other_classes: Vec<String>,
-    /// Where classes were matched by name and differ: what became of them.
-    pub classes: Option<ClassReport>,
-}
-
-/// Which rows of class layers were taken from a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClassReport {
-    /// Names of the classes whose rows were taken.
-    pub kept: Vec<String>,
-    /// Names of the model's classes that the file does not know: their rows keep their init.
-    pub anew: Vec<String>,
-    /// Names of the file's classes that the model does not have.
-    pub unused: Vec<String>,
-}
-
-impl fmt::Display for ClassReport {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "classes by name: {} kept", self.kept.len())?;
-        for (names, what) in [(&self.kept, ""), (&self.anew, "anew"), (&self.unused, "of the file unused")] {
-            match (names.is_empty(), what) {
-                (true, _) => {}
-                (false, "") => write!(f, " ({})", list(names))?,
-                (false, what) => write!(f, ", {} {what} ({})", names.len(), list(names))?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for LoadReport {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} tensors loaded", self.loaded.len())?;
-        if let Some(key) = self.key {
-            write!(f, " from its `{key}`")?;
-        }
-        let mut list = |what: &str, names: &[String]| match names.len() {
-            0 => Ok(()),
-            count @ 1..=4 => write!(f, ", {count} {what} ({})", names.join(", ")),
-            count => write!(f, ", {count} {what} ({}, …)", names[..3].join(", ")),
-        };
-        let missing = self.missing.iter().filter(|name| !self.other_classes.contains(name));
-        list("missing in the file", &missing.cloned().collect::<Vec<_>>())?;
-        list("in the file unused", &self.unused)?;
-        list("resized", &self.reshaped)?;
-        list("kept at their init: other classes", &self.other_classes)?;
-        self.classes.iter().try_for_each(|classes| write!(f, ", {classes}"))
-    }
 }
 
 /// Copies a file's tensors into the variables of a store that have the same name. The file is safetensors, a PyTorch
@@ -234,57 +156,6 @@ pub(super) fn load(store: &nn::VarStore, file: &WeightFile, options: &LoadOption
     Ok(report)
 }
 
-/// How many rows a layer has before those of classes; `None`: its size is not the number of classes.
-fn rows_before_classes(name: &str) -> Option<i64> {
-    let (layer, _) = name.rsplit_once('.')?;
-    if layer.contains(PROPOSALS) {
-        return None;
-    }
-    let fits = |suffix: &str| layer.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    CLASSIFIERS.iter().find(|(suffix, _)| fits(suffix)).map(|(_, before)| *before)
-}
-
-/// Which classes of a model a file knows, and which it does not.
-fn compare(file: &Classes, model: &Classes) -> ClassReport {
-    let (kept, anew): (Vec<&Class>, Vec<&Class>) = model.iter().partition(|class| file.find(class).is_some());
-    let unused = file.iter().filter(|class| model.find(class).is_none());
-    let names = |classes: Vec<&Class>| classes.into_iter().map(|class| class.name.clone()).collect();
-    ClassReport { kept: names(kept), anew: names(anew), unused: names(unused.collect()) }
-}
-
-/// A class layer `[outer · (before + classes) · inner, …]` with the rows of the file where both know the class, and
-/// the model's own for the others. `None`: no class is in both, or the file's layer is not for its classes.
-///
-/// RetinaNet's layer has such rows for each anchor; Mask R-CNN's box layer has four for each class.
-fn take_rows(source: &Tensor, own: &Tensor, before: i64, (file, model): (&Classes, &Classes)) -> Option<Tensor> {
-    let (of_file, of_model) = (file.len() as i64 + before, model.len() as i64 + before);
-    let (from, to) = (source.size(), own.size());
-    let groups = to.first()? / of_model.max(1);
-    let fits = from.len() == to.len() && from[1..] == to[1..] && groups > 0;
-    if !fits || to[0] != groups * of_model || from[0] != groups * of_file {
-        return None;
-    }
-    let found: Vec<(i64, i64)> =
-        (0..).zip(model.iter()).filter_map(|(i, class)| Some((i, file.find(class)? as i64))).collect();
-    if found.is_empty() {
-        return None;
-    }
-    // Without background the classes of an anchor lie side by side; with it, all rows of a class do.
-    let view = |t: &Tensor, classes: i64| match before {
-        0 => t.view([groups, classes, -1]),
-        _ => t.view([1, classes, -1]),
-    };
-    tch::no_grad(|| {
-        let taken = own.detach().copy();
-        let (rows, all) = (view(&taken, of_model), view(&source.to_kind(own.kind()).contiguous(), of_file));
-        let background = (0..before).map(|row| (row, row));
-        for (to, from) in background.chain(found.iter().map(|(to, from)| (to + before, from + before))) {
-            rows.select(1, to).copy_(&all.select(1, from));
-        }
-        Some(taken)
-    })
-}
-
 /// Refuses a tensor with a number that is not finite.
 fn check_finite(name: &str, tensor: &Tensor) -> Result<()> {
     ensure!(
@@ -346,6 +217,8 @@ fn resize_position(name: &str, source: &Tensor, like: &Tensor) -> Option<Tensor>
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
+
     use std::path::Path;
 
     use tch::Device;

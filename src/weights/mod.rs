@@ -4,10 +4,12 @@ mod array_file;
 pub mod cache;
 pub mod catalogue;
 mod checkpoint;
+mod class_rows;
 pub mod fetch;
 mod file;
 pub mod http;
 mod load;
+mod load_report;
 mod numpy;
 mod objects;
 mod pickle;
@@ -19,5 +21,6 @@ pub use checkpoint::{
     backbone_config, is_of_head, load_classifier, previous, Checkpoint, LoadedClassifier, IMAGENET_CLASSES,
 };
 pub use file::WeightFile;
-pub use load::{ClassReport, LoadOptions, LoadReport, OtherClasses};
+pub use load::{LoadOptions, OtherClasses};
+pub use load_report::{ClassReport, LoadReport};
 pub use save::{export_tensors, metadata_of, save, sorted_variables, write_tensors, Metadata};

@@ -18,6 +18,7 @@ pub fn program(name: &str, args: &[&str]) -> Command {
         "plot_graph" => env!("CARGO_BIN_EXE_plot_graph"),
         "plot_run" => env!("CARGO_BIN_EXE_plot_run"),
         "shapes" => env!("CARGO_BIN_EXE_shapes"),
+        "vigdet" => env!("CARGO_BIN_EXE_vigdet"),
         other => panic!("no program {other}"),
     };
     let mut command = Command::new(path);
@@ -115,7 +116,9 @@ pub const TINY: &str = r#"{
     "backbone": { "name": "pvig_ti", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1], "drop_path": 0.3 },
     "fpn": { "channels": 16 }, "head": { "convs": 1, "channels": 16, "prior": 0.1 }, "anchors": { "base": 2.0 },
     "test": { "score": 0.001 } },
-  "data": { "size": [64, 96], "flip": 0.5, "scale": [0.8, 1.2], "color": 0.2, "workers": 2 },
+  "data": { "size": [64, 96], "flip": 0.5, "scale": [0.8, 1.2], "color": 0.2, "workers": 2,
+            "hue": 0.05, "mosaic": 0.3, "mixup": 0.3, "strong_until": 0.5,
+            "affine": { "probability": 0.5, "scale": [0.7, 1.4], "degrees": 10.0, "shear": 3.0 } },
   "train": { "batch_size": 4, "micro_batch": 2, "epochs": 4, "lr": 0.002, "warmup_iters": 3, "schedule": "cosine",
              "clip_norm": 1.0, "ema": 0.9, "seed": 5, "threads": 2 },
   "checkpoint": { "every_iters": 2, "keep": 2 } }"#;

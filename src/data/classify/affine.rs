@@ -22,9 +22,19 @@ pub fn rotation(degrees: f64, (width, height): (u32, u32)) -> Matrix {
 /// An image of the same size through `matrix`; what would come from outside is `fill`. Interpolation is two-by-two
 /// bilinear or four-by-four bicubic (a = −1), without antialiasing, and rounds down, as in Pillow.
 pub fn transform(image: &RgbImage, matrix: Matrix, filter: Filter, fill: [u8; 3]) -> RgbImage {
-    let (width, height) = image.dimensions();
+    transform_to(image.dimensions(), image, matrix, filter, fill)
+}
+
+/// [`transform`] to an image of another size.
+pub fn transform_to(
+    (width, height): (u32, u32),
+    image: &RgbImage,
+    matrix: Matrix,
+    filter: Filter,
+    fill: [u8; 3],
+) -> RgbImage {
     let mut out = RgbImage::new(width, height);
-    let source = Source { data: image.as_raw(), width: width as isize, height: height as isize };
+    let source = Source { data: image.as_raw(), width: image.width() as isize, height: image.height() as isize };
     for (y, row) in out.chunks_exact_mut(3 * width.max(1) as usize).enumerate() {
         let yin = y as f64 + 0.5;
         for (x, pixel) in row.as_chunks_mut::<3>().0.iter_mut().enumerate() {

@@ -20,8 +20,9 @@ pub struct Args {
     command: Command,
 }
 
+/// What can be done with them.
 #[derive(clap::Subcommand, Debug)]
-enum Command {
+pub enum Command {
     /// Says what is in a folder; with --out writes it in COCO's layout.
     Import(import::Args),
     /// Lists what is wrong with images and labels. The exit code is 1 where training would be hurt.
@@ -34,18 +35,28 @@ enum Command {
     Export(export::Args),
 }
 
+impl Command {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// Whatever goes wrong, as one line.
+    pub fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Import(args) => import::run(args),
+            Self::Check(args) => check::run(args),
+            Self::Stats(args) => stats::run(args),
+            Self::Split(args) => split::run(args),
+            Self::Export(args) => export::run(args),
+        }
+    }
+}
+
 /// Runs the program.
 ///
 /// # Errors
 /// Whatever goes wrong, as one line.
 pub fn run(args: Args) -> Result<ExitCode> {
-    match args.command {
-        Command::Import(args) => import::run(args),
-        Command::Check(args) => check::run(args),
-        Command::Stats(args) => stats::run(args),
-        Command::Split(args) => split::run(args),
-        Command::Export(args) => export::run(args),
-    }
+    args.command.run()
 }
 
 /// What every command reads.

@@ -8,7 +8,7 @@ use serde_json::json;
 use std::process::ExitCode;
 
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub struct Args {
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
