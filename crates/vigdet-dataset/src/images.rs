@@ -41,6 +41,14 @@ impl Header {
 /// # Errors
 /// Names the file: it is not there, or its content is no image that can be read.
 pub fn header(path: &Path) -> Result<Header> {
+    begin(path).map(|(header, ..)| header)
+}
+
+/// The header of an image file, the bytes that were read for it, and the file, of which the rest can be read.
+///
+/// # Errors
+/// As [`header`].
+pub(crate) fn begin(path: &Path) -> Result<(Header, Vec<u8>, File)> {
     let failed = || format!("image {}", path.display());
     let mut file = File::open(path).with_context(failed)?;
     let mut bytes = Vec::new();
@@ -52,7 +60,7 @@ pub fn header(path: &Path) -> Result<Header> {
         }
         header = header_of(&bytes);
     }
-    header.with_context(failed)
+    Ok((header.with_context(failed)?, bytes, file))
 }
 
 fn header_of(bytes: &[u8]) -> Result<Header> {
