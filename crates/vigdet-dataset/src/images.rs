@@ -152,6 +152,19 @@ pub(crate) fn path_of(name: &str) -> PathBuf {
     tidied(Path::new(&name.trim().replace('\\', "/")))
 }
 
+/// Gives names with the separators of Windows `/` instead, where no file in `folder` has the name as it is. Gives how
+/// many.
+pub fn slash_names(images: &mut [vigdet_coco::types::Image], folder: &Path) -> usize {
+    let mut changed = 0;
+    for image in images.iter_mut().filter(|image| image.file_name.contains('\\')) {
+        if !folder.join(&image.file_name).is_file() {
+            image.file_name = slashed(&path_of(&image.file_name));
+            changed += 1;
+        }
+    }
+    changed
+}
+
 /// A path without `.`, and without `..` after a name.
 pub(crate) fn tidied(path: &Path) -> PathBuf {
     let mut tidy = PathBuf::new();
