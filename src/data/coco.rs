@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{bail, ensure, Context, Result};
 use rayon::prelude::*;
 use vigdet_coco::types::{Annotation, Dataset, Image, Segmentation};
+use vigdet_dataset::images::slash_names;
 use vigdet_dataset::Import;
 
 use super::decode;
@@ -128,6 +129,10 @@ impl CocoDataset {
         let labels: HashMap<i64, i64> = classes.iter().zip(0..).map(|(class, label)| (class.id, label)).collect();
         dataset.images.sort_by_key(|image| image.id);
         let mut report = OpenReport { images_in_file: dataset.images.len(), ..OpenReport::default() };
+        let slashed = slash_names(&mut dataset.images, &folder);
+        if slashed > 0 {
+            report.notes.push(format!("{slashed} file names have `\\` between folders, which is read as `/`"));
+        }
         for image in &mut dataset.images {
             check_name(&image.file_name).with_context(|| format!("image {}", image.id))?;
             if image.width == 0 || image.height == 0 {
@@ -190,7 +195,11 @@ impl CocoDataset {
             let seen: HashSet<i64> = dataset.annotations.iter().map(|a| a.category_id).collect();
             let unseen: Vec<&str> = classes.iter().filter(|c| !seen.contains(&c.id)).map(|c| c.name.as_str()).collect();
             if !unseen.is_empty() {
-                report.notes.push(format!("classes without an object to learn: {}", list(unseen)));
+                report.notes.push(format!(
+                    "classes without an object to learn: {} (`vigdet dataset import --out NEW --drop-empty-classes` \
+                     leaves out those of no split)",
+                    list(unseen)
+                ));
             }
         }
         Ok(Self { folder, source: None, dataset, infos, objects, classes, labels, report })

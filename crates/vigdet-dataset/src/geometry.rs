@@ -51,6 +51,23 @@ pub fn iou(a: [f64; 4], b: [f64; 4]) -> f64 {
     w * h / (a[2] * a[3] + b[2] * b[3] - w * h)
 }
 
+/// For each box its greatest IoU with another one; 0 where it is alone.
+pub fn greatest_ious(boxes: &[[f64; 4]]) -> Vec<f64> {
+    let mut greatest = vec![0.0f64; boxes.len()];
+    // From left to right, each is compared with those that begin before it ends.
+    let mut order: Vec<usize> = (0..boxes.len()).collect();
+    order.sort_by(|&a, &b| boxes[a][0].total_cmp(&boxes[b][0]));
+    for (i, &a) in order.iter().enumerate() {
+        let end = boxes[a][0] + boxes[a][2];
+        for &b in order[i + 1..].iter().take_while(|&&b| boxes[b][0] < end) {
+            let overlap = iou(boxes[a], boxes[b]);
+            greatest[a] = greatest[a].max(overlap);
+            greatest[b] = greatest[b].max(overlap);
+        }
+    }
+    greatest
+}
+
 /// The corners of a box, clockwise from the top left, turned clockwise by `degrees` around `pivot`.
 pub fn turned([x, y, w, h]: [f64; 4], degrees: f64, pivot: [f64; 2]) -> Vec<f64> {
     let (sin, cos) = degrees.to_radians().sin_cos();
@@ -142,6 +159,22 @@ mod tests {
         assert!(!crosses_itself(&[0.0, 0.0, 4.0, 0.0, 4.0, 4.0, 0.0, 4.0]));
         // A spike that returns along itself only touches.
         assert!(!crosses_itself(&[0.0, 0.0, 4.0, 0.0, 8.0, 0.0, 4.0, 0.0, 4.0, 4.0]));
+    }
+
+    #[test]
+    fn the_greatest_iou_of_each_box_is_that_of_all_pairs() {
+        let mut state = 1u64;
+        let mut next = |most: f64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as f64 / (1u64 << 24) as f64 * most
+        };
+        let boxes: Vec<[f64; 4]> = (0..60).map(|_| [next(100.0), next(100.0), next(40.0), next(40.0)]).collect();
+        let found = greatest_ious(&boxes);
+        for (i, &a) in boxes.iter().enumerate() {
+            let others = boxes.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, &b)| iou(a, b));
+            assert_eq!(found[i], others.fold(0.0, f64::max));
+        }
+        assert!(found.iter().any(|&iou| iou > 0.3) && found.contains(&0.0));
     }
 
     #[test]

@@ -41,6 +41,14 @@ impl Header {
 /// # Errors
 /// Names the file: it is not there, or its content is no image that can be read.
 pub fn header(path: &Path) -> Result<Header> {
+    begin(path).map(|(header, ..)| header)
+}
+
+/// The header of an image file, the bytes that were read for it, and the file, of which the rest can be read.
+///
+/// # Errors
+/// As [`header`].
+pub(crate) fn begin(path: &Path) -> Result<(Header, Vec<u8>, File)> {
     let failed = || format!("image {}", path.display());
     let mut file = File::open(path).with_context(failed)?;
     let mut bytes = Vec::new();
@@ -52,7 +60,7 @@ pub fn header(path: &Path) -> Result<Header> {
         }
         header = header_of(&bytes);
     }
-    header.with_context(failed)
+    Ok((header.with_context(failed)?, bytes, file))
 }
 
 fn header_of(bytes: &[u8]) -> Result<Header> {
@@ -142,6 +150,19 @@ pub(crate) fn slashed(path: &Path) -> String {
 /// A name from a file, with the separators of any system and without `.` and `..` where they can be resolved.
 pub(crate) fn path_of(name: &str) -> PathBuf {
     tidied(Path::new(&name.trim().replace('\\', "/")))
+}
+
+/// Gives names with the separators of Windows `/` instead, where no file in `folder` has the name as it is. Gives how
+/// many.
+pub fn slash_names(images: &mut [vigdet_coco::types::Image], folder: &Path) -> usize {
+    let mut changed = 0;
+    for image in images.iter_mut().filter(|image| image.file_name.contains('\\')) {
+        if !folder.join(&image.file_name).is_file() {
+            image.file_name = slashed(&path_of(&image.file_name));
+            changed += 1;
+        }
+    }
+    changed
 }
 
 /// A path without `.`, and without `..` after a name.

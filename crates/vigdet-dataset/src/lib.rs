@@ -12,13 +12,15 @@
 //! - [`Import`]: what a folder holds, each split in COCO's data model
 //! - [`layouts`]: which layouts there are, how they are recognised, read and written
 //! - [`check`]: what is wrong with the data, and what can be mended without guessing
-//! - [`stats`]: counts, sizes, shapes
+//! - [`choice`]: some of the classes
+//! - [`stats`]: counts, sizes, shapes, crowding, positions; as a page of plots with the feature `plots`
 //! - [`anchors`]: how well anchor boxes fit the objects, and those that fit best
 //! - [`split`]: new splits by fractions, groups or folds
 //! - `commands`: `vigdet dataset …` (feature `cli`)
 
 pub mod anchors;
 pub mod check;
+pub mod choice;
 #[cfg(feature = "cli")]
 pub mod commands;
 pub mod geometry;

@@ -1,4 +1,4 @@
-//! Tables of text.
+//! Tables and lists of text.
 
 /// Lines of columns under each other: the first row is the titles; numbers stand to the right.
 pub(crate) fn lines(rows: &[Vec<String>]) -> Vec<String> {
@@ -21,4 +21,11 @@ pub(crate) fn lines(rows: &[Vec<String>]) -> Vec<String> {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect()
+}
+
+/// Names with commas between; of many the first.
+pub(crate) fn shortened(names: &[String]) -> String {
+    const MOST: usize = 20;
+    let more = if names.len() > MOST { format!(", … ({} more)", names.len() - MOST) } else { String::new() };
+    names.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ") + &more
 }

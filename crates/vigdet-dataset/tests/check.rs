@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::{Annotation, Category, Dataset, Image, Segmentation};
-use vigdet_dataset::check::{check, fix, Kind, Options};
+use vigdet_dataset::check::{check, fix, pictures, Kind, Options};
 use vigdet_dataset::{Fault, Import, Layout, Split};
 
 const WIDTH: u32 = 240;
@@ -334,6 +334,27 @@ fn each_planted_fault_is_found_and_nothing_else() {
         assert_eq!(report.hurts(), report.findings.iter().any(|finding| finding.hurts));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn one_core_and_many_decode_all_images_and_find_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let import = sound(root);
+    std::fs::copy(root.join("train/train4.png"), root.join("val/val2.png")).unwrap();
+    std::fs::remove_file(root.join("train/train3.jpg")).unwrap();
+    let bytes = std::fs::read(root.join("train/train9.jpg")).unwrap();
+    std::fs::write(root.join("train/train9.jpg"), &bytes[..bytes.len() / 2]).unwrap();
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| (check(&import, &Options::default()), pictures(&import.splits[0], false)))
+    };
+    let (report, looks) = on(1);
+    assert_eq!((report.clone(), looks.clone()), on(8));
+    let found: Vec<&str> = report.findings.iter().map(|finding| finding.kind).collect();
+    assert_eq!(found, ["image-missing", "image-broken", "same-in-splits"]);
+    let without: Vec<usize> = (0..looks.len()).filter(|&at| looks[at].is_none()).collect();
+    assert_eq!((looks.len(), without), (12, vec![3, 9]));
 }
 
 #[test]

@@ -135,6 +135,74 @@ fn results_become_labels_to_correct_with_their_scores() {
 }
 
 #[test]
+fn a_class_without_objects_is_left_out_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let classes = |out: &Path| {
+        let import = Import::open(out).unwrap();
+        import.classes().into_iter().map(|class| (class.id, class.name)).collect::<Vec<_>>()
+    };
+    // Roboflow's root category has the id 0 and no object.
+    let (data, out) = (fixture("roboflow"), folder.path().join("coco"));
+    let words = ["import", text(&data), "--out", text(&out), "--drop-empty-classes"];
+    assert_eq!(run(&words), Ok(success()));
+    assert_eq!(classes(&out), [(1, "nut".to_owned()), (2, "bolt".to_owned())]);
+    let yolo = folder.path().join("yolo");
+    let words = ["export", text(&data), "--to", "yolo", "--out", text(&yolo), "--drop-empty-classes"];
+    assert_eq!(run(&words), Ok(success()));
+    assert_eq!(classes(&yolo), [(1, "nut".to_owned()), (2, "bolt".to_owned())]);
+}
+
+#[test]
+fn chosen_classes_are_kept_with_their_objects_and_all_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    layouts::write(&mixed(), Layout::Coco, &data, Images::Copy).unwrap();
+    // The name itself has a comma.
+    for (number, (name, left)) in [("ключ, \"big\"", [2, 0]), ("unused,nut & <bolt>", [2, 1])].into_iter().enumerate()
+    {
+        let out = folder.path().join(number.to_string());
+        assert_eq!(run(&["import", text(&data), "--out", text(&out), "--only", name]), Ok(success()));
+        let import = Import::open(&out).unwrap();
+        let counts: Vec<usize> =
+            import.splits.iter().map(|s| s.dataset.annotations.iter().filter(|a| !a.iscrowd).count()).collect();
+        assert_eq!(counts, left, "{name}");
+        assert!(import.splits.iter().all(|split| split.dataset.images.len() == 2));
+        let names: Vec<String> = import.classes().into_iter().map(|class| class.name).collect();
+        assert_eq!(names.len(), number + 1, "{names:?}");
+    }
+    let error = run(&["import", text(&data), "--only", "screw"]).unwrap_err();
+    assert!(error.contains("no class `screw`") && error.contains("nut & <bolt>"), "{error}");
+}
+
+#[test]
+fn the_scores_of_results_stay_with_their_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (results, out) = (folder.path().join("results.json"), folder.path().join("out"));
+    let found = r#"[{"image_id": 1, "category_id": 2, "bbox": [1, 2, 10, 12], "score": 0.9},
+                    {"image_id": 1, "category_id": 1, "bbox": [5, 5, 10, 12], "score": 0.5}]"#;
+    std::fs::write(&results, found).unwrap();
+    let voc = fixture("voc");
+    let words = ["export", text(&voc), "--to", "csv", "--out", text(&out), "--results", text(&results)];
+    assert_eq!(run(&[&words[..], &["--only", "bolt"]].concat()), Ok(success()));
+    assert_eq!(Import::open(&out).unwrap().splits[0].scores, [0.5]);
+}
+
+#[test]
+fn plots_are_written_again_but_not_over_a_file_of_somebody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let plots = folder.path().join("new/plots");
+    let yolo = fixture("yolo");
+    let words = ["stats", text(&yolo), "--size", "320,512", "--plots", text(&plots)];
+    for _ in 0..2 {
+        assert_eq!(run(&words), Ok(success()));
+    }
+    let png = std::fs::read(plots.join("stats.png")).unwrap();
+    assert!(image::load_from_memory(&png).is_ok());
+    std::fs::write(plots.join("stats.svg"), "mine").unwrap();
+    assert!(run(&words).unwrap_err().contains("did not write it"));
+}
+
+#[test]
 fn stats_of_every_fixture_are_told() {
     for name in ["roboflow", "yolo", "voc", "labelme", "cvat", "label_studio", "open_images", "csv"] {
         assert_eq!(run(&["stats", text(&fixture(name)), "--size", "320,512"]), Ok(success()), "{name}");

@@ -28,8 +28,8 @@ fn picture<'a>(
     drawn().map_err(|error| Error::File { path: path.to_path_buf(), message: format!("cannot draw: {error}") })
 }
 
-/// A name of at most `limit` characters.
-fn shortened(name: &str, limit: usize) -> String {
+/// A name of at most `limit` characters; `…` stands for the rest.
+pub fn shortened(name: &str, limit: usize) -> String {
     if name.chars().count() <= limit {
         return name.to_owned();
     }

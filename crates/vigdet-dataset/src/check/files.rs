@@ -10,6 +10,8 @@ use image::metadata::Orientation;
 use image::ImageFormat;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use vigdet_coco::types::Image;
 
@@ -85,8 +87,8 @@ fn look(path: &Path, name: &str, decode: bool) -> Seen {
     if !path.is_file() {
         return trouble(Kind::ImageMissing, format!("in {}", path.parent().unwrap_or(path).display()));
     }
-    let header = match images::header(path) {
-        Ok(header) => header,
+    let (header, bytes, file) = match images::begin(path) {
+        Ok(begun) => begun,
         Err(_) if path.metadata().is_ok_and(|metadata| metadata.len() == 0) => {
             return trouble(Kind::ImageEmpty, String::new());
         }
@@ -100,14 +102,15 @@ fn look(path: &Path, name: &str, decode: bool) -> Seen {
     if !decode {
         return with_header(None, None);
     }
-    match decoded(path, header.format) {
+    match decoded(bytes, file, header.format) {
         Ok(picture) => with_header(None, Some(picture)),
         Err(error) => with_header(Some((Kind::ImageBroken, format!("{error:#}"))), None),
     }
 }
 
-fn decoded(path: &Path, format: ImageFormat) -> anyhow::Result<Picture> {
-    let bytes = std::fs::read(path)?;
+/// The picture of a file whose first `bytes` are read.
+fn decoded(mut bytes: Vec<u8>, mut file: File, format: ImageFormat) -> anyhow::Result<Picture> {
+    file.read_to_end(&mut bytes)?;
     // The decoder fills what is missing with grey.
     anyhow::ensure!(format != ImageFormat::Jpeg || images::has_end(&bytes), "the file is cut off");
     let image = image::load_from_memory_with_format(&bytes, format)?;

@@ -1,6 +1,6 @@
 //! `vigdet dataset export`: labels, or results, in another layout.
 
-use super::{describe, say, Source};
+use super::{describe, say, Classes, Source};
 use crate::layouts::{self, Images, Layout};
 use crate::predictions;
 use anyhow::Result;
@@ -11,6 +11,8 @@ use std::process::ExitCode;
 pub struct Args {
     #[command(flatten)]
     source: Source,
+    #[command(flatten)]
+    classes: Classes,
     /// The layout to write.
     #[arg(long, value_enum)]
     to: Layout,
@@ -33,6 +35,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     if let Some(results) = &args.results {
         import = predictions::instead_of_objects(&import, results, args.score)?;
     }
+    args.classes.choose(&mut import)?;
     describe(&import);
     let notes = layouts::write(&import, args.to, &args.out, args.images)?;
     say(&format!("{}: {}", args.out.display(), args.to));

@@ -1,6 +1,6 @@
 //! `vigdet dataset import`: what is in a folder, and the same in COCO's layout.
 
-use super::{describe, how_to_train, say, Source};
+use super::{describe, how_to_train, say, Classes, Source};
 use crate::layouts::{self, Images, Layout};
 use anyhow::Result;
 use std::path::PathBuf;
@@ -10,6 +10,8 @@ use std::process::ExitCode;
 pub struct Args {
     #[command(flatten)]
     source: Source,
+    #[command(flatten)]
+    classes: Classes,
     /// New folder to write COCO's layout into.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -19,7 +21,8 @@ pub struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode> {
-    let import = args.source.open()?;
+    let mut import = args.source.open()?;
+    args.classes.choose(&mut import)?;
     describe(&import);
     if let Some(out) = args.out {
         for note in layouts::write(&import, Layout::Coco, &out, args.images)? {

@@ -6,7 +6,9 @@ mod import;
 mod split;
 mod stats;
 
+use crate::choice;
 use crate::layouts::Layout;
+use crate::table::shortened;
 use crate::types::Import;
 use anyhow::{Context, Result};
 use std::io::Write;
@@ -84,6 +86,35 @@ impl Source {
     }
 }
 
+/// Which classes are kept.
+#[derive(clap::Args, Debug)]
+struct Classes {
+    /// Keep these classes alone, with their objects. Images stay.
+    #[arg(long, value_name = "CLASS,…")]
+    only: Vec<String>,
+    /// Leave out classes that no object of any split has.
+    #[arg(long)]
+    drop_empty_classes: bool,
+}
+
+impl Classes {
+    /// Leaves out what is not wanted, and says so.
+    fn choose(&self, import: &mut Import) -> Result<()> {
+        let say_gone = |gone: &[String], objects: usize| match gone.len() {
+            0 => say("no class is left out"),
+            count => say(&format!("left out: {count} of the classes, with {objects} annotations: {}", shortened(gone))),
+        };
+        if !self.only.is_empty() {
+            let (gone, objects) = choice::only(import, &self.only)?;
+            say_gone(&gone, objects);
+        }
+        if self.drop_empty_classes {
+            say_gone(&choice::drop_empty(import), 0);
+        }
+        Ok(())
+    }
+}
+
 /// How training resizes.
 #[derive(clap::Args, Debug)]
 struct Resize {
@@ -120,12 +151,6 @@ fn describe(import: &Import) {
     let classes: Vec<String> =
         import.classes().into_iter().map(|class| format!("{} {}", class.id, class.name)).collect();
     say(&format!("  {} classes: {}", classes.len(), shortened(&classes)));
-}
-
-fn shortened(names: &[String]) -> String {
-    const MOST: usize = 20;
-    let more = if names.len() > MOST { format!(", … ({} more)", names.len() - MOST) } else { String::new() };
-    names.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ") + &more
 }
 
 /// How to train on what was written.

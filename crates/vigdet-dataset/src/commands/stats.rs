@@ -2,10 +2,14 @@
 
 use super::{describe, say, Resize, Source};
 use crate::anchors::{fitted, k_means, objects, Anchors};
-use crate::stats::{lines, stats};
-use anyhow::{ensure, Result};
+use crate::stats::{lines, png, stats, svg, Stats};
+use crate::types::Import;
+use anyhow::{ensure, Context, Result};
 use serde_json::json;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use vigdet_coco::output::Outputs;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -16,6 +20,9 @@ pub struct Args {
     /// Print as JSON.
     #[arg(long)]
     json: bool,
+    /// Folder for a page of plots: `stats.png` and `stats.svg`.
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
     /// Strides of the pyramid's levels: `model.anchors.strides`.
     #[arg(long, num_args = 1.., default_values_t = [8.0, 16.0, 32.0, 64.0, 128.0])]
     strides: Vec<f64>,
@@ -41,6 +48,10 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     );
     let import = args.source.open()?;
     let all = stats(&import, args.resize.size);
+    let drawn = match &args.plots {
+        Some(folder) => draw(&import, &all, folder)?,
+        None => Vec::new(),
+    };
     let start =
         Anchors { strides: args.strides, base: args.base, octaves: args.octaves, sizes: None, ratios: args.ratios };
     // What is trained on; everything where nothing is called so.
@@ -75,5 +86,24 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         }
         None => say(&format!("{} objects are too few to fit anchors", objects.len())),
     }
+    drawn.iter().for_each(|file| say(&file.display().to_string()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the page of plots, and says into which files.
+fn draw(import: &Import, stats: &[Stats], folder: &Path) -> Result<Vec<PathBuf>> {
+    let name = import.root.canonicalize().ok().and_then(|root| root.file_name().map(|n| n.to_string_lossy().into()));
+    let title = format!("{} ({})", name.unwrap_or_else(|| import.root.display().to_string()), import.layout);
+    let mut outputs = Outputs::default();
+    if import.root.is_file() {
+        outputs.reads(&import.root);
+    }
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let files = [("stats.png", png(stats, &title)?), ("stats.svg", svg(stats, &title)?.into_bytes())];
+    let write = |(name, bytes): (&str, Vec<u8>)| -> Result<PathBuf> {
+        let file = folder.join(name);
+        outputs.write(&file, |out| out.write_all(&bytes))?;
+        Ok(file)
+    };
+    files.into_iter().map(write).collect()
 }

@@ -8,6 +8,7 @@
 //! Ids stay as they are.
 
 use super::place::{safe, Writer};
+use crate::images::{path_of, slash_names};
 use crate::types::{split_name, Import, Split};
 use anyhow::{Context, Result};
 use std::io::Read;
@@ -19,7 +20,7 @@ const BESIDE_IMAGES: &str = "_annotations.coco.json";
 /// The annotation files that are there, each with its split's name as in the file system.
 pub(super) fn files(path: &Path) -> Vec<(PathBuf, String)> {
     if path.is_file() {
-        let fits = path.extension().is_some_and(|ending| ending == "json") && looks_right(path);
+        let fits = is_json(path) && looks_right(path);
         return fits.then(|| (path.to_path_buf(), name_of(path))).into_iter().collect();
     }
     let beside = entries(path).into_iter().filter_map(|folder| {
@@ -32,8 +33,8 @@ pub(super) fn files(path: &Path) -> Vec<(PathBuf, String)> {
         found.push((path.join(BESIDE_IMAGES), "all".to_owned()));
     }
     if found.is_empty() {
-        let json = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "json");
-        let candidates = |folder: PathBuf| entries(&folder).into_iter().filter(json).collect::<Vec<_>>();
+        let candidates =
+            |folder: PathBuf| entries(&folder).into_iter().filter(|file| is_json(file)).collect::<Vec<_>>();
         let mut inner = candidates(path.join("annotations"));
         // Of the files in COCO's own folder those of objects; captions and keypoints come beside them.
         if inner.iter().any(|file| is_instances(file)) {
@@ -46,6 +47,10 @@ pub(super) fn files(path: &Path) -> Vec<(PathBuf, String)> {
     found
 }
 
+fn is_json(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"))
+}
+
 fn is_instances(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("instances"))
 }
@@ -55,7 +60,10 @@ fn name_of(file: &Path) -> String {
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     match stem.as_str() {
         "annotations" | "labels" | "instances" | "_annotations.coco" | "result" | "coco" => "all".to_owned(),
-        stem => stem.strip_prefix("instances_").unwrap_or(stem).to_owned(),
+        stem => {
+            let kinds = ["instances_", "person_keypoints_"];
+            kinds.iter().find_map(|kind| stem.strip_prefix(kind)).unwrap_or(stem).to_owned()
+        }
     }
 }
 
@@ -95,10 +103,14 @@ pub(super) fn read(path: &Path) -> Result<Vec<Split>> {
     anyhow::ensure!(!files.is_empty(), "there is no {}", super::Layout::Coco.looked_for());
     let root = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { path };
     let split = |(file, raw): (PathBuf, String)| -> Result<Split> {
-        let (dataset, warnings) = vigdet_coco::read_dataset_as_found(&file)?;
+        let (mut dataset, warnings) = vigdet_coco::read_dataset_as_found(&file)?;
         let first: Vec<&str> = dataset.images.iter().take(8).map(|image| image.file_name.as_str()).collect();
         let folder = image_folder(root, &file, &raw, &first);
-        let notes = warnings.iter().map(ToString::to_string).collect();
+        let mut notes: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+        let changed = slash_names(&mut dataset.images, &folder);
+        if changed > 0 {
+            notes.push(format!("{changed} file names have `\\` between folders, which is read as `/`"));
+        }
         Ok(Split { name: split_name(&raw), folder, dataset, notes, ..Split::default() })
     };
     files.into_iter().map(split).collect()
@@ -111,7 +123,10 @@ fn image_folder(root: &Path, file: &Path, raw: &str, first: &[&str]) -> PathBuf 
     let mut candidates = vec![root.join(raw), root.join(&name), root.join("images").join(raw)];
     candidates.extend([root.join("images").join(&name), root.join("images"), root.join("data"), beside.clone()]);
     candidates.extend([root.to_path_buf(), beside.parent().unwrap_or(root).join("images"), beside.join("..")]);
-    let holds = |folder: &&PathBuf| first.iter().any(|name| !name.is_empty() && folder.join(name).is_file());
+    let holds = |folder: &&PathBuf| {
+        let there = |name: &str| folder.join(name).is_file() || folder.join(path_of(name)).is_file();
+        first.iter().any(|name| !name.is_empty() && there(name))
+    };
     let there = |folder: &&PathBuf| folder.is_dir();
     let likely = if file.ends_with(BESIDE_IMAGES) { Some(&beside) } else { None };
     let found = candidates.iter().find(holds).or(likely).or(candidates.iter().find(there));

@@ -5,20 +5,18 @@
 //! `classes.txt` beside the file; else by name. `data.split` of a task is its split.
 
 use super::draft::{Draft, Names, Object};
+use super::label_studio_region::{label_of, object, Region};
 use super::label_studio_write as out;
 use super::place::{own_names, with_objects, Order, Writer};
-use super::{brush, xml};
-use crate::geometry;
+use super::xml;
 use crate::images::{by_stem, header, path_of, slashed};
 use crate::types::{split_name, Import, Split};
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use vigdet_coco::rle::Rle;
-use vigdet_coco::types::Segmentation;
 
 #[derive(Deserialize)]
 struct Task {
@@ -43,26 +41,8 @@ struct Results {
     score: Option<f64>,
 }
 
-#[derive(Deserialize)]
-struct Region {
-    #[serde(default)]
-    id: Option<String>,
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    original_width: Option<f64>,
-    #[serde(default)]
-    original_height: Option<f64>,
-    #[serde(default)]
-    value: serde_json::Map<String, Value>,
-    #[serde(default)]
-    meta: Option<Value>,
-    #[serde(default)]
-    score: Option<f64>,
-}
-
 fn is_export(file: &Path) -> bool {
-    if file.extension().is_none_or(|ending| ending != "json") {
+    if file.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("json")) {
         return false;
     }
     let mut bytes = Vec::new();
@@ -227,66 +207,6 @@ fn add(draft: &mut Draft, names: &mut Names, task: Task, found: &BTreeMap<String
         }
     }
     Ok(())
-}
-
-/// The first label of a region.
-fn label_of(region: &Region) -> Option<&str> {
-    let kinds = ["rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels", "keypointlabels", "labels"];
-    let labels = kinds.iter().find_map(|kind| region.value.get(*kind))?;
-    labels.as_array()?.first()?.as_str()
-}
-
-fn object(region: &Region, image: usize, size: (u32, u32)) -> Result<Option<Object>> {
-    ensure!(size.0 > 0 && size.1 > 0, "neither `original_width` nor an image says how large the image is");
-    let (width, height) = (f64::from(size.0), f64::from(size.1));
-    let number = |name: &str| {
-        let value = region.value.get(name).and_then(Value::as_f64);
-        value.with_context(|| format!("`{name}` of a `{}` is not a number", region.kind))
-    };
-    let across = |name| number(name).map(|percent| percent / 100.0 * width);
-    let down = |name| number(name).map(|percent| percent / 100.0 * height);
-    let turn = region.value.get("rotation").and_then(Value::as_f64).unwrap_or(0.0);
-    let polygons = |polygon| Some(Segmentation::Polygons(vec![polygon]));
-    let has = |name: &str| region.value.contains_key(name);
-    let (bbox, segmentation) = if has("rle") {
-        let code: Vec<u8> =
-            serde_json::from_value(region.value["rle"].clone()).context("`rle` is not a list of bytes")?;
-        let values = brush::decode(&code)?;
-        ensure!(
-            values.len() as u64 == 4 * u64::from(size.0) * u64::from(size.1),
-            "the brush mask has {} values, not four for each of {}×{} pixels",
-            values.len(),
-            size.0,
-            size.1
-        );
-        let alpha: Vec<bool> = values.chunks_exact(4).map(|pixel| pixel[3] > 0).collect();
-        let mask = Rle::from_rows(size.1, size.0, &alpha)?;
-        (mask.bbox(), Some(Segmentation::Rle(mask)))
-    } else if has("points") {
-        let points: Vec<[f64; 2]> =
-            serde_json::from_value(region.value["points"].clone()).context("`points` are not pairs of numbers")?;
-        ensure!(points.len() >= 3, "a polygon of {} points", points.len());
-        let outline: Vec<f64> = points.iter().flat_map(|[x, y]| [x / 100.0 * width, y / 100.0 * height]).collect();
-        (geometry::extent([outline.as_slice()]), polygons(outline))
-    } else if has("radiusX") {
-        let (centre, radii) = ([across("x")?, down("y")?], [across("radiusX")?, down("radiusY")?]);
-        (geometry::ellipse_bounds(centre, radii, turn), polygons(geometry::ellipse(centre, radii, turn)))
-    } else if has("width") && has("height") {
-        let bbox = [across("x")?, down("y")?, across("width")?, down("height")?];
-        if turn == 0.0 {
-            (bbox, None)
-        } else {
-            let corners = geometry::turned(bbox, turn, [bbox[0], bbox[1]]);
-            (geometry::extent([corners.as_slice()]), polygons(corners))
-        }
-    } else if region.kind.starts_with("keypoint") {
-        return Ok(None);
-    } else {
-        bail!("a region of type `{}`, which is no rectangle, ellipse, polygon or brush mask", region.kind);
-    };
-    let texts = region.meta.as_ref().and_then(|meta| meta.get("text")).and_then(Value::as_array);
-    let crowd = texts.is_some_and(|texts| texts.iter().any(|text| text == out::CROWD));
-    Ok(Some(Object { image, bbox, segmentation, crowd, ..Object::default() }))
 }
 
 pub(super) fn write(import: &Import, writer: &mut Writer<'_>) -> Result<()> {

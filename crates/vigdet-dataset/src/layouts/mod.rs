@@ -6,8 +6,10 @@ mod coco;
 mod cvat;
 mod draft;
 mod label_studio;
+mod label_studio_region;
 mod label_studio_write;
 mod labelme;
+mod labelme_write;
 mod mask_png;
 mod open_images;
 mod place;
@@ -159,7 +161,7 @@ pub fn write(import: &Import, layout: Layout, out: &Path, images: Images) -> Res
         Layout::Coco => coco::write(import, &mut writer)?,
         Layout::Voc => voc::write(import, &mut writer)?,
         Layout::Yolo => yolo::write(import, &mut writer)?,
-        Layout::Labelme => labelme::write(import, &mut writer)?,
+        Layout::Labelme => labelme_write::write(import, &mut writer)?,
         Layout::Cvat => cvat::write(import, &mut writer)?,
         Layout::LabelStudio => label_studio::write(import, &mut writer)?,
         Layout::OpenImages => open_images::write(import, &mut writer)?,

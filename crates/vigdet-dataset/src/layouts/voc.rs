@@ -92,10 +92,10 @@ fn listed(path: &Path, stems: &BTreeMap<String, PathBuf>) -> Result<Listed> {
         }
         let text = xml::read(&list)?;
         let mut files = Files::new();
-        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        for line in text.lines().map(|line| line.trim().replace('\\', "/")).filter(|line| !line.is_empty()) {
             // Lists of one class have a second column, which says whether the image has it.
-            let first = line.split_whitespace().next().unwrap_or(line);
-            match stems.get_key_value(line).or_else(|| stems.get_key_value(first)) {
+            let first = line.split_whitespace().next().unwrap_or(&line);
+            match stems.get_key_value(&line).or_else(|| stems.get_key_value(first)) {
                 Some((stem, file)) => files.push((stem.clone(), file.clone())),
                 None => notes.push("a name in ImageSets/Main has no file in Annotations and is left out"),
             }

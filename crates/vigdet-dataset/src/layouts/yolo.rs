@@ -194,10 +194,14 @@ fn read_split(mut draft: Draft, images: Vec<PathBuf>, names: &Names, keypoints: 
         .par_iter()
         .map(|image| {
             let file = label_file(image);
-            match std::fs::read_to_string(&file) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => (file, None),
-                text => (file, Some(text)),
+            let upper = file.with_extension("TXT");
+            for file in [&file, &upper] {
+                match std::fs::read_to_string(file) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    text => return (file.clone(), Some(text)),
+                }
             }
+            (file, None)
         })
         .collect();
     let classes = names.len();

@@ -1,14 +1,28 @@
-//! Counts, sizes and shapes.
+//! Counts, sizes, shapes, crowding and positions.
+
+mod histogram;
+#[cfg(feature = "plots")]
+mod page;
+mod told;
+
+pub use histogram::Histogram;
+#[cfg(feature = "plots")]
+pub use page::{png, svg};
+pub use told::lines;
 
 use crate::check::scale;
-use crate::geometry::iou;
+use crate::geometry::greatest_ious;
 use crate::types::{Import, Split};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use vigdet_coco::types::Annotation;
 
 /// Parts of 100 at which distributions are told.
 pub const PERCENTILES: [u32; 5] = [0, 10, 50, 90, 100];
+/// An object is crowded by so much where its greatest IoU with another object of the image is above it.
+pub const OVERLAPS: [f64; 3] = [0.1, 0.3, 0.5];
+/// Positions are told in so many rows and columns.
+pub const GRID: usize = 15;
 
 /// What a split holds. Crowds count as crowds alone.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,10 +53,18 @@ pub struct Stats {
     pub aspect: [f64; 5],
     /// Objects of an image.
     pub objects_per_image: [f64; 5],
-    /// The share of objects that another overlaps by an IoU above 0.3.
-    pub crowded: f64,
-    /// Shares of objects by where their centre lies: thirds of the image, row by row.
-    pub positions: [f64; 9],
+    /// The share of objects that another overlaps by an IoU above each of [`OVERLAPS`].
+    pub overlapped: [f64; 3],
+    /// Shares of objects by where their centre lies: the image cut into [`GRID`] rows of [`GRID`] places.
+    pub positions: Vec<Vec<f64>>,
+    /// As `size`: ranges of half an octave.
+    pub sizes: Histogram,
+    /// As `size_resized`: ranges of half an octave.
+    pub sizes_resized: Histogram,
+    /// As `aspect`: ranges of half an octave, one of them around 1.
+    pub aspects: Histogram,
+    /// As `objects_per_image`: 0, 1, 2, then ranges that double.
+    pub images_by_objects: Histogram,
 }
 
 /// Statistics of each split; images resized as training does: the shorter side to `size.0`, unless the longer one then
@@ -59,28 +81,32 @@ fn of_split(split: &Split, (short, long): (u32, u32)) -> Stats {
     }
     let (mut sizes, mut resized, mut aspects) = (Vec::new(), Vec::new(), Vec::new());
     let (mut counts, mut sides) = (Vec::new(), Vec::new());
-    let (mut crowded, mut positions) = (0, [0.0; 9]);
+    let (mut greatest, mut positions) = (Vec::new(), vec![vec![0.0; GRID]; GRID]);
     let mut classes: BTreeMap<i64, usize> = BTreeMap::new();
     for image in &dataset.images {
         let of_image = objects.get(&image.id).map_or(&[][..], Vec::as_slice);
         counts.push(of_image.len() as f64);
         let (width, height) = (f64::from(image.width), f64::from(image.height));
         sides.push(width.min(height));
+        let has_extent = |[_, _, w, h]: &[f64; 4]| *w > 0.0 && *h > 0.0;
+        let boxes: Vec<[f64; 4]> = of_image.iter().map(|object| object.bbox).filter(has_extent).collect();
+        greatest.extend(greatest_ious(&boxes));
         for object in of_image {
             *classes.entry(object.category_id).or_default() += 1;
             let [x, y, w, h] = object.bbox;
-            if !(w > 0.0 && h > 0.0) {
+            if !has_extent(&object.bbox) {
                 continue;
             }
             sizes.push((w * h).sqrt());
             aspects.push(h / w);
             if width > 0.0 && height > 0.0 {
                 resized.push((w * h).sqrt() * scale(width, height, short, long));
-                let third = |centre: f64, side: f64| (3.0 * centre / side).clamp(0.0, 2.0) as usize;
-                positions[3 * third(y + h / 2.0, height) + third(x + w / 2.0, width)] += 1.0;
+                let place = |centre: f64, side: f64| {
+                    let place = (centre / side * GRID as f64).max(0.0) as usize;
+                    place.min(GRID - 1)
+                };
+                positions[place(y + h / 2.0, height)][place(x + w / 2.0, width)] += 1.0;
             }
-            let overlaps = |other: &&Annotation| !std::ptr::eq(*other, *object) && iou(other.bbox, object.bbox) > 0.3;
-            crowded += usize::from(of_image.iter().any(overlaps));
         }
     }
     let all: usize = classes.values().sum();
@@ -99,13 +125,17 @@ fn of_split(split: &Split, (short, long): (u32, u32)) -> Stats {
             .map(|category| (category.name.clone(), classes.get(&category.id).copied().unwrap_or(0)))
             .collect(),
         small_medium_large: [within(0.0, 32.0), within(32.0, 96.0), within(96.0, f64::INFINITY)].map(share),
+        sizes: Histogram::of_sizes(&sizes),
+        sizes_resized: Histogram::of_sizes(&resized),
+        aspects: Histogram::of_aspects(&aspects),
+        images_by_objects: Histogram::of_counts(&counts),
         image_short_side: percentiles(sides),
         size: percentiles(sizes),
         size_resized: percentiles(resized),
         aspect: percentiles(aspects),
         objects_per_image: percentiles(counts),
-        crowded: share(crowded as f64),
-        positions: positions.map(share),
+        overlapped: OVERLAPS.map(|least| share(greatest.iter().filter(|&&iou| iou > least).count() as f64)),
+        positions: positions.into_iter().map(|row| row.into_iter().map(share).collect()).collect(),
     }
 }
 
@@ -116,56 +146,27 @@ fn percentiles(mut values: Vec<f64>) -> [f64; 5] {
     PERCENTILES.map(|p| values.get((f64::from(p) / 100.0 * last).round() as usize).copied().unwrap_or(0.0))
 }
 
-/// Statistics as tables for people.
-pub fn lines(stats: &[Stats]) -> Vec<String> {
-    let titles = |first: &str, others: &[&str]| {
-        std::iter::once(first).chain(others.iter().copied()).map(str::to_owned).collect::<Vec<_>>()
-    };
-    let names: Vec<&str> = stats.iter().map(|stats| stats.split.as_str()).collect();
-    let row = |title: &str, of: &dyn Fn(&Stats) -> String| {
-        std::iter::once(title.to_owned()).chain(stats.iter().map(of)).collect::<Vec<_>>()
-    };
-    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-    let mut rows = vec![titles("", &names)];
-    rows.push(row("images", &|s| s.images.to_string()));
-    rows.push(row("  without objects", &|s| s.images_without_objects.to_string()));
-    rows.push(row("objects", &|s| s.objects.to_string()));
-    rows.push(row("  with an outline", &|s| s.with_outline.to_string()));
-    rows.push(row("  overlapped (IoU > 0.3)", &|s| percent(s.crowded)));
-    rows.push(row("crowds", &|s| s.crowds.to_string()));
-    for (i, range) in ["below 32", "32 to 96", "above 96"].iter().enumerate() {
-        rows.push(row(&format!("  {range} pixels, resized"), &|s| percent(s.small_medium_large[i])));
+/// The names of the classes of all splits, each once, in the order of the first split that has it.
+pub(crate) fn classes(stats: &[Stats]) -> Vec<&str> {
+    let mut seen = HashSet::new();
+    let names = stats.iter().flat_map(|stats| &stats.classes).map(|(name, _)| name.as_str());
+    names.filter(|name| seen.insert(*name)).collect()
+}
+
+impl Stats {
+    /// How many objects a class has.
+    pub fn objects_of(&self, class: &str) -> usize {
+        self.classes.iter().filter(|(name, _)| name == class).map(|(_, count)| count).sum()
     }
-    let mut lines = crate::table::lines(&rows);
-    lines.push(String::new());
-    let mut classes: Vec<&str> = Vec::new();
-    for (name, _) in stats.iter().flat_map(|stats| &stats.classes) {
-        if !classes.contains(&name.as_str()) {
-            classes.push(name);
+
+    /// Shares of objects by where their centre lies: thirds of the image, row by row.
+    pub fn thirds(&self) -> [f64; 9] {
+        let mut thirds = [0.0; 9];
+        for (row, shares) in self.positions.iter().enumerate() {
+            for (column, share) in shares.iter().enumerate() {
+                thirds[3 * (3 * row / GRID) + 3 * column / GRID] += share;
+            }
         }
+        thirds
     }
-    let mut rows = vec![titles("class", &names)];
-    for class in classes {
-        let count =
-            |s: &Stats| s.classes.iter().filter(|(name, _)| name == class).map(|(_, count)| count).sum::<usize>();
-        rows.push(row(class, &|s| count(s).to_string()));
-    }
-    lines.extend(crate::table::lines(&rows));
-    for stats in stats {
-        lines.push(String::new());
-        let mut rows = vec![titles(&stats.split, &["least", "10%", "median", "90%", "most"])];
-        let mut add = |title: &str, values: [f64; 5], decimals: usize| {
-            let cells = values.iter().map(|value| format!("{value:.decimals$}"));
-            rows.push(std::iter::once(title.to_owned()).chain(cells).collect());
-        };
-        add("shorter side of images", stats.image_short_side, 0);
-        add("√area of objects", stats.size, 1);
-        add("√area, resized", stats.size_resized, 1);
-        add("height / width", stats.aspect, 2);
-        add("objects an image", stats.objects_per_image, 0);
-        lines.extend(crate::table::lines(&rows));
-        let thirds = stats.positions.chunks(3).map(|row| row.iter().map(|s| percent(*s)).collect::<Vec<_>>().join(" "));
-        lines.push(format!("centres by thirds of the image: {}", thirds.collect::<Vec<_>>().join(" | ")));
-    }
-    lines
 }
