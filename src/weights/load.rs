@@ -15,9 +15,10 @@ use crate::classes::{list, Class, Classes};
 const BACKBONE: &str = "backbone.body.";
 /// Where they live in torchvision's classifiers with a MobileNet.
 const FEATURES: &str = "features.";
-/// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet, EfficientNet and
-/// MobileNet; and how many rows come before those of the first class (a two-stage detector's background).
-const CLASSIFIERS: [(&str, i64); 8] = [
+/// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet, EfficientNet,
+/// MobileNet and transformers; and how many rows come before those of the first class (a two-stage detector's
+/// background).
+const CLASSIFIERS: [(&str, i64); 9] = [
     ("cls_logits", 0),
     ("cls_score", 1),
     ("bbox_pred", 1),
@@ -26,7 +27,11 @@ const CLASSIFIERS: [(&str, i64); 8] = [
     ("fc", 0),
     ("_fc", 0),
     ("classifier.3", 0),
+    ("head", 0),
 ];
+/// Ends of the names of constants and counters, which are nothing to a model here.
+const USELESS: [&str; 5] =
+    ["num_batches_tracked", ".relative_position_index", ".attn_mask", ".sfc_h.offset", ".sfc_w.offset"];
 /// The region proposal network, whose layers have such names too, but say nothing of classes.
 const PROPOSALS: &str = "rpn.head.";
 
@@ -132,8 +137,8 @@ impl fmt::Display for LoadReport {
 /// File and model may each be a whole detector, or a backbone or classifier, whose names lack `backbone.body.` (or have
 /// `features.` there).
 /// torchvision's older names of heads count as the newer ones. A position embedding of another grid is resized.
-/// Constants of the published ViG code (`relative_pos`) are checked and passed over, step counters of batch norms are
-/// passed over.
+/// Constants of the published ViG code (`relative_pos`) are checked and passed over; step counters of batch norms are
+/// passed over, and what Swin's and CycleMLP's files hold of their geometry.
 ///
 /// # Errors
 /// If no name matches, if a shape differs (but see [`LoadOptions::other_classes`]), if a number is not finite, or if
@@ -163,7 +168,7 @@ pub(super) fn load(store: &nn::VarStore, file: &WeightFile, options: &LoadOption
             check_relative(file, &entries, entry)?;
             continue;
         }
-        if entry.ends_with("num_batches_tracked") {
+        if USELESS.iter().any(|name| entry.ends_with(name)) {
             continue;
         }
         let taken = |index: &usize| !options.backbone_only || variables[*index].0.starts_with(BACKBONE);
