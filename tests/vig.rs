@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use tch::{nn, Device, Kind, Tensor};
-use vigdet::backbone::{Classifier, Pass};
+use vigdet::backbone::{self, Classifier, Pass};
 use vigdet::config::{BackboneConfig, GraphConvKind, Search};
 use vigdet::graph::GraphTrace;
 
@@ -249,25 +249,66 @@ fn efficientnet_lites_give_the_packages_maps_and_gradients() {
     check_formula("efficientnet_lite/lite", &names, &config, (70, 101), 4);
 }
 
+/// tests/fixtures/table10/make.py.
+#[test]
+fn backbones_of_table_10_give_the_public_codes_maps_and_gradients() {
+    let fixture = "table10/table10";
+    for (name, channels, blocks) in [
+        ("resnext50_32x4d", None, None),
+        ("swin_t", Some([32, 64, 128, 256]), Some([2; 4])),
+        ("pvt_tiny", Some([64, 64, 128, 128]), Some([1, 2, 1, 2])),
+        ("poolformer_s12", Some([16, 24, 32, 40]), Some([1, 2, 1, 2])),
+        ("cyclemlp_b1", Some([16, 24, 32, 40]), Some([1, 2, 1, 2])),
+    ] {
+        let (channels, blocks) = (channels.map(Vec::from), blocks.map(Vec::from));
+        let config = BackboneConfig { name: name.into(), channels, blocks, drop_path: 0.0, ..Default::default() };
+        check_formula(fixture, &[name], &config, (224, 224), 128);
+
+        let expected = read(fixture);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let model = backbone::build(&vs.root(), &config).unwrap();
+        fill(&vs);
+        let images = (uniform(&[1, 3, 97, 133], 1000) * 4.0).to_kind(Kind::Float);
+        let maps = model.forward(&images, &mut Pass::inference()).unwrap();
+        let sizes: Vec<(i64, i64)> = maps.iter().map(|map| (map.size()[2], map.size()[3])).collect();
+        assert_eq!(model.flops((97, 133), &mut |_| ()), sizes, "{name}");
+        for (s, map) in maps.iter().enumerate() {
+            assert_eq!(map.size()[1], model.channels()[s], "{name}");
+            let map = map.contiguous().flatten(0, -1).slice(0, 0, None, 128);
+            let error = relative_error(&map, &expected[&format!("{name}.detector.map.{s}")]);
+            assert!(error < MAPS, "{name}: map {s} of a detector differs by {error:e}");
+        }
+    }
+}
+
+fn read(fixture: &str) -> HashMap<String, Tensor> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.safetensors"));
+    Tensor::read_safetensors(path).unwrap().into_iter().collect()
+}
+
+/// `fill` of tests/fixtures/resnet/make.py.
+fn fill(vs: &nn::VarStore) {
+    for (t, (key, variable)) in vigdet::weights::sorted_variables(vs).into_iter().enumerate() {
+        let u = uniform(&variable.size(), t as u64);
+        let u = match &key {
+            _ if variable.dim() > 1 => u * (24.0 / variable.get(0).numel() as f64).sqrt(),
+            key if key.ends_with("running_var") => u + 1.0,
+            key if key.ends_with("weight") => u / 2.0 + 1.0,
+            _ => u / 5.0,
+        };
+        variable.detach().copy_(&u);
+    }
+}
+
 /// Models with the weights and images of tests/fixtures/resnet/make.py against a fixture, which has every `step`th
 /// number of the maps of an image of this (height, width).
 fn check_formula(fixture: &str, names: &[&str], config: &BackboneConfig, size: (i64, i64), step: i64) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.safetensors"));
-    let expected: HashMap<String, Tensor> = Tensor::read_safetensors(path).unwrap().into_iter().collect();
+    let expected = read(fixture);
     for name in names {
         let mut vs = nn::VarStore::new(Device::Cpu);
         let config = BackboneConfig { name: name.to_string(), ..config.clone() };
         let model = Classifier::new(&vs.root(), &config, 1000).unwrap();
-        for (t, (key, variable)) in vigdet::weights::sorted_variables(&vs).into_iter().enumerate() {
-            let u = uniform(&variable.size(), t as u64);
-            let u = match &key {
-                _ if variable.dim() > 1 => u * (24.0 / variable.get(0).numel() as f64).sqrt(),
-                key if key.ends_with("running_var") => u + 1.0,
-                key if key.ends_with("weight") => u / 2.0 + 1.0,
-                _ => u / 5.0,
-            };
-            variable.detach().copy_(&u);
-        }
+        fill(&vs);
         let images = |shape: &[i64]| uniform(shape, 1000) * 4.0;
         let out = model.forward(&images(&[1, 3, size.0, size.1]).to_kind(Kind::Float), &mut Pass::inference()).unwrap();
         for (s, map) in out.maps.iter().enumerate() {

@@ -6,10 +6,11 @@ use rand_chacha::ChaCha8Rng;
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use super::{build, efficientnet_lite, Backbone, Family, Pass};
+use super::{build_for, efficientnet_lite, Backbone, Family, Pass, Use};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{relu6, ConvBn, ConvSpec};
+use crate::nn::tokens::linear;
 
 /// Width of ViG's hidden layer before the classes.
 const HIDDEN: i64 = 1024;
@@ -31,7 +32,7 @@ pub struct Classifier {
 enum Head {
     /// ViG's: 1×1 convolution to 1024, batch norm, GELU, 1×1 convolution; variables `prediction.*`.
     Prediction { hidden: ConvBn, classes: nn::Conv2D },
-    /// ResNet's: one linear layer; variables `fc.*`.
+    /// ResNet's: one linear layer; variables `fc.*`. Transformers': `head.*`.
     Linear(nn::Linear),
     /// EfficientNet's: before the mean a 1×1 convolution, batch norm and ReLU6, after it a linear layer; variables
     /// `_conv_head.*`, `_bn1.*` and `_fc.*`.
@@ -56,13 +57,16 @@ impl Classifier {
     pub fn new(path: &nn::Path, config: &BackboneConfig, classes: i64) -> Result<Self> {
         ensure!(classes > 0, "a classifier needs at least one class, not {classes}");
         let backbone = match Family::of(&config.name) {
-            Family::MobileNet => build(&(path / "features"), config)?,
-            _ => build(path, config)?,
+            Family::MobileNet => build_for(&(path / "features"), config, Use::Classifier)?,
+            _ => build_for(path, config, Use::Classifier)?,
         };
         let input = backbone.channels().last().copied().unwrap_or_default();
         let eps = config.norm_eps;
         let head = match Family::of(&config.name) {
             Family::ResNet => Head::Linear(nn::linear(path / "fc", input, classes, Default::default())),
+            Family::Swin | Family::Pvt | Family::PoolFormer | Family::CycleMlp => {
+                Head::Linear(linear(path / "head", input, classes, true))
+            }
             Family::Vig => {
                 let p = path / "prediction";
                 Head::Prediction {
@@ -115,19 +119,18 @@ impl Classifier {
             !train || images.size()[0] > 1 || !matches!(self.head, Head::Prediction { .. }),
             "a classifier cannot train on a batch of one image: its batch norm would see one value per channel"
         );
-        let maps = self.backbone.forward(images, pass)?;
-        let last = &maps[maps.len() - 1];
+        let (maps, last) = self.backbone.forward_to_classify(images, pass)?;
         let mean = |map: &Tensor| map.mean_dim([2, 3].as_slice(), true, None);
         let logits = match &self.head {
             Head::Prediction { hidden, classes } => {
-                classes.forward(&hidden.forward(&mean(last), train).gelu("none")).flatten(1, -1)
+                classes.forward(&hidden.forward(&mean(&last), train).gelu("none")).flatten(1, -1)
             }
-            Head::Linear(linear) => linear.forward(&mean(last).flatten(1, -1)),
+            Head::Linear(linear) => linear.forward(&mean(&last).flatten(1, -1)),
             Head::Wide { hidden, classes } => {
-                classes.forward(&mean(&relu6(hidden.forward(last, train))).flatten(1, -1))
+                classes.forward(&mean(&relu6(hidden.forward(&last, train))).flatten(1, -1))
             }
             Head::Mobile { hidden, classes } => {
-                let hidden = hidden.forward(&mean(last).flatten(1, -1)).hardswish();
+                let hidden = hidden.forward(&mean(&last).flatten(1, -1)).hardswish();
                 classes.forward(&dropout(hidden, pass.noise()))
             }
         };

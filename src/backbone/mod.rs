@@ -1,9 +1,13 @@
 //! Feature extractors: images to one map per stage.
 
 mod classifier;
+pub mod cycle_mlp;
 pub mod efficientnet_lite;
 pub mod mobilenet_v3;
+pub mod poolformer;
+pub mod pvt;
 pub mod resnet;
+pub mod swin;
 pub mod vig;
 
 use anyhow::{ensure, Context, Result};
@@ -14,13 +18,17 @@ use crate::nn::cost::{Layer, Size};
 
 pub use crate::graph::Pass;
 pub use classifier::{Classified, Classifier};
+pub use cycle_mlp::CycleMlp;
 pub use efficientnet_lite::EfficientNetLite;
 pub use mobilenet_v3::MobileNetV3;
+pub use poolformer::PoolFormer;
+pub use pvt::Pvt;
 pub use resnet::ResNet;
+pub use swin::Swin;
 pub use vig::Vig;
 
 /// Names that [`build`] knows.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 34] = [
     "pvig_n",
     "pvig_ti",
     "pvig_s",
@@ -32,6 +40,25 @@ pub const NAMES: [&str; 15] = [
     "resnet18",
     "resnet50",
     "resnet101",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "swin_t",
+    "swin_s",
+    "swin_b",
+    "pvt_tiny",
+    "pvt_small",
+    "pvt_medium",
+    "pvt_large",
+    "poolformer_s12",
+    "poolformer_s24",
+    "poolformer_s36",
+    "poolformer_m36",
+    "poolformer_m48",
+    "cyclemlp_b1",
+    "cyclemlp_b2",
+    "cyclemlp_b3",
+    "cyclemlp_b4",
+    "cyclemlp_b5",
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
@@ -43,8 +70,16 @@ pub const NAMES: [&str; 15] = [
 pub enum Family {
     /// Vision GNNs, pyramids and not.
     Vig,
-    /// Residual networks.
+    /// Residual networks, ResNeXts too.
     ResNet,
+    /// Swin Transformers.
+    Swin,
+    /// Pyramid Vision Transformers.
+    Pvt,
+    /// PoolFormers.
+    PoolFormer,
+    /// CycleMLPs.
+    CycleMlp,
     /// EfficientNet-Lite.
     EfficientNetLite,
     /// MobileNetV3.
@@ -52,10 +87,19 @@ pub enum Family {
 }
 
 impl Family {
+    /// Whether its batch norms take statistics in training.
+    pub fn has_batch_norms(self) -> bool {
+        !matches!(self, Self::Swin | Self::Pvt | Self::PoolFormer | Self::CycleMlp)
+    }
+
     /// The family of a backbone, by its name.
     pub fn of(name: &str) -> Self {
         match name {
-            _ if name.starts_with("resnet") => Self::ResNet,
+            _ if name.starts_with("resnet") || name.starts_with("resnext") => Self::ResNet,
+            _ if name.starts_with("swin") => Self::Swin,
+            _ if name.starts_with("pvt") => Self::Pvt,
+            _ if name.starts_with("poolformer") => Self::PoolFormer,
+            _ if name.starts_with("cyclemlp") => Self::CycleMlp,
             _ if name.starts_with("efficientnet_lite") => Self::EfficientNetLite,
             _ if name.starts_with("mobilenet") => Self::MobileNet,
             _ => Self::Vig,
@@ -79,15 +123,40 @@ pub trait Backbone: std::fmt::Debug + Send {
     /// become NaN.
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>>;
 
+    /// The maps, and what a classifier takes the mean of, `[B, C, …, …]`: the last map, if the network has no class
+    /// token.
+    ///
+    /// # Errors
+    /// As [`Backbone::forward`].
+    fn forward_to_classify(&self, images: &Tensor, pass: &mut Pass) -> Result<(Vec<Tensor>, Tensor)> {
+        let maps = self.forward(images, pass)?;
+        let last = maps[maps.len() - 1].shallow_clone();
+        Ok((maps, last))
+    }
+
     /// Reports every layer to `visit` for one image of this size in pixels, and gives the size of each stage's map.
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size>;
 }
 
-/// Builds the backbone that a config names, with random weights under `path`, in the published names.
+/// What a backbone is built for. Published transformers differ in their ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// A detector: a norm on each map.
+    Detector,
+    /// A classifier: one on the last map, or a class token.
+    Classifier,
+}
+
+/// Builds the backbone of a detector that a config names, with random weights under `path`, in the published names.
 ///
 /// # Errors
 /// If there is no such backbone, or the config asks it for what it cannot do.
 pub fn build(path: &nn::Path, config: &BackboneConfig) -> Result<Box<dyn Backbone>> {
+    build_for(path, config, Use::Detector)
+}
+
+/// As [`build`], for this use.
+fn build_for(path: &nn::Path, config: &BackboneConfig, of: Use) -> Result<Box<dyn Backbone>> {
     ensure!(
         NAMES.contains(&config.name.as_str()),
         "there is no backbone `{}`; there are {}",
@@ -99,7 +168,24 @@ pub fn build(path: &nn::Path, config: &BackboneConfig) -> Result<Box<dyn Backbon
         Family::ResNet => Box::new(ResNet::new(path, config)?),
         Family::EfficientNetLite => Box::new(EfficientNetLite::new(path, config)?),
         Family::MobileNet => Box::new(MobileNetV3::new(path, config)?),
+        Family::Swin => Box::new(Swin::new(path, config, of)?),
+        Family::Pvt => Box::new(Pvt::new(path, config, of)?),
+        Family::PoolFormer => Box::new(PoolFormer::new(path, config, of)?),
+        Family::CycleMlp => Box::new(CycleMlp::new(path, config, of)?),
     })
+}
+
+/// The norms of four maps: `norm0`, and on in steps of `step`, of a detector; `norm`, of the last, of a classifier.
+fn map_norms<T>(path: &nn::Path, of: Use, step: usize, norm: impl Fn(nn::Path, usize) -> T) -> [Option<T>; 4] {
+    std::array::from_fn(|s| match of {
+        Use::Detector => Some(norm(path / format!("norm{}", s * step), s)),
+        Use::Classifier => (s == 3).then(|| norm(path / "norm", s)),
+    })
+}
+
+/// Stochastic depth of block `index` of all `blocks`: it rises linearly from 0 to the config's.
+fn drop_of(config: &BackboneConfig, index: i64, blocks: &[i64]) -> f64 {
+    config.drop_path * index as f64 / (blocks.iter().sum::<i64>() - 1).max(1) as f64
 }
 
 /// How many of a backbone's stages do not train.

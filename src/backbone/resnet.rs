@@ -1,5 +1,6 @@
 //! ResNet-18, -50 and -101 (He et al., 2016) in torchvision's form (stride in the 3×3 convolution; in Caffe's, in the
 //! first 1×1, where the config says so) and torchvision's names: the baseline that every detection paper compares with.
+//! ResNeXt-50 and -101, 32x4d (Xie et al., 2017): the 3×3 convolution is twice as wide, in 32 groups.
 
 use anyhow::{bail, ensure, Result};
 use tch::{nn, Tensor};
@@ -10,6 +11,8 @@ use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec, Init};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
+/// Groups of ResNeXt's 3×3 convolutions.
+const GROUPS: i64 = 32;
 
 /// A ResNet without its classifier.
 #[derive(Debug)]
@@ -23,7 +26,18 @@ pub struct ResNet {
     freeze_norms: bool,
 }
 
-/// Basic (two convolutions) or bottleneck (three) block.
+/// Kinds of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Two convolutions.
+    Basic,
+    /// Three, of which the second has a quarter of the channels.
+    Bottleneck,
+    /// Three, of which the second has half of the channels, in groups.
+    Grouped,
+}
+
+/// A block.
 #[derive(Debug)]
 struct Residual {
     layers: Vec<ConvBn>,
@@ -32,18 +46,19 @@ struct Residual {
 }
 
 impl Residual {
-    fn new(path: nn::Path, input: i64, width: i64, stride: i64, bottleneck: bool, config: &BackboneConfig) -> Self {
-        let eps = config.norm_eps;
+    fn new(path: nn::Path, input: i64, width: i64, stride: i64, kind: Kind, config: &BackboneConfig) -> Self {
+        let (eps, bottleneck) = (config.norm_eps, kind != Kind::Basic);
         let (first, second) = if config.stride_in_1x1 { (stride, 1) } else { (1, stride) };
         let output = if bottleneck { 4 * width } else { width };
         let plain = |i, o, k| ConvSpec::new(i, o, k).no_bias().init(Init::FanOut);
         let layer =
             |n: usize, spec: ConvSpec| ConvBn::new(&path / format!("conv{n}"), &path / format!("bn{n}"), spec, eps);
         let layers = if bottleneck {
+            let (inside, groups) = if kind == Kind::Grouped { (2 * width, GROUPS) } else { (width, 1) };
             vec![
-                layer(1, plain(input, width, 1).stride(first)),
-                layer(2, plain(width, width, 3).stride(second)),
-                layer(3, plain(width, output, 1)),
+                layer(1, plain(input, inside, 1).stride(first)),
+                layer(2, ConvSpec { groups, ..plain(inside, inside, 3).stride(second) }),
+                layer(3, plain(inside, output, 1)),
             ]
         } else {
             vec![layer(1, plain(input, width, 3).stride(stride)), layer(2, plain(width, width, 3))]
@@ -66,15 +81,18 @@ impl Residual {
 impl ResNet {
     /// Variables in torchvision's names (`conv1.weight`, `layer1.0.conv1.weight`, …) under `path`.
     pub fn new(path: &nn::Path, config: &BackboneConfig) -> Result<Self> {
-        let (blocks, bottleneck) = match config.name.as_str() {
-            "resnet18" => ([2, 2, 2, 2], false),
-            "resnet50" => ([3, 4, 6, 3], true),
-            "resnet101" => ([3, 4, 23, 3], true),
-            name => bail!("there is no ResNet `{name}`; there are resnet18, resnet50 and resnet101"),
+        let (blocks, kind) = match config.name.as_str() {
+            "resnet18" => ([2, 2, 2, 2], Kind::Basic),
+            "resnet50" => ([3, 4, 6, 3], Kind::Bottleneck),
+            "resnet101" => ([3, 4, 23, 3], Kind::Bottleneck),
+            "resnext50_32x4d" => ([3, 4, 6, 3], Kind::Grouped),
+            "resnext101_32x4d" => ([3, 4, 23, 3], Kind::Grouped),
+            name => bail!("there is no ResNet `{name}`"),
         };
+        let bottleneck = kind != Kind::Basic;
         ensure!(
             bottleneck || !config.stride_in_1x1,
-            "model.backbone.stride_in_1x1 is for resnet50 and resnet101: {} has no 1×1 convolutions",
+            "model.backbone.stride_in_1x1 is for deeper ResNets: {} has no 1×1 convolutions",
             config.name
         );
         let frozen_stages = frozen_stages(config, STRIDES.len())?;
@@ -88,7 +106,7 @@ impl ResNet {
             let mut stage = Vec::new();
             for i in 0..depth {
                 let stride = if i == 0 && s > 0 { 2 } else { 1 };
-                stage.push(Residual::new(&p / i, input, width, stride, bottleneck, config));
+                stage.push(Residual::new(&p / i, input, width, stride, kind, config));
                 input = if bottleneck { 4 * width } else { width };
             }
             channels[s] = input;

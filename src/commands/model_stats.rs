@@ -66,7 +66,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
             say("");
         }
         say(
-            "Multiply-adds are those of convolutions and linear layers, and of Grapher distances except in Table 10.\n\
+            "Multiply-adds are those of convolutions and linear layers, and, except in Table 10, of Grapher distances \
+             and attention's products.\n\
              The paper's top-1 in Tables 1 and 2 is that of its Tables 4 and 5; top-1 and AP are in percent.",
         );
         return Ok(ExitCode::SUCCESS);

@@ -63,8 +63,9 @@ fn detector(config: &ClassifyConfig) -> Option<String> {
         return None;
     }
     let written = [("channels", &backbone.channels), ("blocks", &backbone.blocks)];
-    // The others' shape is in their name; the config's numbers are for ViG.
-    let shaped = Family::of(&backbone.name) == Family::Vig;
+    // The others' shape is in their name.
+    let family = Family::of(&backbone.name);
+    let shaped = family == Family::Vig || !family.has_batch_norms();
     let mut values: Vec<(String, String)> = written
         .iter()
         .filter(|_| shaped)

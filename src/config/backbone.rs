@@ -8,9 +8,10 @@ section! {
     pub struct BackboneConfig {
         /// A name of `backbone::NAMES`.
         pub name: String = "pvig_s".into(),
-        /// ViG: channels of each stage (isotropic: of the one there is); null: those of the named model.
+        /// ViG, Swin, PVT, PoolFormer, CycleMLP: channels of each stage (isotropic ViG: of the one there is); null:
+        /// those of the named model.
         pub channels: Option<Vec<i64>> = None,
-        /// ViG: blocks of each stage; null: those of the named model.
+        /// The same: blocks of each stage; null: those of the named model.
         pub blocks: Option<Vec<i64>> = None,
         /// Side of the images, in pixels, that position embeddings are made for; other images get resized ones.
         pub image_size: i64 = 224,

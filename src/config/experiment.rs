@@ -347,7 +347,8 @@ impl Experiment for ClassifyConfig {
 impl ClassifyConfig {
     /// What a model is trained and tested with when no config is named: its ImageNet recipe. ResNets and MobileNets
     /// take that of the ViGs, without stochastic depth, which they lack, and with torchvision's evaluation: ImageNet's
-    /// mean and deviation, 224 of 256 pixels, bilinear; and MobileNets with their own epsilon of norms.
+    /// mean and deviation, 224 of 256 pixels, bilinear; and MobileNets with their own epsilon of norms. The backbones
+    /// that the ViG paper compares with take it with ImageNet's mean and deviation, and their authors' crops.
     /// EfficientNet-Lites take it with their authors' sizes, pixels ((x − 127) / 128), epsilon and evaluation: a
     /// central crop that leaves a rim of 32 pixels of the scaled image, bicubic.
     ///
@@ -362,8 +363,16 @@ impl ClassifyConfig {
         if model.starts_with("mobilenet") {
             own["model"]["backbone"]["norm_eps"] = json!(1e-3);
         }
-        if model.starts_with("resnet") || model.starts_with("mobilenet") {
-            let DataConfig { mean, std, .. } = DataConfig::default();
+        let DataConfig { mean, std, .. } = DataConfig::default();
+        let crop = match model {
+            _ if model.starts_with("poolformer_m") => Some(0.95),
+            _ if model.starts_with("poolformer_s") => Some(0.9),
+            _ => ["swin", "pvt", "cyclemlp"].iter().any(|family| model.starts_with(family)).then_some(0.875),
+        };
+        if let Some(crop) = crop {
+            own["data"] = json!({ "mean": mean, "std": std, "crop": crop });
+        }
+        if ["resnet", "resnext", "mobilenet"].iter().any(|family| model.starts_with(family)) {
             own["model"]["backbone"]["drop_path"] = json!(0.0);
             own["data"] = json!({ "mean": mean, "std": std, "crop": 0.875, "interpolation": "bilinear" });
         }

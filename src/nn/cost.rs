@@ -1,7 +1,7 @@
 //! What a network costs: multiply-adds counted layer by layer by walking the built model, so they follow every config.
 //!
 //! Counted, as in the ViG paper: convolutions and linear layers without their biases, and nodes × candidates × channels
-//! for the distances of each Grapher. Norms, activations, pooling and resizing are not.
+//! for the distances of each Grapher, and twice that for attention. Norms, activations, pooling and resizing are not.
 
 use tch::nn;
 
@@ -18,7 +18,7 @@ pub enum Layer {
         /// Height × width of the output; edges, where a layer belongs to edges.
         locations: u64,
     },
-    /// The distances of a Grapher's nodes and candidates.
+    /// The distances of a Grapher's nodes and candidates; one of attention's two products of queries and keys.
     Distances {
         /// Nodes.
         nodes: u64,
@@ -52,12 +52,23 @@ pub fn convolution(conv: &nn::Conv2D, stride: i64, size: Size, visit: &mut dyn F
     out
 }
 
+/// Reports a linear layer that is used at each location of a map.
+pub fn linear(layer: &nn::Linear, (height, width): Size, visit: &mut dyn FnMut(Layer)) {
+    visit(Layer::Weights { weights: layer.ws.numel() as u64, locations: (height * width) as u64 });
+}
+
+/// Reports attention's products, of queries with keys and of what they give with values.
+pub fn attention(queries: i64, keys: i64, channels: i64, visit: &mut dyn FnMut(Layer)) {
+    let (nodes, candidates, channels) = (queries as u64, keys as u64, channels as u64);
+    (0..2).for_each(|_| visit(Layer::Distances { nodes, candidates, channels }));
+}
+
 /// Multiply-adds for one image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Macs {
     /// Of convolutions and linear layers.
     pub weights: u64,
-    /// Of Grapher distances.
+    /// Of Grapher distances and of attention.
     pub distances: u64,
 }
 

@@ -48,7 +48,7 @@ pub fn relu6(mut x: Tensor) -> Tensor {
     x.relu6_()
 }
 
-/// Stochastic depth (Huang et al., 2016): leaves a branch `[B, C, H, W]` out with this probability for each image, and
+/// Stochastic depth (Huang et al., 2016): leaves a branch `[B, …]` out with this probability for each image, and
 /// scales it up for the others. Without noise, and with probability 0, nothing happens.
 pub fn stochastic_depth(branch: Tensor, probability: f64, noise: Option<&mut impl Rng>) -> Tensor {
     let Some(noise) = noise.filter(|_| probability > 0.0) else { return branch };
@@ -56,7 +56,8 @@ pub fn stochastic_depth(branch: Tensor, probability: f64, noise: Option<&mut imp
     let scale = (1.0 / (1.0 - probability)) as f32;
     let draw = |_| if noise.random::<f64>() < probability { 0.0 } else { scale };
     let mask = Tensor::from_slice(&(0..images).map(draw).collect::<Vec<f32>>());
-    let mask = mask.view([images, 1, 1, 1]).to_device(branch.device()).to_kind(branch.kind());
+    let shape: Vec<i64> = [images].into_iter().chain((1..branch.dim()).map(|_| 1)).collect();
+    let mask = mask.view(&shape[..]).to_device(branch.device()).to_kind(branch.kind());
     branch * mask
 }
 

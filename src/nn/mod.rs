@@ -6,3 +6,4 @@ pub mod layers;
 pub(crate) mod memory;
 pub mod padding;
 pub mod precision;
+pub mod tokens;

@@ -262,7 +262,8 @@ pub struct LoadedClassifier {
 
 /// Whether a variable of a classifier belongs to the layers that give class scores, not to its backbone.
 pub fn is_of_head(name: &str) -> bool {
-    ["prediction.", "fc.", "_conv_head.", "_bn1.", "_fc.", "classifier."].iter().any(|head| name.starts_with(head))
+    let heads = ["prediction.", "fc.", "_conv_head.", "_bn1.", "_fc.", "classifier.", "head.", "norm.", "cls_token"];
+    heads.iter().any(|head| name.starts_with(head))
 }
 
 /// Builds a backbone and its classifier, for as many classes as the file has (1000 without one), and loads the file

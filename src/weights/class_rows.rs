@@ -5,9 +5,10 @@ use tch::Tensor;
 use super::load_report::ClassReport;
 use crate::classes::{Class, Classes};
 
-/// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet, EfficientNet and
-/// MobileNet; and how many rows come before those of the first class (a two-stage detector's background).
-const CLASSIFIERS: [(&str, i64); 8] = [
+/// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet, EfficientNet,
+/// MobileNet and transformers; and how many rows come before those of the first class (a two-stage detector's
+/// background).
+const CLASSIFIERS: [(&str, i64); 9] = [
     ("cls_logits", 0),
     ("cls_score", 1),
     ("bbox_pred", 1),
@@ -16,6 +17,7 @@ const CLASSIFIERS: [(&str, i64); 8] = [
     ("fc", 0),
     ("_fc", 0),
     ("classifier.3", 0),
+    ("head", 0),
 ];
 /// The region proposal network, whose layers have such names too, but say nothing of classes.
 const PROPOSALS: &str = "rpn.head.";

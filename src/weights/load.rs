@@ -16,6 +16,10 @@ use crate::classes::Classes;
 const BACKBONE: &str = "backbone.body.";
 /// Where they live in torchvision's classifiers with a MobileNet.
 const FEATURES: &str = "features.";
+/// Ends of the names of constants and counters, which are nothing to a model here.
+const USELESS: [&str; 5] =
+    ["num_batches_tracked", ".relative_position_index", ".attn_mask", ".sfc_h.offset", ".sfc_w.offset"];
+
 /// What a file must and may hold.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
@@ -54,8 +58,8 @@ pub enum OtherClasses {
 /// File and model may each be a whole detector, or a backbone or classifier, whose names lack `backbone.body.` (or have
 /// `features.` there).
 /// torchvision's older names of heads count as the newer ones. A position embedding of another grid is resized.
-/// Constants of the published ViG code (`relative_pos`) are checked and passed over, step counters of batch norms are
-/// passed over.
+/// Constants of the published ViG code (`relative_pos`) are checked and passed over; step counters of batch norms are
+/// passed over, and what Swin's and CycleMLP's files hold of their geometry.
 ///
 /// # Errors
 /// If no name matches, if a shape differs (but see [`LoadOptions::other_classes`]), if a number is not finite, or if
@@ -85,7 +89,7 @@ pub(super) fn load(store: &nn::VarStore, file: &WeightFile, options: &LoadOption
             check_relative(file, &entries, entry)?;
             continue;
         }
-        if entry.ends_with("num_batches_tracked") {
+        if USELESS.iter().any(|name| entry.ends_with(name)) {
             continue;
         }
         let taken = |index: &usize| !options.backbone_only || variables[*index].0.starts_with(BACKBONE);

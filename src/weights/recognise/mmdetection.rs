@@ -1,4 +1,4 @@
-//! Detectors of mmdetection 2 and 3: RetinaNet, Faster and Mask R-CNN with a feature pyramid, on ResNets and on
+//! Detectors of mmdetection 2 and 3: RetinaNet, Faster and Mask R-CNN with a feature pyramid, on ResNets, ResNeXts and
 //! mmpretrain's Pyramid ViG. docs/other_weights.md has their rules.
 
 use super::detectors::{Layout, BODY};
@@ -37,7 +37,7 @@ pub fn recognise(file: &WeightFile, names: &[String]) -> Option<Recognised> {
     let renaming = rename(names, |name| new(name).into_iter().collect(), |name| name.starts_with("ema_"));
     let backbone = vig.map(|vig| vig.name).or_else(|| resnet_of(&renaming, file, BODY));
     // Only bottlenecks have 1×1 convolutions.
-    style.stride_in_1x1 &= backbone.is_some_and(|name| ["resnet50", "resnet101"].contains(&name));
+    style.stride_in_1x1 &= backbone.is_some_and(|name| name.starts_with("res") && name != "resnet18");
     let layout = Layout::of(&renaming, file, backbone);
     let config = layout.config(&rules(&layout, &style, said.relu));
     let mut notes = layout.notes.clone();

@@ -12,6 +12,7 @@ mod mmdetection;
 mod mmpretrain;
 mod renaming;
 mod resnets;
+mod swins;
 mod torchvision;
 
 use std::path::Path;
@@ -54,6 +55,7 @@ pub type Change = Box<dyn Fn(&Tensor) -> Tensor>;
 /// is known.
 pub fn recognise(file: &WeightFile, path: &Path) -> Option<Recognised> {
     let names = file.names().ok()?;
-    let others = [detectron2::recognise, mmdetection::recognise, mmpretrain::recognise, lites::recognise];
+    let others =
+        [detectron2::recognise, mmdetection::recognise, mmpretrain::recognise, lites::recognise, swins::recognise];
     torchvision::recognise(file, &names, path).or_else(|| others.into_iter().find_map(|project| project(file, &names)))
 }

@@ -75,13 +75,15 @@ pub fn resnet_of(renaming: &Renaming, file: &WeightFile, prefix: &str) -> Option
     let shape = |name: &str| renaming.shape(file, &format!("{prefix}{name}.weight"));
     let blocks = [1, 2, 3, 4].map(|s| renaming.count(|i| format!("{prefix}layer{s}.{i}.conv1.weight")));
     let stem = shape("conv1")? == [64, 3, 7, 7];
-    let plain = shape("layer1.0.conv2")? == [64, 64, 3, 3];
+    let second = shape("layer1.0.conv2")?;
     let bottleneck = shape("layer1.0.conv3").is_some();
-    match (blocks, bottleneck) {
-        _ if !stem || !plain => None,
-        ([2, 2, 2, 2], false) => Some("resnet18"),
-        ([3, 4, 6, 3], true) => Some("resnet50"),
-        ([3, 4, 23, 3], true) => Some("resnet101"),
+    match (blocks, bottleneck, &second[..]) {
+        _ if !stem => None,
+        ([2, 2, 2, 2], false, [64, 64, 3, 3]) => Some("resnet18"),
+        ([3, 4, 6, 3], true, [64, 64, 3, 3]) => Some("resnet50"),
+        ([3, 4, 23, 3], true, [64, 64, 3, 3]) => Some("resnet101"),
+        ([3, 4, 6, 3], true, [128, 4, 3, 3]) => Some("resnext50_32x4d"),
+        ([3, 4, 23, 3], true, [128, 4, 3, 3]) => Some("resnext101_32x4d"),
         _ => None,
     }
 }
