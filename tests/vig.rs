@@ -249,34 +249,77 @@ fn efficientnet_lites_give_the_packages_maps_and_gradients() {
     check_formula("efficientnet_lite/lite", &names, &config, (70, 101), 4);
 }
 
-/// tests/fixtures/table10/make.py.
 #[test]
-fn backbones_of_table_10_give_the_public_codes_maps_and_gradients() {
-    let fixture = "table10/table10";
-    for (name, channels, blocks) in [
-        ("resnext50_32x4d", None, None),
-        ("swin_t", Some([32, 64, 128, 256]), Some([2; 4])),
-        ("pvt_tiny", Some([64, 64, 128, 128]), Some([1, 2, 1, 2])),
-        ("poolformer_s12", Some([16, 24, 32, 40]), Some([1, 2, 1, 2])),
-        ("cyclemlp_b1", Some([16, 24, 32, 40]), Some([1, 2, 1, 2])),
-    ] {
-        let (channels, blocks) = (channels.map(Vec::from), blocks.map(Vec::from));
-        let config = BackboneConfig { name: name.into(), channels, blocks, drop_path: 0.0, ..Default::default() };
-        check_formula(fixture, &[name], &config, (224, 224), 128);
+fn resnext_gives_torchvisions_maps_and_gradients() {
+    check_table_10("resnext50_32x4d", None, None);
+}
 
-        let expected = read(fixture);
+#[test]
+fn swin_gives_torchvisions_and_microsofts_maps_and_gradients() {
+    check_table_10("swin_t", Some([32, 64, 128, 256]), Some([2; 4]));
+}
+
+#[test]
+fn pvt_gives_the_authors_maps_and_gradients() {
+    check_table_10("pvt_tiny", Some([64, 64, 128, 128]), Some([1, 2, 1, 2]));
+}
+
+#[test]
+fn poolformer_gives_the_authors_maps_and_gradients() {
+    check_table_10("poolformer_s12", Some([16, 24, 32, 40]), Some([1, 2, 1, 2]));
+}
+
+#[test]
+fn cycle_mlp_gives_the_authors_maps_and_gradients() {
+    check_table_10("cyclemlp_b1", Some([16, 24, 32, 40]), Some([1, 2, 1, 2]));
+}
+
+/// A small relative of a model, as a classifier and as a detector's backbone: tests/fixtures/table10/make.py.
+fn check_table_10(name: &str, channels: Option<[i64; 4]>, blocks: Option<[i64; 4]>) {
+    let (channels, blocks) = (channels.map(Vec::from), blocks.map(Vec::from));
+    let config = BackboneConfig { name: name.into(), channels, blocks, drop_path: 0.0, ..Default::default() };
+    let fixture = "table10/table10";
+    check_formula(fixture, &[name], &config, (224, 224), 128);
+
+    let expected = read(fixture);
+    let vs = nn::VarStore::new(Device::Cpu);
+    let model = backbone::build(&vs.root(), &config).unwrap();
+    fill(&vs);
+    let images = (uniform(&[1, 3, 97, 133], 1000) * 4.0).to_kind(Kind::Float);
+    let maps = model.forward(&images, &mut Pass::inference()).unwrap();
+    let sizes: Vec<(i64, i64)> = maps.iter().map(|map| (map.size()[2], map.size()[3])).collect();
+    assert_eq!(model.flops((97, 133), &mut |_| ()), sizes, "{name}");
+    for (s, map) in maps.iter().enumerate() {
+        assert_eq!(map.size()[1], model.channels()[s], "{name}");
+        let map = map.contiguous().flatten(0, -1).slice(0, 0, None, 128);
+        let error = relative_error(&map, &expected[&format!("{name}.detector.map.{s}")]);
+        assert!(error < MAPS, "{name}: map {s} of a detector differs by {error:e}");
+    }
+}
+
+#[test]
+fn frozen_stages_of_transformers_do_not_learn_and_the_others_do() {
+    const NETWORK: &[&str] = &["patch_embed.", "network.0.", "network.1.", "network.2."];
+    for (name, frozen) in [
+        ("swin_t", &["patch_embed.", "layers.0.", "layers.1.blocks."][..]),
+        ("pvt_tiny", &["patch_embed1.", "pos_embed1", "block1.", "patch_embed2.", "pos_embed2", "block2."]),
+        ("poolformer_s12", NETWORK),
+        ("cyclemlp_b1", NETWORK),
+    ] {
+        let (channels, blocks) = (Some(vec![64; 4]), Some(vec![1; 4]));
+        let config = BackboneConfig { name: name.into(), channels, blocks, frozen_stages: 2, ..Default::default() };
         let vs = nn::VarStore::new(Device::Cpu);
         let model = backbone::build(&vs.root(), &config).unwrap();
-        fill(&vs);
-        let images = (uniform(&[1, 3, 97, 133], 1000) * 4.0).to_kind(Kind::Float);
-        let maps = model.forward(&images, &mut Pass::inference()).unwrap();
-        let sizes: Vec<(i64, i64)> = maps.iter().map(|map| (map.size()[2], map.size()[3])).collect();
-        assert_eq!(model.flops((97, 133), &mut |_| ()), sizes, "{name}");
-        for (s, map) in maps.iter().enumerate() {
-            assert_eq!(map.size()[1], model.channels()[s], "{name}");
-            let map = map.contiguous().flatten(0, -1).slice(0, 0, None, 128);
-            let error = relative_error(&map, &expected[&format!("{name}.detector.map.{s}")]);
-            assert!(error < MAPS, "{name}: map {s} of a detector differs by {error:e}");
+        let images = Tensor::ones([2, 3, 32, 64], (Kind::Float, Device::Cpu));
+        let maps = model.forward(&images, &mut Pass::training(0, 0)).unwrap();
+        assert_eq!(maps.iter().map(|map| map.requires_grad()).collect::<Vec<_>>()[2..], [true, true], "{name}");
+        for (key, value) in vs.variables() {
+            let is_frozen = frozen.iter().any(|prefix| key.starts_with(prefix));
+            assert_eq!(value.requires_grad(), !is_frozen, "{name}: {key}");
+        }
+        if name.starts_with("pvt") {
+            let error = model.forward(&images.narrow(2, 0, 31), &mut Pass::inference()).unwrap_err().to_string();
+            assert!(error.contains("31×64"), "{error}");
         }
     }
 }
