@@ -44,7 +44,7 @@ fn microsofts(name: &str) -> Option<New> {
         (0, ("0", kind)) => format!("patch_embed.proj.{kind}"),
         (0, ("2", kind)) => format!("patch_embed.norm.{kind}"),
         (0, _) => return None,
-        _ if number % 2 == 0 => format!("layers.{}.downsample.{rest}", number / 2 - 1),
+        _ if number.is_multiple_of(2) => format!("layers.{}.downsample.{rest}", number / 2 - 1),
         _ => format!("layers.{}.blocks.{rest}", number / 2),
     })
 }
