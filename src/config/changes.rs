@@ -118,6 +118,7 @@ mod tests {
         assert_eq!(set("clip_norm=2").train.clip_norm, Some(2.0));
         assert_eq!(set("model.head.norm=group").model.head.norm, HeadNorm::Group);
         assert_eq!(set("anchors.ratios=[1]").model.anchors.ratios, [1.0]);
+        assert!(set("model.anchors=auto").model.anchors.auto && set("anchors=auto").model.anchors.auto);
         assert_eq!(set("builtin.train=7").data.builtin.unwrap().train, 7);
         let text = error("{}", &["channels=3"]);
         assert!(text.contains("model.fpn.channels") && text.contains("model.head.channels"), "{text}");
