@@ -559,6 +559,23 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_keeps_the_area_of_runs_and_of_what_is_seen_through_a_window() {
+        let rle = Segmentation::Rle(polygons(&[L]).to_rle(8, 12).unwrap());
+        for (source, window, expected) in [(polygons(&[L]), true, 9.0), (rle.clone(), true, 9.0), (rle, false, 30.0)] {
+            let mut mask = Mask::new(&source, 8, 12).unwrap();
+            if window {
+                mask.see_through([0.0, 0.0, 12.0, 4.0]);
+            }
+            mask.change(&Geometry::scale(4.0, 4.0));
+            mask.warp(&Geometry::turn(0.4).then(&Geometry::translate(30.0, 4.0)), (64, 80));
+            let area = area(&mask.raster(&[0.0, 0.0, 80.0, 80.0], 80)) / 16.0;
+            assert!((area - expected).abs() < 0.05 * expected, "{area} {expected}");
+            let [x1, y1, x2, y2] = mask.bounds().unwrap();
+            assert!((x2 - x1) * (y2 - y1) / 16.0 > expected, "{x1} {y1} {x2} {y2}");
+        }
+    }
+
+    #[test]
     fn tiny_far_and_hidden_regions_have_masks_too() {
         let mut mask = Mask::new(&polygons(&[L]), 8, 12).unwrap();
         // One pixel inside the object, no pixel at all, a place far away.
