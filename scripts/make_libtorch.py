@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Makes .libtorch/, the libtorch that vigdet is built against, from the PyTorch wheel.
 
-The wheel is a CUDA build; without CUDA=1 its CUDA libraries are left out and libtorch.so is replaced by an empty
-library that needs only the CPU ones. Uses pip to download, the standard library to unpack and the C++ compiler to link.
+For Linux (x86-64 and ARM) the wheel is a CUDA build; without CUDA=1 its CUDA libraries are left out and libtorch.so is
+replaced by an empty library that needs only the CPU ones. For macOS (ARM) it has the CPU and Metal and is taken as it
+is. Uses pip to download, the standard library to unpack and the C++ compiler to link.
 
 Everything is made in a folder .libtorch-partial-PID-* beside it and renamed at the end, so that .libtorch is whole or
 absent. That folder goes away on errors, Ctrl-C and SIGTERM; what a killed process left is removed by the next one.
@@ -24,8 +25,19 @@ TORCH = f"torch=={VERSION}"
 # libtorch_cpu.so of the CUDA wheel is linked against these two, and looks for them beside itself.
 CUDA_RUNTIME = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]
 LEFT_OUT = ("libtorch_cuda", "libtorch_python", "libtorch_nvshmem", "libc10_cuda", "libcaffe2_nvrtc", "libtorch.so")
-PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (28, 27, 25, 24, 17)] + ["manylinux2014_x86_64"]
 PARTIAL = ".libtorch-partial-"
+
+
+def linux(machine):
+    return [f"manylinux_2_{n}_{machine}" for n in (28, 27, 26, 25, 24, 17)] + [f"manylinux2014_{machine}"]
+
+
+# By system and processor, as Python names them: the tags of the wheels that fit, for pip.
+PLATFORMS = {
+    ("Linux", "x86_64"): linux("x86_64"),
+    ("Linux", "aarch64"): linux("aarch64"),
+    ("Darwin", "arm64"): [f"macosx_{n}_0_arm64" for n in (14, 13, 12, 11)],
+}
 OWN = ("Or bring your own libtorch 2.13: set LIBTORCH to its folder, or LIBTORCH_USE_PYTORCH=1 to use the PyTorch 2.13\n"
        "of the active Python environment.")
 RETRY = ("Check that Python has pip (PYTHON=... chooses another Python) and reaches its package index (PIP_INDEX_URL or\n"
@@ -59,12 +71,21 @@ def compiler():
     return command
 
 
+def here():
+    """System and processor."""
+    return platform.system(), platform.machine()
+
+
+def is_mac():
+    return here()[0] == "Darwin"
+
+
 def pip_download(packages, folder, dependencies=False):
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--only-binary=:all:",
                "--python-version", "3.11"]
     if not sys.stderr.isatty():
         command.append("--quiet")
-    for tag in PLATFORMS:
+    for tag in PLATFORMS[here()]:
         command += ["--platform", tag]
     if not dependencies:
         command.append("--no-deps")
@@ -80,6 +101,7 @@ def unpack_cpu(wheels, out, cxx):
                 name.startswith("torch/lib/") and not base.startswith(LEFT_OUT))
             if wanted and base:
                 archive.extract(name, out)
+    unpack_licences(wheels, out)
     for part in ("include", "lib", "share"):
         os.rename(os.path.join(out, "torch", part), os.path.join(out, part))
     shutil.rmtree(os.path.join(out, "torch"))
@@ -91,7 +113,23 @@ def unpack_cpu(wheels, out, cxx):
                 if base in ("libcudart.so.13", "libcupti.so.13"):
                     with archive.open(name) as source, open(os.path.join(lib, base), "wb") as target:
                         shutil.copyfileobj(source, target)
-    link_empty_libtorch(lib, cxx)
+    if not is_mac():
+        link_empty_libtorch(lib, cxx)
+
+
+def unpack_licences(wheels, out):
+    """Whoever passes libtorch on passes its licences on, and those of NVIDIA's libraries beside it."""
+    for wheel in glob.glob(os.path.join(wheels, "*.whl")):
+        package = os.path.basename(wheel).split("-")[0]
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                info, found, inside = name.partition(".dist-info/licenses/")
+                if not found or "/" in info or not os.path.basename(inside):
+                    continue
+                target = os.path.join(out, "licenses", package, *inside.split("/"))
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                with archive.open(name) as source, open(target, "wb") as file:
+                    shutil.copyfileobj(source, file)
 
 
 def link_empty_libtorch(lib, cxx):
@@ -113,6 +151,7 @@ def unpack_cuda(wheels, out):
             for name in archive.namelist():
                 if name.startswith(("torch/include/", "torch/lib/", "torch/share/", "nvidia/")):
                     archive.extract(name, out)
+    unpack_licences(wheels, out)
     for part in ("include", "lib", "share"):
         os.symlink(os.path.join("torch", part), os.path.join(out, part))
 
@@ -121,8 +160,18 @@ def remove_leftovers(parent):
     """Folders of processes that were killed before they could tidy up."""
     for folder in glob.glob(os.path.join(parent, PARTIAL + "*")):
         pid = re.match(r"(\d+)-", os.path.basename(folder)[len(PARTIAL):])
-        if pid and not os.path.exists(f"/proc/{pid.group(1)}"):
+        if pid and not is_running(int(pid.group(1))):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)  # Sends nothing.
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # Somebody else's.
+        pass
+    return True
 
 
 def make(target, cuda):
@@ -133,13 +182,15 @@ def make(target, cuda):
         wheels, out = os.path.join(work, "wheels"), os.path.join(work, "out")
         os.makedirs(wheels)
         os.makedirs(out)
-        print(f"libtorch: downloading PyTorch {VERSION} " + ("with CUDA (about 3 GB)" if cuda else "(about 540 MB)"),
+        size = "110 MB" if is_mac() else "540 MB"
+        print(f"libtorch: downloading PyTorch {VERSION} " + ("with CUDA (about 3 GB)" if cuda else f"(about {size})"),
               flush=True)
         if cuda:
             pip_download([TORCH], wheels, dependencies=True)
         else:
             pip_download([TORCH], wheels)
-            pip_download(CUDA_RUNTIME, wheels)
+            if not is_mac():
+                pip_download(CUDA_RUNTIME, wheels)
         print("libtorch: unpacking", flush=True)
         if cuda:
             unpack_cuda(wheels, out)
@@ -186,8 +237,11 @@ def main():
     try:
         if check(target, cuda):
             return
-        if platform.system() != "Linux" or platform.machine() != "x86_64":
-            raise Failure("this script makes libtorch for Linux on x86-64 only.")
+        if here() not in PLATFORMS:
+            raise Failure(f"this script knows no PyTorch wheel for {' on '.join(here())}: only for Linux on x86-64 and\n"
+                          "ARM (aarch64), and for macOS on ARM.")
+        if cuda and is_mac():
+            raise Failure("there is no CUDA for macOS: run `make libtorch` without CUDA=1.")
         make(target, cuda)
     except (Failure, OSError, ValueError, zipfile.BadZipFile) as error:
         sys.exit(f"libtorch: {error}\nNothing was installed. {OWN}")
