@@ -31,7 +31,7 @@ pub struct ConfigArgs {
     /// Config file, or the name of a built-in one
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// cpu, cuda or cuda:N (default: cuda where there is one)
+    /// cpu, cuda, cuda:N or mps (default: cuda where there is one)
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Change one config value; the key may be shortened to its last part
@@ -250,16 +250,20 @@ fn pair<T: FromStr>(text: &str) -> Option<[T; 2]> {
     Some([first.trim().parse().ok()?, second.trim().parse().ok()?])
 }
 
-/// `cpu`, `cuda` or `cuda:N`; none: cuda where there is one.
+/// `cpu`, `cuda`, `cuda:N` or `mps`; none: cuda where there is one.
 pub fn parse_device(name: Option<&str>) -> Result<Device> {
     let count = tch::Cuda::device_count().max(0) as usize;
     let index = match name {
         None if count == 0 => return Ok(Device::Cpu),
         Some("cpu") => return Ok(Device::Cpu),
+        Some("mps") => {
+            ensure!(tch::utils::has_mps(), "there is no device mps: it is the GPU of a Mac; --device cpu works");
+            return Ok(Device::Mps);
+        }
         None | Some("cuda") => 0,
         Some(other) => {
             let index = other.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-            index.with_context(|| format!("--device takes cpu, cuda or cuda:N, not `{other}`"))?
+            index.with_context(|| format!("--device takes cpu, cuda, cuda:N or mps, not `{other}`"))?
         }
     };
     const NONE: &str = "no GPU here (CUDA=1 make libtorch installs the CUDA build); --device cpu works";

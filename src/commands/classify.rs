@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// Labels and probabilities of one image, the most probable first.
 fn guesses(logits: &Tensor, top: usize) -> Result<Vec<(i64, f64)>> {
-    let probabilities = logits.get(0).to_kind(Kind::Double).softmax(0, Kind::Double);
+    let probabilities = logits.get(0).to_device(Device::Cpu).to_kind(Kind::Double).softmax(0, Kind::Double);
     let most = (top as i64).min(probabilities.size()[0]);
     let (values, labels) = probabilities.topk(most, 0, true, true);
     let (values, labels): (Vec<f64>, Vec<i64>) = (values.try_into()?, labels.try_into()?);

@@ -33,28 +33,37 @@ pub struct Vigdet {
     command: Command,
 }
 
+/// A command of two words is `train_det` or `train-det`, as the user likes.
 #[derive(clap::Subcommand, Debug)]
 #[command(rename_all = "snake_case")]
 enum Command {
     /// Train a detector
+    #[command(alias = "train-det")]
     TrainDet(train_det::Args),
     /// Evaluate a detector
+    #[command(alias = "test-det")]
     TestDet(test_det::Args),
     /// Detect objects on images
     Detect(detect::Args),
     /// Train a classifier: pretrain a backbone
+    #[command(alias = "train-cls")]
     TrainCls(train_cls::Args),
     /// Evaluate a classifier
+    #[command(alias = "test-cls")]
     TestCls(test_cls::Args),
     /// Name the classes of images
     Classify(classify::Args),
     /// Write what a backbone sees
+    #[command(alias = "extract-features")]
     ExtractFeatures(extract_features::Args),
     /// Draw which patches a model links
+    #[command(alias = "plot-graph")]
     PlotGraph(plot_graph::Args),
     /// Draw the pictures of a run anew
+    #[command(alias = "plot-run")]
     PlotRun(plot_run::Args),
     /// Print what models cost
+    #[command(alias = "model-stats")]
     ModelStats(model_stats::Args),
     /// Draw a set of the built-in data
     Shapes(shapes::Args),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::config::ShapesConfig;
-use crate::console::say;
+use crate::console::{say, start_of};
 use crate::data::shapes;
 
 /// Draws images of shapes with boxes and masks, in COCO's layout: a detection data set that needs no download.
@@ -38,6 +38,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let val = val.unwrap_or(images.div_ceil(5));
     shapes::ensure(&out, &ShapesConfig { train: images, val, side, seed })?;
     say(&format!("{}: {images} images to train on, {val} to validate on", out.display()));
-    say(&format!("train on it: cargo run --bin train_det -- retinanet --data {}", out.display()));
+    say(&format!("train on it: {} retinanet --data {}", start_of("train_det"), out.display()));
     Ok(ExitCode::SUCCESS)
 }

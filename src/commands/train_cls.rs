@@ -8,6 +8,7 @@ use super::training::{report, stem, Plan, RunArgs};
 use crate::backbone::Family;
 use crate::cli::{check_classifier, check_model, ClassifierArgs};
 use crate::config::{ClassifyConfig, Experiment};
+use crate::console::start_of;
 use crate::train::classification::Classification;
 
 /// Train a classifier on a folder with a folder of images for each class (ImageNet's layout).
@@ -42,13 +43,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (outcome, config) = args.run.train::<Classification>(plan, check, |_| ())?;
     Ok(report(
         &outcome,
-        &format!("train_cls -- {model}"),
+        &format!("{} {model}", start_of("train_cls")),
         |top1| format!("top-1 {top1:.4}"),
         |weights| {
             let weights = weights.display();
-            let mut lines = vec![format!("test_cls -- {model} --weights {weights}")];
+            let mut lines = vec![format!("{} {model} --weights {weights}", start_of("test_cls"))];
             if let Some(flags) = detector(&config) {
-                lines.push(format!("train_det -- retinanet {flags} --weights {weights} --data DIR"));
+                let start = start_of("train_det");
+                lines.push(format!("{start} retinanet {flags} --weights {weights} --data DIR"));
             }
             lines
         },

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::training::{report, stem, Plan, RunArgs};
 use crate::cli::{change, check_detector, DetectorArgs};
 use crate::config::{Config, DetectorKind, Experiment};
-use crate::console::say;
+use crate::console::{say, start_of};
 use crate::train::detection::{prepare_as, prepare_as_before, Detection};
 use crate::train::engine::Outcome;
 use crate::weights::Checkpoint;
@@ -79,8 +79,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
             say(&format!(
                 "no --data and no --config: training {} on built-in images; how long it takes is said after a few \
                  steps\n\
-                 for images of your own, in COCO's layout:\n  cargo run --bin train_det -- {} --data DIR",
+                 for images of your own, in COCO's layout:\n  {} {} --data DIR",
                 built_in(kind),
+                start_of("train_det"),
                 kind.name()
             ));
             Some(Config::preset(built_in(kind), &changes)?)
@@ -112,7 +113,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let detector = kind.name();
     Ok(report(
         &outcome,
-        &format!("train_det -- {detector}"),
+        &format!("{} {detector}", start_of("train_det")),
         |ap| format!("box AP {ap:.3}"),
         |weights| next(detector, weights, &outcome),
     ))
@@ -136,11 +137,11 @@ fn next(detector: &str, weights: &Path, outcome: &Outcome) -> Vec<String> {
     let (weights, run) = (weights.display(), &outcome.run);
     let out = run.path().join("detections");
     let mut lines = vec![
-        format!("detect -- {detector} --weights {weights} --out {} IMAGE...", out.display()),
-        format!("test_det -- {detector} --weights {weights}"),
+        format!("{} {detector} --weights {weights} --out {} IMAGE...", start_of("detect"), out.display()),
+        format!("{} {detector} --weights {weights}", start_of("test_det")),
     ];
     if outcome.best.is_some() {
-        lines.push(format!("coco_eval -- --dt {} --per-class", run.detections().display()));
+        lines.push(format!("{} --dt {} --per-class", start_of("coco_eval"), run.detections().display()));
     }
     lines
 }

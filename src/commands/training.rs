@@ -127,7 +127,8 @@ impl RunArgs {
     }
 }
 
-/// Says where everything is, and what to do next: `next` are programs with their arguments, given the weights.
+/// Says where everything is, and what to do next: `program` is how the training was started, `next` are command lines,
+/// given the weights.
 pub fn report(
     outcome: &Outcome,
     program: &str,
@@ -137,7 +138,7 @@ pub fn report(
     let run = &outcome.run;
     let folder = run.path().display();
     if outcome.interrupted {
-        say(&format!("stopped; this goes on where it was:\n  cargo run --bin {program} --out {folder} --resume"));
+        say(&format!("stopped; this goes on where it was:\n  {program} --out {folder} --resume"));
         return ExitCode::from(130);
     }
     if let Some(lines) = &outcome.best_lines {
@@ -169,7 +170,7 @@ pub fn report(
         Err(error) => warn(&format!("no pictures: {error:#}")),
     }
     say("next:");
-    next(&weights).iter().for_each(|line| say(&format!("  cargo run --bin {line}")));
+    next(&weights).iter().for_each(|line| say(&format!("  {line}")));
     ExitCode::SUCCESS
 }
 

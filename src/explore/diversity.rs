@@ -1,7 +1,7 @@
 //! How different the features of an image's nodes are: the paper's Figure 3 and appendix A.1.
 
 use anyhow::{ensure, Result};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Feature diversity, ‖X − 1x̃ᵀ‖ / ‖X‖, of each image of `[B, C, H, W]` features: X is `[H·W, C]`, a row for each node,
 /// and x̃ the mean of its rows. The norm is √(‖·‖₁·‖·‖∞), of the largest sum of absolute values in a column and in a
@@ -13,10 +13,11 @@ use tch::{Kind, Tensor};
 pub fn diversity(features: &Tensor) -> Result<Vec<f64>> {
     let (b, c, h, w) = features.size4()?;
     ensure!(b * c * h * w > 0, "there are no features in {:?}", features.size());
-    let x = features.detach().to_kind(Kind::Double).flatten(2, -1).transpose(1, 2);
+    // On the CPU: MPS has no float64.
+    let x = features.detach().to_device(Device::Cpu).to_kind(Kind::Double).flatten(2, -1).transpose(1, 2);
     let apart = &x - x.mean_dim([1i64].as_slice(), true, None::<Kind>);
     let ratio = norm(&apart) / norm(&x).clamp_min(f64::MIN_POSITIVE);
-    Ok(ratio.to_device(tch::Device::Cpu).try_into()?)
+    Ok(ratio.try_into()?)
 }
 
 /// √(‖X‖₁·‖X‖∞) of each matrix of `[B, N, C]`.
@@ -28,7 +29,6 @@ fn norm(x: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     #[test]
     fn diversity_is_that_of_the_formula() {

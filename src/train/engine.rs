@@ -551,9 +551,9 @@ fn learn_micro_batch<T: Task>(
     let total = losses.total();
     let fraction = images as f64 / t.batch_size as f64;
     if fraction == 1.0 { total } else { total * fraction }.backward();
-    // One transfer from the device for all parts.
-    let parts = losses.parts.iter().map(|(_, part)| part.detach().to_kind(Kind::Double).reshape([]));
-    let values = Tensor::stack(&parts.collect::<Vec<_>>(), 0).to_device(Device::Cpu);
+    // One transfer from the device for all parts, in float32: MPS has no float64.
+    let parts = losses.parts.iter().map(|(_, part)| part.detach().to_kind(Kind::Float).reshape([]));
+    let values = Tensor::stack(&parts.collect::<Vec<_>>(), 0).to_device(Device::Cpu).to_kind(Kind::Double);
     let values: Vec<f64> = values.try_into()?;
     let parts = losses.parts.iter().map(|(name, _)| *name).zip(values).collect();
     Ok(Learned { parts, images, names })

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use anyhow::{ensure, Context, Result};
 use rayon::prelude::*;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::{OptimizerKind, TrainConfig};
 use crate::nn::memory::{f32_slices_mut, is_plain, CHUNK};
@@ -158,7 +158,8 @@ impl Optimizer {
         let mut total: f64 = sums.iter().sum();
         if !other.is_empty() {
             let norms: Vec<Tensor> = other.iter().map(|g| g.norm().to_kind(Kind::Float)).collect();
-            total += Tensor::stack(&norms, 0).square().sum(Kind::Double).double_value(&[]);
+            // Summed on the CPU: MPS has no float64.
+            total += Tensor::stack(&norms, 0).to_device(Device::Cpu).square().sum(Kind::Double).double_value(&[]);
         }
         total.sqrt()
     }
@@ -368,7 +369,6 @@ impl Job<'_> {
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
-    use tch::Device;
 
     use super::*;
 
