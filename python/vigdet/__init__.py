@@ -1,0 +1,1 @@
+"""vigdet: object detection with Vision GNN backbones. This package holds the programs; see `vigdet --help`."""
