@@ -201,17 +201,23 @@ fn sizes_round_as_detectron2_and_mmdetection_do() {
 }
 
 #[test]
-fn opencvs_bilinear_gives_whole_levels_before_they_are_normalised() {
-    let image = image::RgbImage::from_fn(2, 1, |x, _| image::Rgb([3 * x as u8; 3]));
-    let of = |resize| {
-        let (mean, std) = ([1.0 / 255.0; 3], [1.0 / 255.0; 3]);
-        let config = DataConfig { size: [2, 4], resize, pad: 1, mean, std, ..DataConfig::default() };
+fn opencvs_bilinear_is_opencvs_to_the_bit() {
+    let bytes = std::fs::read(fixtures().join("opencv.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let image = picture(&tensors, "image");
+    for (short, long) in [(50, 80), (20, 33), (15, 21), (40, 50), (87, 123)] {
+        let (mean, std) = ([0.0; 3], [1.0 / 255.0; 3]);
+        let config =
+            DataConfig { size: [short, long], resize: ResizeKind::Opencv, pad: 1, mean, std, ..DataConfig::default() };
         let batch = prepare(std::slice::from_ref(&image), &[info("a")], &config).unwrap();
-        assert_eq!(batch.images.size(), [1, 3, 2, 4]);
-        values(&batch)[..4].iter().map(|v| (v * 100.0).round() / 100.0).collect::<Vec<f32>>()
-    };
-    assert_eq!(of(ResizeKind::Bilinear), [-1.0, -0.25, 1.25, 2.0]);
-    assert_eq!(of(ResizeKind::Opencv), [-1.0, 0.0, 1.0, 2.0]);
+        let expected = picture(&tensors, &format!("{short}.{long}"));
+        let (width, height) = (i64::from(expected.width()), i64::from(expected.height()));
+        assert_eq!(batch.images.size(), [1, 3, height, width]);
+        let interleaved = batch.images.squeeze().permute([1, 2, 0]).contiguous().reshape([-1]).round();
+        let found: Vec<f32> = interleaved.try_into().unwrap();
+        let apart = found.iter().zip(expected.as_raw()).filter(|(a, b)| **a != f32::from(**b)).count();
+        assert_eq!(apart, 0, "{short}, {long}: {apart} of {}", found.len());
+    }
 }
 
 #[test]

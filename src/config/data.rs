@@ -162,7 +162,7 @@ pub enum ResizeKind {
     Antialias,
     /// Two-by-two bilinear in float (torchvision's detection transform).
     Bilinear,
-    /// Two-by-two bilinear, rounded to 8 bits (OpenCV, mmdetection).
+    /// Two-by-two bilinear in whole numbers (OpenCV, mmdetection).
     Opencv,
 }
 

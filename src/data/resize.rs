@@ -8,6 +8,8 @@ use image::RgbImage;
 
 use crate::config::ResizeKind;
 
+mod opencv;
+
 /// Width and height after resizing: the shorter side becomes `short`, unless the longer would then be above `long`.
 ///
 /// [`ResizeKind::Antialias`] rounds as detectron2's `ResizeShortestEdge` does, [`ResizeKind::Opencv`] as mmdetection,
@@ -66,8 +68,7 @@ impl Normalise {
 /// zeros.
 ///
 /// `slot` must be at least as large. [`ResizeKind::Bilinear`] interpolates in float, as torchvision does on tensors;
-/// [`ResizeKind::Antialias`] gives Pillow's 8-bit result first, [`ResizeKind::Opencv`] one like OpenCV's, whose own
-/// weights are rounded too: a level apart at most.
+/// [`ResizeKind::Antialias`] gives Pillow's 8-bit result first, [`ResizeKind::Opencv`] OpenCV's.
 pub fn resize_into(
     image: &RgbImage,
     (width, height): (u32, u32),
@@ -91,16 +92,7 @@ pub fn resize_into(
         }
         ResizeKind::Bilinear => bilinear(image, (w, h), normalise, Slot { data, rows, columns }),
         ResizeKind::Opencv => {
-            // Whole levels first, then their normalisation, in place.
-            let levels = Normalise { scale: [1.0; 3], shift: [0.0; 3] };
-            bilinear(image, (w, h), &levels, Slot { data: &mut *data, rows, columns });
-            for (c, plane) in data.chunks_exact_mut(rows * columns).enumerate() {
-                for row in plane[..h * columns].chunks_exact_mut(columns) {
-                    for value in &mut row[..w] {
-                        *value = value.round() * normalise.scale[c] + normalise.shift[c];
-                    }
-                }
-            }
+            normalise_rows(&opencv::resize(image, width, height), normalise, data, columns, rows);
         }
     }
     Ok(())
