@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use serde_json::Value;
+use vigdet::config::DataConfig;
+use vigdet::data::{CocoDataset, DataFolder};
 use vigdet_dataset::layouts::{self, Images};
 use vigdet_dataset::{Import, Layout};
 
@@ -45,6 +47,20 @@ fn every_layout_trains_as_cocos_does() {
             assert!((loss - expected).abs() <= least, "{layout}: {loss}, not {expected}");
         }
     }
+}
+
+#[test]
+fn a_folder_of_another_layout_is_read_once_for_all_its_splits() {
+    let data = Data::new();
+    let home = tempfile::tempdir().unwrap();
+    let yolo = home.path().join("yolo");
+    layouts::write(&Import::open(data.root()).unwrap(), Layout::Yolo, &yolo, Images::Copy).unwrap();
+    let (config, folder) = (DataConfig::default(), DataFolder::new(&yolo));
+    let train = CocoDataset::open_in(&folder, &config.train, true, false).unwrap();
+    std::fs::remove_dir_all(yolo.join("labels")).unwrap();
+    let val = CocoDataset::open_in(&folder, &config.val, false, false).unwrap();
+    let objects = |split: &CocoDataset| split.annotations().count();
+    assert_eq!([(train.len(), objects(&train)), (val.len(), objects(&val))], [(10, 20), (4, 8)]);
 }
 
 #[test]

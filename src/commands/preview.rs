@@ -14,7 +14,7 @@ use crate::cli::{make_folder, outputs, DetectorArgs};
 use crate::config::{Config, Experiment};
 use crate::console::say;
 use crate::data::order::generator;
-use crate::data::{Batch, CocoDataset, Loader, LoaderOptions};
+use crate::data::{Batch, CocoDataset, DataFolder, Loader, LoaderOptions};
 use crate::detect::assignment::matched_anchors;
 use crate::plot::canvas::{Color, Line};
 use crate::plot::{
@@ -73,7 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Some(path) => Config::load(path, &changes)?,
         None => Config::preset(RECIPE, &changes)?,
     };
-    let train = open_split(&config, &config.data.train, &args.data, true)?;
+    let train = open_split(&config, &config.data.train, &DataFolder::new(&args.data), true)?;
     ensure!(!train.is_empty(), "there is no image to show in {}", args.data.display());
     if config.model.anchors.auto {
         say(&fit_anchors(&mut config.model.anchors, &train, &config.data, config.train.seed)?);

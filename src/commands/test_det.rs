@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, DetectorArgs, FetchArgs};
 use crate::config::{Config, DetectorKind};
 use crate::console::say;
-use crate::data::CocoDataset;
+use crate::data::{CocoDataset, DataFolder};
 use crate::predictor::{Predictor, PredictorOptions};
 use crate::runs::{write_text, RunDir};
 use crate::threads::set_threads;
@@ -118,5 +118,5 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn dataset(config: &Config) -> Result<CocoDataset> {
-    open_split(config, &config.data.val, &data_root(config)?, false)
+    open_split(config, &config.data.val, &DataFolder::new(&data_root(config)?), false)
 }

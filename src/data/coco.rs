@@ -1,5 +1,6 @@
 //! A split of a data set in COCO's layout: an annotation file and a folder of images.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -23,6 +24,29 @@ const SHORTEST_SIDE: f64 = 1.0;
 /// A box may leave its image by this much, in pixels, before it counts as clipped: annotations are rounded to
 /// hundredths.
 const ROUNDING: f64 = 0.01;
+
+/// The folder of a data set. In another layout than COCO's, where all splits are read at once, it is read only once.
+#[derive(Debug)]
+pub struct DataFolder {
+    root: PathBuf,
+    import: OnceCell<Import>,
+}
+
+impl DataFolder {
+    /// A folder that nothing is read of yet.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_path_buf(), import: OnceCell::new() }
+    }
+
+    /// All splits, in whatever layout the folder is recognised to have.
+    fn import(&self) -> Result<&Import> {
+        if let Some(import) = self.import.get() {
+            return Ok(import);
+        }
+        let import = Import::open(&self.root)?;
+        Ok(self.import.get_or_init(|| import))
+    }
+}
 
 /// Images and objects of one split, in the order of their ids.
 ///
@@ -57,10 +81,16 @@ impl CocoDataset {
     /// [`CocoDataset::open`] for images that are turned as their EXIF orientation says, where `exif` is set: sizes
     /// that the file lacks are those after turning.
     pub fn open_with_exif(split: &SplitConfig, root: &Path, for_training: bool, exif: bool) -> Result<Self> {
+        Self::open_in(&DataFolder::new(root), split, for_training, exif)
+    }
+
+    /// [`CocoDataset::open_with_exif`] in a folder that is opened for several splits.
+    pub fn open_in(data: &DataFolder, split: &SplitConfig, for_training: bool, exif: bool) -> Result<Self> {
+        let root = data.root.as_path();
         let path = root.join(&split.annotations);
         let folder = root.join(&split.images);
         if !path.is_file() && split.has_usual_names() && root.is_dir() {
-            return Self::open_other(split, root, for_training, exif).with_context(|| {
+            return Self::open_other(data, split, for_training, exif).with_context(|| {
                 format!(
                     "there is no annotation file {}, and the folder cannot be read in another layout either",
                     path.display()
@@ -89,8 +119,8 @@ impl CocoDataset {
 
     /// The same of a folder in whatever layout it is recognised to have: to train on the split `train`, else `val`, or
     /// `test` where there is no `val`. A folder with a single split has no other to validate on.
-    fn open_other(split: &SplitConfig, root: &Path, for_training: bool, exif: bool) -> Result<Self> {
-        let import = Import::open(root)?;
+    fn open_other(data: &DataFolder, split: &SplitConfig, for_training: bool, exif: bool) -> Result<Self> {
+        let (root, import) = (&data.root, data.import()?);
         let names: &[&str] = if for_training { &["train", "all"] } else { &["val", "test"] };
         let found = names.iter().find_map(|name| import.split(name)).with_context(|| {
             let there: Vec<&str> = import.splits.iter().map(|split| split.name.as_str()).collect();

@@ -26,7 +26,7 @@ pub mod shapes;
 
 pub(crate) use ahead::message as panic_message;
 pub use batch::prepare;
-pub use coco::CocoDataset;
+pub use coco::{CocoDataset, DataFolder};
 pub use feed::{Epoch, Feed, Source};
 pub use image_folder::ImageFolder;
 pub use loader::{CocoSource, Loader, LoaderOptions};

@@ -1,6 +1,6 @@
 //! The task of a detector.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -14,7 +14,7 @@ use crate::backbone::Pass;
 use crate::classes::{list, Class, Classes};
 use crate::config::{self, Config, ModelConfig, SplitConfig};
 use crate::console::say;
-use crate::data::{shapes, Batch, CocoDataset, CocoSource, Feed, Loader, LoaderOptions};
+use crate::data::{shapes, Batch, CocoDataset, CocoSource, DataFolder, Feed, Loader, LoaderOptions};
 use crate::detect::{self, classes_of_outputs, Detector};
 use crate::nn::precision::autocast;
 use crate::runs::RunDir;
@@ -56,8 +56,8 @@ impl Task for Detection {
              all at once, divided among train.replicas)",
             t.batch_size
         );
-        let root = data_root(&config)?;
-        let train = open_split(&config, &config.data.train, &root, true)?;
+        let data = DataFolder::new(&data_root(&config)?);
+        let train = open_split(&config, &config.data.train, &data, true)?;
         ensure!(
             !config.model.has_masks() || train.has_masks(),
             "no object of the training split has a mask: Mask R-CNN needs segmentations (--set model.mask=false \
@@ -72,7 +72,7 @@ impl Task for Detection {
         let (classes, labels) = match_classes(&config.model, train.classes(), known)?;
         let evaluator = (t.eval_every > 0)
             .then(|| {
-                let val = open_split(&config, &config.data.val, &root, false)
+                let val = open_split(&config, &config.data.val, &data, false)
                     .context("validation split (--set train.eval_every=0 trains without one)")?;
                 say(&format!("val: {}", indented(&val.report().to_string())));
                 let masks = config.model.has_masks();
@@ -212,8 +212,8 @@ fn match_classes(config: &ModelConfig, data: &Classes, known: Option<&Classes>) 
 ///
 /// # Errors
 /// As [`CocoDataset::open_with_exif`].
-pub fn open_split(config: &Config, split: &SplitConfig, root: &Path, for_training: bool) -> Result<CocoDataset> {
-    let mut dataset = CocoDataset::open_with_exif(split, root, for_training, config.data.exif)?;
+pub fn open_split(config: &Config, split: &SplitConfig, data: &DataFolder, for_training: bool) -> Result<CocoDataset> {
+    let mut dataset = CocoDataset::open_in(data, split, for_training, config.data.exif)?;
     if config.model.has_masks() {
         dataset.count_masks();
     }
