@@ -229,7 +229,11 @@ const PLANTS: &[Plant] = &[
         boxes(import, |[x, y, w, h]| [x + 80.0, y, x + 80.0 + w, y + h]);
     }),
     (Kind::BoxesAsCentres, &[Kind::BoxLeavesImage], |import, _| {
-        boxes(import, |[x, y, w, h]| [x + 60.0 + w / 2.0, y + h / 2.0, w, h]);
+        // The outermost touch all four edges of the image: any other place than the middle would leave it.
+        boxes(import, |[x, y, w, h]| {
+            let (left, top) = ((x - 5.0) * 10.0, if y < 100.0 { 0.0 } else { 210.0 - h });
+            [left + w / 2.0, top + h / 2.0, w, h]
+        });
     }),
     (Kind::BoxesAxesSwapped, &[Kind::BoxLeavesImage], |import, _| {
         boxes(import, |[x, y, w, h]| [y, x, h, w + 82.0]);
