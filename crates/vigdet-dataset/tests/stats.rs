@@ -121,6 +121,20 @@ mod page {
     }
 
     #[test]
+    fn a_long_tail_of_sizes_is_cut_off_and_counted() {
+        let mut boxes = vec![[50.0, 20.0, 20.0, 20.0]; 600];
+        boxes.push([0.0, 0.0, 2000.0, 2000.0]);
+        let text = svg(&stats(&one(&boxes), (100, 200)), "data").unwrap();
+        assert_eq!(text.matches("not shown, of 601: 1 above 64").count(), 2);
+        // One of fifty is no tail, and one that is hardly larger saves nothing.
+        for (many, side) in [(49, 2000.0), (600, 40.0)] {
+            let mut boxes = vec![[50.0, 20.0, 20.0, 20.0]; many];
+            boxes.push([0.0, 0.0, side, side]);
+            assert!(!svg(&stats(&one(&boxes), (100, 200)), "data").unwrap().contains("not shown"));
+        }
+    }
+
+    #[test]
     fn the_png_has_the_width_of_the_svg_and_every_splits_colour() {
         let all = many(3, 3);
         let image = image::load_from_memory(&png(&all, "data").unwrap()).unwrap().into_rgb8();

@@ -1,11 +1,15 @@
 //! Histograms of several splits over each other, over an axis that counts doublings.
 
-use super::{beside_axis, most, titled, Area, Histogram};
+use super::{beside_axis, left, most, titled, Area, Histogram, MARGIN};
 use plotters::prelude::*;
 use vigdet_coco::plot::style;
 
 /// Fewer ranges than these are not shown alone.
 const LEAST: usize = 6;
+/// At either end the ranges that hold at most this share of each split's objects are a tail.
+const TAIL: f64 = 0.002;
+/// A tail of so many ranges (an octave and a half) is cut off.
+const LONG: usize = 3;
 
 pub(super) fn draw<DB: DrawingBackend>(
     area: &Area<DB>,
@@ -17,6 +21,9 @@ pub(super) fn draw<DB: DrawingBackend>(
     let below = titled(area, title)?;
     let Some(first) = histograms.first() else { return Ok(()) };
     let (from, to) = shown(histograms);
+    if let Some(note) = beyond(histograms, (from, to), &label) {
+        area.draw(&Text::new(note, (MARGIN, 32), left(12.0)))?;
+    }
     let edges: Vec<f64> = first.edges[from..=to].iter().map(|edge| edge.log2()).collect();
     let shares: Vec<Vec<f64>> = histograms.iter().map(|h| h.shares()[from..to].to_vec()).collect();
     let high = 1.1 * most(shares.iter().flatten());
@@ -53,15 +60,46 @@ pub(super) fn draw<DB: DrawingBackend>(
     Ok(())
 }
 
-/// The ranges that have something, and one beside them.
+/// The ranges that have something, without long tails, and one beside them.
 fn shown(histograms: &[&Histogram]) -> (usize, usize) {
-    let used = |at: &usize| histograms.iter().any(|h| h.counts.get(*at).is_some_and(|&count| count > 0));
     let all = histograms.first().map_or(0, |histogram| histogram.counts.len());
-    let (first, last) = ((0..all).find(used).unwrap_or(0), (0..all).rfind(used).unwrap_or(0));
+    let (first, last) = used(histograms, 0.0);
+    let (body_first, body_last) = used(histograms, TAIL);
+    let first = if body_first >= first + LONG { body_first } else { first };
+    let last = if last >= body_last + LONG { body_last } else { last };
     let (mut from, mut to) = (first.saturating_sub(1), (last + 2).min(all));
     while to - from < LEAST.min(all) {
         from = from.saturating_sub(1);
         to = (to + 1).min(all);
     }
     (from, to)
+}
+
+/// The first and the last range beyond which, on either side, no histogram has more than this share of its values.
+fn used(histograms: &[&Histogram], share: f64) -> (usize, usize) {
+    fn end<'a>(counts: impl Iterator<Item = (usize, &'a usize)>, most: f64) -> Option<usize> {
+        let mut counts = counts.scan(0, |sum, (at, count)| {
+            *sum += count;
+            Some((at, *sum))
+        });
+        counts.find(|(_, sum)| *sum as f64 > most).map(|(at, _)| at)
+    }
+    let most = |h: &Histogram| share * h.counts.iter().sum::<usize>() as f64;
+    let firsts = histograms.iter().filter_map(|h| end(h.counts.iter().enumerate(), most(h)));
+    let lasts = histograms.iter().filter_map(|h| end(h.counts.iter().enumerate().rev(), most(h)));
+    (firsts.min().unwrap_or(0), lasts.max().unwrap_or(0))
+}
+
+/// What of all splits lies outside of the ranges that are shown.
+fn beyond(histograms: &[&Histogram], (from, to): (usize, usize), label: impl Fn(f64) -> String) -> Option<String> {
+    let edges = &histograms.first()?.edges;
+    let count = |ranges: std::ops::Range<usize>| -> usize {
+        histograms.iter().flat_map(|histogram| &histogram.counts[ranges.clone()]).sum()
+    };
+    let all = edges.len() - 1;
+    let (below, above) = (count(0..from), count(to..all));
+    let told = |count, side, edge| (count > 0).then(|| format!("{count} {side} {}", label(edge)));
+    let ends = [told(below, "below", edges[from]), told(above, "above", edges[to])];
+    let ends: Vec<String> = ends.into_iter().flatten().collect();
+    (!ends.is_empty()).then(|| format!("not shown, of {}: {}", count(0..all), ends.join(", ")))
 }
