@@ -5,14 +5,15 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::succeed;
+use common::{succeed, Scene};
 use serde_json::{json, Value};
-use tch::Device;
+use tch::{Device, Kind, Tensor};
+use vigdet::backbone::Pass;
 use vigdet::classes::Classes;
 use vigdet::config::{ClassifyConfig, Config, Experiment};
 use vigdet::predictor::{Predictor, PredictorOptions};
 use vigdet::train::detection::prepare_as;
-use vigdet::weights::{load_classifier, Checkpoint};
+use vigdet::weights::{load_classifier, sorted_variables, write_tensors, Checkpoint, WeightFile};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/other_weights").join(name)
@@ -192,4 +193,123 @@ fn detect_needs_the_file_alone() {
     let weights = fixture("mmdetection_pvig_ti.pth");
     let args = ["--weights", weights.to_str().unwrap(), "--size", "48,64", "--device", "cpu", image.to_str().unwrap()];
     assert!(succeed("detect", &args).contains("a.png"));
+}
+
+/// mmpretrain's name of a tensor in the published files, as a run of mmpretrain's own models showed them; `downs` are
+/// the places of a pyramid's downsamplings.
+fn in_mmpretrain(name: &str, downs: &[usize]) -> String {
+    if let Some(rest) = name.strip_prefix("stem.convs.") {
+        return format!("backbone.stem.{rest}");
+    }
+    if let Some(rest) = name.strip_prefix("prediction.") {
+        let (layer, rest) = rest.split_once('.').unwrap();
+        return format!("head.{}.{rest}", if layer == "1" { "bn" } else { ["fc1", "fc2"][usize::from(layer == "4")] });
+    }
+    let Some(rest) = name.strip_prefix("backbone.") else { return format!("backbone.{name}") };
+    if downs.is_empty() {
+        return format!("backbone.blocks.{rest}");
+    }
+    let (place, rest) = rest.split_once('.').unwrap();
+    let place: usize = place.parse().unwrap();
+    let stage = downs.iter().filter(|down| **down <= place).count();
+    let entry = place - stage.checked_sub(1).map_or(0, |before| downs[before]);
+    format!("backbone.stages.{stage}.{entry}.{}", rest.strip_prefix("conv.").unwrap_or(rest))
+}
+
+/// Adds noise to what an init leaves at zeros and ones, so that no two tensors are alike.
+fn stir(store: &tch::nn::VarStore) {
+    tch::no_grad(|| {
+        for (name, mut variable) in store.variables() {
+            let noise = Tensor::rand_like(&variable) * 0.2;
+            if name.ends_with("bias") || name.contains("running_") || variable.dim() == 1 {
+                variable += noise;
+            }
+        }
+    });
+}
+
+#[test]
+fn mmpretrains_vig_gives_the_logits_of_the_published_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for (model, downs) in [("pvig_ti", [2, 5, 12].as_slice()), ("vig_ti", &[])] {
+        tch::manual_seed(3);
+        let config = ClassifyConfig::of_model(model, &["model.backbone.drop_path=0".into()]).unwrap().model.backbone;
+        let made = load_classifier(&config, None, Device::Cpu).unwrap();
+        stir(&made.store);
+        let published = sorted_variables(&made.store);
+        let linear = |name: &str, tensor: &Tensor| match tensor.size()[..] {
+            [rows, columns, 1, 1] if name.starts_with("prediction.") => tensor.view([rows, columns]),
+            _ => tensor.shallow_clone(),
+        };
+        let renamed: Vec<(String, Tensor)> =
+            published.iter().map(|(name, t)| (in_mmpretrain(name, downs), linear(name, t))).collect();
+        let images = Tensor::randn([2, 3, 96, 64], (Kind::Float, Device::Cpu));
+        let logits = [("published", published), ("mmpretrain", renamed)].map(|(kind, tensors)| {
+            let path = folder.path().join(format!("{kind}_{model}.safetensors"));
+            write_tensors(&tensors, &path, &Default::default()).unwrap();
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let own = checkpoint.config::<ClassifyConfig>(&[]).unwrap();
+            let config = own.map_or(config.clone(), |own| own.model.backbone);
+            let loaded = load_classifier(&config, Some(&checkpoint), Device::Cpu).unwrap();
+            let report = loaded.report.unwrap();
+            assert!(loaded.head_loaded && report.missing.is_empty() && report.unused.is_empty(), "{kind}: {report}");
+            tch::no_grad(|| loaded.model.forward(&images, &mut Pass::inference()).unwrap().logits)
+        });
+        let apart = (&logits[0] - &logits[1]).abs().max().double_value(&[]);
+        let most = logits[0].abs().max().double_value(&[]);
+        assert!(most > 0.1 && apart <= 1e-6 * most, "{model}: {apart} of {most}");
+    }
+}
+
+/// A detector in a fixture's names and shapes, as a training would start it: the classes' biases differ from each
+/// other.
+fn as_new(name: &str, classes: &str) -> Vec<(String, Tensor)> {
+    let file = WeightFile::open(&fixture(name)).unwrap();
+    let value = |name: &str, shape: &[i64]| {
+        let options = (Kind::Float, Device::Cpu);
+        let fan_in: i64 = shape.iter().skip(1).product();
+        match name.rsplit('.').next().unwrap() {
+            "pixel_mean" | "pixel_std" => file.tensor(name).unwrap(),
+            "bias" if name.contains(classes) => Tensor::linspace(-5.0, -4.0, shape[0], options),
+            "running_var" => Tensor::ones(shape, options),
+            "weight" if shape.len() == 1 => Tensor::ones(shape, options),
+            "weight" if name.contains(classes) => Tensor::randn(shape, options) * 0.01,
+            _ if shape.len() == 1 => Tensor::zeros(shape, options),
+            _ => Tensor::randn(shape, options) * (2.0 / fan_in as f64).sqrt(),
+        }
+    };
+    let named = file.names().unwrap().into_iter();
+    named.map(|name| (name.clone(), value(&name, &file.shape(&name).unwrap()))).collect()
+}
+
+#[test]
+fn detectors_of_others_are_fine_tuned_and_keep_the_rows_of_classes_with_the_same_name() {
+    let scene = Scene::new();
+    for split in ["train", "val"] {
+        let path = scene.data.annotations(split);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"dark\"", "\"kite\"")).unwrap();
+    }
+    let kite = Classes::coco().names().iter().position(|name| name == "kite").unwrap() as i64;
+    for (name, class_layer) in [("mmdetection_pvig_ti.pth", "retina_cls"), ("detectron2_retinanet.pth", "cls_score")] {
+        tch::manual_seed(4);
+        let weights = scene.path("weights.safetensors");
+        write_tensors(&as_new(name, class_layer), &weights, &Default::default()).unwrap();
+        let [file, out] = [weights, scene.path(name)].map(|path| path.display().to_string());
+        let args = ["retinanet", "--data", scene.data.arg(), "--finetune", &file, "--out", &out, "--device", "cpu"];
+        let steps = ["--max-iters", "2", "--size", "64,96", "--lr", "1e-9", "--set", "train.eval_every=0"];
+        let printed = succeed("train_det", &[&args[..], &steps].concat());
+        assert!(printed.contains("classes by name: 1 kept (`kite`), 1 anew (`bright`)"), "{name}: {printed}");
+        assert!(printed.contains("2 steps"), "{name}: {printed}");
+        let learned = Tensor::read_safetensors(scene.path(name).join("checkpoints/last.safetensors")).unwrap();
+        let (_, bias) = learned.iter().find(|(name, _)| name.ends_with("cls_logits.bias")).unwrap();
+        assert_eq!(bias.size(), [9 * 2]);
+        for anchor in 0..9 {
+            let before = -5.0 + (80 * anchor + kite) as f64 / 719.0;
+            let [kept, anew] = [0, 1].map(|label| bias.double_value(&[2 * anchor + label]));
+            assert!((kept - before).abs() < 1e-6, "{name}, anchor {anchor}: {kept}, not {before}");
+            // As a training from nothing starts: the prior, 0.01.
+            assert!((anew + 99f64.ln()).abs() < 1e-3, "{name}, anchor {anchor}: {anew}");
+        }
+    }
 }
