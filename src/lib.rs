@@ -1,4 +1,24 @@
-//! Object detection with Vision GNN backbones.
+//! Object detection with Vision GNN backbones: train a detector, or open one and use it.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use vigdet::data::decode;
+//! use vigdet::predictor::{Predictor, PredictorOptions};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let predictor = Predictor::open(Path::new("best.safetensors"), &PredictorOptions::default())?;
+//! let path = Path::new("photo.jpg");
+//! let image = decode::open(path, false)?;
+//! let found = predictor.detect(std::slice::from_ref(&image))?;
+//! for object in predictor.describe(path, &image, &found[0]).detections {
+//!     println!("{} {:.2} {:?}", object.label, object.score, object.bbox);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`predictor`] is the stable part; the other modules are what the programs are made of, and change with them.
+//! `docs/install.md` in the sources says how a program of one's own finds libtorch.
 //!
 //! - [`allocator`]: how the process holds on to memory.
 //! - [`classes`]: the classes of a data set or a model, compared by name.
@@ -22,6 +42,10 @@
 
 // Whoever reads along may leave: programs print by way of `console`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+
+// Their types are in this crate's interface: callers need the same version.
+pub use image;
+pub use tch;
 
 pub mod allocator;
 pub mod backbone;

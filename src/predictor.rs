@@ -1,4 +1,8 @@
 //! A trained detector, ready for images: weights, config and class names from one file.
+//!
+//! This is the stable part of the library: its types and methods keep their meaning, and what is added breaks no
+//! caller. For that its plain types can grow (`#[non_exhaustive]`): take [`PredictorOptions::default`] and set what is
+//! to be different.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +19,16 @@ use crate::detect::{self, classes_of_outputs, Detections, Detector};
 use crate::weights::{Checkpoint, LoadOptions};
 
 /// What to open besides the weights. The default takes everything from the weights' own metadata, on the CPU.
+///
+/// ```
+/// use vigdet::predictor::PredictorOptions;
+///
+/// let mut options = PredictorOptions::default();
+/// options.device = vigdet::tch::Device::cuda_if_available();
+/// options.changes = vec!["model.test.score=0.5".into()];
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct PredictorOptions {
     /// The detector that is expected; another one in the config is an error.
     pub detector: Option<DetectorKind>,
@@ -37,6 +50,7 @@ impl Default for PredictorOptions {
 
 /// What is seen on one image file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct ImageDetections {
     /// The file, as it was named.
     pub file: String,
@@ -50,6 +64,7 @@ pub struct ImageDetections {
 
 /// One object seen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Found {
     /// Id of its class in the annotations that the detector was trained on.
     pub category_id: i64,
@@ -157,6 +172,9 @@ impl Predictor {
 
     /// What is seen on images of any sizes, boxes in their own pixels, best first. All go through the network at once,
     /// padded to the largest.
+    ///
+    /// # Errors
+    /// If there is no image or one without pixels, or libtorch fails, of lack of memory for example.
     pub fn detect(&self, images: &[RgbImage]) -> Result<Vec<Detections>> {
         let infos: Vec<ImageInfo> = images
             .iter()

@@ -67,6 +67,7 @@ impl Iterator for Hits<'_> {
 
 impl Hits<'_> {
     /// The key of the next candidate.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn next_key(&mut self) -> Option<u64> {
         self.next().map(|(score, index)| key(score, index))
