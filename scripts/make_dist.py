@@ -75,7 +75,7 @@ def fill(work, found, shared):
         file.write(README.format(version=version(), machine=program.machine, torch=torch_release(),
                                  glibc=dotted(glibc(elves)), libstdcxx=dotted(newest)))
     with open(os.path.join(work, "licenses", "THIRD-PARTY.txt"), "w", encoding="utf-8") as file:
-        file.write(third_party_licences())
+        file.write(third_party_licences(program.machine))
 
 
 def make(folder, out):

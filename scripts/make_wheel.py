@@ -110,7 +110,7 @@ def make(folder, out):
         wheel.add(f"vigdet/bin/{name}", data, executable=True)
     for name in ("LICENSE-MIT", "LICENSE-APACHE"):
         wheel.add(f"{wheel.info}/licenses/{name}", read(name))
-    wheel.add(f"{wheel.info}/licenses/THIRD-PARTY.txt", third_party_licences())
+    wheel.add(f"{wheel.info}/licenses/THIRD-PARTY.txt", third_party_licences(found["vigdet"].machine))
     readme = read("docs", "install.md")
     wheel.add(f"{wheel.info}/METADATA", METADATA.format(version=number, torch=torch, readme=readme))
     wheel.add(f"{wheel.info}/WHEEL", WHEEL.format(platform=tag))

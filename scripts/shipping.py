@@ -10,8 +10,8 @@ from elf import Elf, NotElf
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAMS = ("vigdet", "coco_eval")
-# What every Linux with glibc has, and the libraries of libtorch that programs are linked against.
-SYSTEM = re.compile(r"(lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)|ld-linux-[\w-]+)\.so(\.\d+)*")
+# What every Linux with glibc has (PEP 600 counts on these too), and what of libtorch programs are linked against.
+SYSTEM = re.compile(r"(lib(c|m|mvec|dl|rt|pthread|util|resolv|anl|z|gcc_s|stdc\+\+)|ld-linux-[\w-]+)\.so(\.\d+)*")
 TORCH = re.compile(r"lib(torch|torch_cpu|c10)\.so")
 LICENCE_FILE = re.compile(r"(licen[cs]e|copying|notice|copyright|unlicense)", re.IGNORECASE)
 
@@ -50,9 +50,10 @@ def programs(folder):
     return found
 
 
-def shipped_crates():
-    """The crates whose code is in the programs: name, version, licence and folder of each."""
-    command = ["cargo", "metadata", "--format-version", "1", "--locked"]
+def shipped_crates(machine):
+    """The crates whose code is in the programs for a processor: name, version, licence and folder of each."""
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform",
+               f"{machine}-unknown-linux-gnu"]
     try:
         said = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     except (OSError, subprocess.CalledProcessError) as error:
@@ -73,10 +74,10 @@ def shipped_crates():
                    os.path.dirname(crate["manifest_path"])) for crate in crates)
 
 
-def third_party_licences():
+def third_party_licences(machine):
     """One text: every crate with its licence, then each licence's words once, with the crates that it is of."""
     lines, words = ["vigdet contains code of these crates.", ""], {}
-    for name, number, licence, folder in shipped_crates():
+    for name, number, licence, folder in shipped_crates(machine):
         lines.append(f"{name} {number}: {licence}")
         for path in sorted(glob.glob(os.path.join(folder, "*"))):
             if LICENCE_FILE.match(os.path.basename(path)) and os.path.isfile(path):
