@@ -373,6 +373,9 @@ mod tests {
             assert!(parse_size(bad).unwrap_err().to_string().contains("--size"), "{bad}");
         }
         assert_eq!(parse_device(Some("cpu")).unwrap(), Device::Cpu);
+        if !tch::utils::has_mps() {
+            assert!(parse_device(Some("mps")).unwrap_err().to_string().contains("there is no device mps"));
+        }
         assert!(parse_device(Some("gpu")).unwrap_err().to_string().contains("`gpu`"));
         assert!(parse_device(Some("cuda:99")).unwrap_err().to_string().contains("cuda:99"));
     }

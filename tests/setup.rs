@@ -1,4 +1,4 @@
-//! Setting up: `make libtorch` and its script, which must leave a whole .libtorch or none.
+//! Setting up: `make libtorch` and its script, which must leave a whole .libtorch or none; and what is shipped.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -169,14 +169,93 @@ fn the_continuous_integration_script_runs_make_test() {
     }
 }
 
+/// The programs as cargo builds them for shipping: stripped. `coco_eval` is another package's: a program of the system
+/// stands in for it.
+fn built(folder: &Path) -> bool {
+    std::fs::create_dir(folder).unwrap();
+    std::fs::copy("/bin/true", folder.join("coco_eval")).unwrap();
+    let stripped =
+        Command::new("strip").arg("-o").arg(folder.join("vigdet")).arg(env!("CARGO_BIN_EXE_vigdet")).status();
+    if !stripped.is_ok_and(|status| status.success()) {
+        std::fs::copy(env!("CARGO_BIN_EXE_vigdet"), folder.join("vigdet")).unwrap();
+    }
+    has_python() && cfg!(target_os = "linux")
+}
+
+/// The folder of the libtorch that a program was linked against: the first of its run path.
+fn libtorch_of(program: &Path) -> PathBuf {
+    let script = "import sys; from elf import Elf; print(Elf(sys.argv[1]).runpath[0])";
+    let python =
+        Command::new("python3").args(["-c", script]).arg(program).current_dir(format!("{ROOT}/scripts")).output();
+    PathBuf::from(String::from_utf8(python.unwrap().stdout).unwrap().trim())
+}
+
+#[test]
+fn an_installed_wheel_starts_its_programs_with_the_torch_beside_it() {
+    let home = tempfile::tempdir().unwrap();
+    let programs = home.path().join("programs");
+    if !built(&programs) {
+        return;
+    }
+    let python = |args: &[&str]| {
+        let mut command = Command::new("python3");
+        command.args(args).current_dir(home.path()).env_remove("LD_LIBRARY_PATH").env("PYTHONPATH", "site");
+        command.output().unwrap()
+    };
+    let script = format!("{ROOT}/scripts/make_wheel.py");
+    let said = python(&[&script, programs.to_str().unwrap(), "dist"]);
+    assert!(said.status.success(), "{}", text(&said));
+    let wheel = std::fs::read_dir(home.path().join("dist")).unwrap().next().unwrap().unwrap().path();
+    let name = wheel.file_name().unwrap().to_str().unwrap();
+    let tag = format!("_{}.whl", std::env::consts::ARCH);
+    assert!(name.starts_with("vigdet-") && name.contains("-py3-none-manylinux_2_") && name.ends_with(&tag), "{name}");
+
+    // What pip does, without its network: unpack, and note what is there.
+    let pip =
+        ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", "site", wheel.to_str().unwrap()];
+    let installed = python(&pip);
+    assert!(installed.status.success(), "{}", text(&installed));
+    // Without site-packages (-S): what this machine's Python has is not asked.
+    let version_of = ["-S", "-m", "vigdet", "--version"];
+    let without = python(&version_of);
+    let site = home.path().join("site");
+    let torch = |version: &str, home: &Path| {
+        let info = home.join("torch.dist-info");
+        std::fs::create_dir_all(&info).unwrap();
+        std::fs::create_dir_all(home.join("torch")).unwrap();
+        std::fs::write(info.join("METADATA"), format!("Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"))
+            .unwrap();
+        std::fs::write(home.join("torch/__init__.py"), "raise ImportError('not to be imported')\n").unwrap();
+    };
+    torch("2.9.1", &site);
+    let other = python(&version_of);
+    torch("2.13.0+cpu", &site);
+    std::os::unix::fs::symlink(libtorch_of(&programs.join("vigdet")), site.join("torch/lib")).unwrap();
+    let right = python(&version_of);
+    assert!(text(&without).contains("this Python has no torch: pip install 'torch==2.13.*'"), "{}", text(&without));
+    assert!(text(&other).contains("this Python has torch 2.9.1, vigdet needs 2.13"), "{}", text(&other));
+    let version = format!("vigdet {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((right.status.success(), text(&right)), (true, version));
+    assert!(Command::new(site.join("bin/coco_eval")).env("PYTHONPATH", &site).status().unwrap().success());
+    // The builder's folders are nobody's business.
+    let shipped = libtorch_of(&site.join("vigdet/bin/vigdet"));
+    assert_eq!(shipped, Path::new("$ORIGIN/../../torch/lib"));
+}
+
 /// Commands, files and links that the pages name are there.
 #[test]
 fn pages_name_programs_configs_and_files_that_exist() {
     let root = Path::new(ROOT);
     let mut checked = 0;
-    for page in
-        ["README.md", "CONTRIBUTING.md", "docs/training.md", "docs/graphs.md", "docs/finetuning.md", "docs/weights.md"]
-    {
+    for page in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/training.md",
+        "docs/graphs.md",
+        "docs/finetuning.md",
+        "docs/weights.md",
+        "docs/install.md",
+    ] {
         let path = root.join(page);
         let text = std::fs::read_to_string(&path).unwrap();
         for (option, folder) in [("--bin ", "src/bin"), ("--example ", "examples")] {

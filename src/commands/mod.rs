@@ -96,3 +96,23 @@ impl Vigdet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn commands_of_two_words_are_spelled_in_both_ways() {
+        let vigdet = Vigdet::command();
+        let names: Vec<&str> =
+            vigdet.get_subcommands().map(|command| command.get_name()).filter(|name| name.contains('_')).collect();
+        assert_eq!(names.len(), 8);
+        for name in names {
+            let other = name.replace('_', "-");
+            assert_eq!(vigdet.find_subcommand(&other).map(|command| command.get_name()), Some(name));
+        }
+        assert!(Vigdet::try_parse_from(["vigdet", "train-det", "retinanet"]).is_ok());
+    }
+}
