@@ -20,7 +20,7 @@ use crate::weights::{Checkpoint, LoadOptions};
 
 /// What to open besides the weights. The default takes everything from the weights' own metadata, on the CPU.
 ///
-/// ```
+/// ```no_run
 /// use vigdet::predictor::PredictorOptions;
 ///
 /// let mut options = PredictorOptions::default();
