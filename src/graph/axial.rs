@@ -116,7 +116,9 @@ impl Threshold {
                 let apart = nodes.roll([half(size[1]), half(size[2])], [1, 2]).g_sub_(nodes);
                 let distance = l1(&apart).flatten(1, -1);
                 let mean = distance.mean_dim([1i64].as_slice(), false, None::<Kind>);
-                Self::Near(mean - distance.std_dim([1i64].as_slice(), true, false))
+                // A single node has no neighbours, and no deviation.
+                let is_one = distance.size()[1] == 1;
+                Self::Near(if is_one { mean } else { mean - distance.std_dim([1i64].as_slice(), true, false) })
             }
             Weight::Decay { temperature, free } => {
                 Self::Decay { temperature: scale(temperature).double_value(&[]), free }
