@@ -219,6 +219,66 @@ fn a_classifier_that_train_cls_saved_is_drawn_with_its_own_mean_and_deviation() 
     assert_eq!((viewer.config().data.mean, viewer.config().data.std), ([0.5; 3], [0.5; 3]));
 }
 
+/// The links of GreedyViG and AdaptViG that count, strongest first, in a picture's data and in a page.
+#[test]
+fn axial_graphs_show_the_links_that_passed_and_their_strength() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = draw_image(folder.path(), 150, 118);
+    let at = |name: &str| folder.path().join(name);
+    let small = ["--set", "model.backbone.channels=[8,16,24,32]", "--set", "model.backbone.blocks=[1,1,1,1]"];
+    for model in ["greedyvig_s", "adaptvig_s"] {
+        let (features, weights, json, html) = (at("f.safetensors"), at("w.safetensors"), at("g.json"), at("g.html"));
+        let args = [model, "--input", text(&image), "--out", text(&features), "--edges", "--save", text(&weights)];
+        works(EXTRACT_FEATURES, &[&args[..], &small].concat());
+        let args = [model, "--weights", text(&weights), "--image", text(&image), "--out", text(folder.path())];
+        let files = ["--json", text(&json), "--html", text(&html), "--blocks", "all", "--cell", "9,2"];
+        works(PLOT_GRAPH, &[&args[..], &files, &["--cell", "3,30"], &small].concat());
+        let all: BTreeMap<String, Tensor> = Tensor::read_safetensors(&features).unwrap().into_iter().collect();
+        let data: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        let page = std::fs::read_to_string(&html).unwrap();
+        let start = page.find("type=\"application/json\">").unwrap() + "type=\"application/json\">".len();
+        let page: Value = serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap();
+        let (mut fewer, mut drawn) = (false, 0);
+        for (i, block) in data["blocks"].as_array().unwrap().iter().enumerate() {
+            let of = |name: &str| all[&format!("{name}.{i}")].get(0);
+            let k = block["k"].as_u64().unwrap() as usize;
+            let own = &page["blocks"][i];
+            let bytes = BASE64_STANDARD.decode(own["edges"].as_str().unwrap()).unwrap();
+            let on_page: Vec<i64> =
+                bytes.chunks_exact(2).map(|b| i64::from(u16::from_le_bytes([b[0], b[1]]))).collect();
+            for center in block["centers"].as_array().unwrap() {
+                let node = center["node"].as_i64().unwrap();
+                let edges = Vec::<i64>::try_from(of("edges").get(node)).unwrap();
+                let strengths = Vec::<f32>::try_from(of("weights").get(node)).unwrap();
+                let mut expected: Vec<(i64, f32)> =
+                    edges.into_iter().zip(strengths).filter(|(_, strength)| *strength >= 0.01).collect();
+                let found = numbers(&center["neighbours"]);
+                let strength = |j: usize| match &center["strengths"] {
+                    Value::Null => 1.0,
+                    all => all[j].as_f64().unwrap() as f32,
+                };
+                let mut shown: Vec<(i64, f32)> = found.iter().enumerate().map(|(j, &n)| (n, strength(j))).collect();
+                assert!(shown.windows(2).all(|pair| pair[0].1 >= pair[1].1), "{model} block {i}: {shown:?}");
+                fewer |= shown.len() < k;
+                drawn += shown.len();
+                assert!(expected.len() <= 16, "none is left out");
+                let row = &on_page[node as usize * k..][..k];
+                assert_eq!(row[..found.len()], found, "{model} block {i}");
+                assert!(row[found.len()..].iter().all(|none| *none == 0xffff));
+                let order = |links: &mut Vec<(i64, f32)>| links.sort_by(|a, b| a.partial_cmp(b).unwrap());
+                order(&mut expected);
+                order(&mut shown);
+                assert_eq!(shown, expected, "{model} block {i} node {node}");
+            }
+            let weighed = !block["centers"][0]["strengths"].is_null();
+            assert_eq!(own["measure"], if weighed { "strength" } else { "distance" }, "{model} block {i}");
+            // A mask has no strengths, attention has.
+            assert!(if model == "greedyvig_s" { !weighed } else { weighed || i < 3 }, "{model} block {i}");
+        }
+        assert!(drawn > 0 && (fewer || model != "greedyvig_s"), "{model}");
+    }
+}
+
 /// The values of attributes of all elements of a kind in an SVG.
 fn elements<'a>(svg: &'a str, kind: &str, names: &[&str]) -> Vec<Vec<&'a str>> {
     let start = format!("<{kind} ");

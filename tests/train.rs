@@ -166,6 +166,35 @@ fn a_run_that_is_killed_before_its_first_epoch_goes_on_from_the_weights_it_was_g
 }
 
 #[test]
+fn a_resumed_run_is_the_uninterrupted_one_whatever_the_backbone() {
+    let scene = Scene::new();
+    // What depends on the length of a run is off: one of the two is longer.
+    let still = ["train.eval_every=0", "batch_size=2", "schedule=step", "strong_until=1", "every_iters=1"];
+    for (name, channels) in [
+        ("swin_t", "[32,32,32,32]"),
+        ("pvt_tiny", "[64,64,64,64]"),
+        ("poolformer_s12", "[8,8,16,16]"),
+        ("cyclemlp_b1", "[8,8,16,16]"),
+        ("greedyvig_s", "[8,8,16,16]"),
+        ("adaptvig_s", "[8,8,16,16]"),
+    ] {
+        let model = [format!("backbone.name={name}"), format!("backbone.channels={channels}")];
+        let changes = set(&[&still[..], &[model[0].as_str(), model[1].as_str()]].concat());
+        let train = |out: &str, iters: &str, more: &[&str]| {
+            let all = [&changes[..], &["--max-iters", iters], more].concat();
+            succeed("train_det", &strs(&scene.train(&format!("{name}_{out}"), &all)));
+        };
+        train("whole", "3", &[]);
+        train("cut", "2", &[]);
+        train("cut", "3", &["--resume"]);
+        let [whole, cut] = ["whole", "cut"].map(|out| scene.path(&format!("{name}_{out}")));
+        assert_eq!(log(&cut), log(&whole), "{name}");
+        let read = |run: &Path| std::fs::read(run.join("checkpoints/last.safetensors")).unwrap();
+        assert!(read(&cut) == read(&whole), "{name}: weights differ");
+    }
+}
+
+#[test]
 fn a_run_that_is_limited_in_time_ends_once_its_steps_were_timed_and_stays_ended() {
     let scene = Scene::new();
     let each = set(&["train.epochs=100", "train.eval_every=0", "every_iters=null", "warmup_iters=50"]);

@@ -250,6 +250,16 @@ fn efficientnet_lites_give_the_packages_maps_and_gradients() {
 }
 
 #[test]
+fn greedy_vig_gives_the_authors_maps_and_gradients() {
+    check_small("axial/axial", "greedyvig_s", Some([16, 24, 32, 40]), Some([1, 2, 1, 2]));
+}
+
+#[test]
+fn adapt_vig_gives_the_authors_maps_and_gradients() {
+    check_small("axial/axial", "adaptvig_s", Some([16, 24, 32, 40]), Some([1, 2, 1, 2]));
+}
+
+#[test]
 fn resnext_gives_torchvisions_maps_and_gradients() {
     check_table_10("resnext50_32x4d", None, None);
 }
@@ -274,11 +284,14 @@ fn cycle_mlp_gives_the_authors_maps_and_gradients() {
     check_table_10("cyclemlp_b1", Some([16, 24, 32, 40]), Some([1, 2, 1, 2]));
 }
 
-/// A small relative of a model, as a classifier and as a detector's backbone: tests/fixtures/table10/make.py.
 fn check_table_10(name: &str, channels: Option<[i64; 4]>, blocks: Option<[i64; 4]>) {
+    check_small("table10/table10", name, channels, blocks);
+}
+
+/// A small relative of a model, as a classifier and as a detector's backbone: make.py beside the fixture.
+fn check_small(fixture: &str, name: &str, channels: Option<[i64; 4]>, blocks: Option<[i64; 4]>) {
     let (channels, blocks) = (channels.map(Vec::from), blocks.map(Vec::from));
     let config = BackboneConfig { name: name.into(), channels, blocks, drop_path: 0.0, ..Default::default() };
-    let fixture = "table10/table10";
     check_formula(fixture, &[name], &config, (224, 224), 128);
 
     let expected = read(fixture);
@@ -298,13 +311,15 @@ fn check_table_10(name: &str, channels: Option<[i64; 4]>, blocks: Option<[i64; 4
 }
 
 #[test]
-fn frozen_stages_of_transformers_do_not_learn_and_the_others_do() {
+fn frozen_stages_do_not_learn_and_the_others_do() {
     const NETWORK: &[&str] = &["patch_embed.", "network.0.", "network.1.", "network.2."];
     for (name, frozen) in [
         ("swin_t", &["patch_embed.", "layers.0.", "layers.1.blocks."][..]),
         ("pvt_tiny", &["patch_embed1.", "pos_embed1", "block1.", "patch_embed2.", "pos_embed2", "block2."]),
         ("poolformer_s12", NETWORK),
         ("cyclemlp_b1", NETWORK),
+        ("greedyvig_s", &["stem.", "backbone.0.", "backbone.1."]),
+        ("adaptvig_s", &["stem.", "backbone.0.", "backbone.1."]),
     ] {
         let (channels, blocks) = (Some(vec![64; 4]), Some(vec![1; 4]));
         let config = BackboneConfig { name: name.into(), channels, blocks, frozen_stages: 2, ..Default::default() };
@@ -314,7 +329,7 @@ fn frozen_stages_of_transformers_do_not_learn_and_the_others_do() {
         let maps = model.forward(&images, &mut Pass::training(0, 0)).unwrap();
         assert_eq!(maps.iter().map(|map| map.requires_grad()).collect::<Vec<_>>()[2..], [true, true], "{name}");
         for (key, value) in vs.variables() {
-            let is_frozen = frozen.iter().any(|prefix| key.starts_with(prefix));
+            let is_frozen = key.contains(".running_") || frozen.iter().any(|prefix| key.starts_with(prefix));
             assert_eq!(value.requires_grad(), !is_frozen, "{name}: {key}");
         }
         if name.starts_with("pvt") {
@@ -337,6 +352,8 @@ fn fill(vs: &nn::VarStore) {
             _ if variable.dim() > 1 => u * (24.0 / variable.get(0).numel() as f64).sqrt(),
             key if key.ends_with("running_var") => u + 1.0,
             key if key.ends_with("weight") => u / 2.0 + 1.0,
+            // tests/fixtures/axial/make.py.
+            key if key.ends_with("temperature") => u * 20.0 + 30.0,
             _ => u / 5.0,
         };
         variable.detach().copy_(&u);

@@ -14,6 +14,8 @@ use crate::nn::tokens::linear;
 
 /// Width of ViG's hidden layer before the classes.
 const HIDDEN: i64 = 1024;
+/// Width of GreedyViG's and AdaptViG's.
+const AXIAL_HIDDEN: i64 = 768;
 /// Width of MobileNetV3-Large's.
 const MOBILE_HIDDEN: i64 = 1280;
 /// Fraction of it that a training pass leaves out.
@@ -32,6 +34,10 @@ pub struct Classifier {
 enum Head {
     /// ViG's: 1×1 convolution to 1024, batch norm, GELU, 1×1 convolution; variables `prediction.*`.
     Prediction { hidden: ConvBn, classes: nn::Conv2D },
+    /// GreedyViG's and AdaptViG's: 1×1 convolution to 768, batch norm, GELU, then two 1×1 convolutions whose mean it is;
+    /// variables `prediction.*`, `head.*` and `dist_head.*`. The second is the one that learns from a teacher, where
+    /// there is one.
+    Distilled { hidden: ConvBn, classes: nn::Conv2D, distilled: nn::Conv2D },
     /// ResNet's: one linear layer; variables `fc.*`. Transformers': `head.*`.
     Linear(nn::Linear),
     /// EfficientNet's: before the mean a 1×1 convolution, batch norm and ReLU6, after it a linear layer; variables
@@ -74,6 +80,15 @@ impl Classifier {
                     classes: ConvSpec::new(HIDDEN, classes, 1).build(&p / "4"),
                 }
             }
+            Family::Axial => {
+                let p = path / "prediction";
+                let classes = |name: &str| ConvSpec::new(AXIAL_HIDDEN, classes, 1).build(path / name);
+                Head::Distilled {
+                    hidden: ConvBn::new(&p / "1", &p / "2", ConvSpec::new(input, AXIAL_HIDDEN, 1), eps),
+                    classes: classes("head"),
+                    distilled: classes("dist_head"),
+                }
+            }
             Family::MobileNet => {
                 let linear = |name: &str, input, output| {
                     let ws_init = nn::Init::Randn { mean: 0.0, stdev: 0.01 };
@@ -102,7 +117,7 @@ impl Classifier {
     /// Number of classes that get a score.
     pub fn classes(&self) -> i64 {
         match &self.head {
-            Head::Prediction { classes, .. } => classes.ws.size()[0],
+            Head::Prediction { classes, .. } | Head::Distilled { classes, .. } => classes.ws.size()[0],
             Head::Linear(linear) | Head::Mobile { classes: linear, .. } | Head::Wide { classes: linear, .. } => {
                 linear.ws.size()[0]
             }
@@ -112,11 +127,11 @@ impl Classifier {
     /// Images `[B, 3, H, W]`, normalised, to maps and class scores.
     ///
     /// # Errors
-    /// As the backbone; and in training, a single image, of which ViG's classifier could take no batch statistics.
+    /// As the backbone; and in training, a single image, of which the classifier of a ViG could take no batch statistics.
     pub fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Classified> {
         let train = pass.is_training();
         ensure!(
-            !train || images.size()[0] > 1 || !matches!(self.head, Head::Prediction { .. }),
+            !train || images.size()[0] > 1 || !matches!(self.head, Head::Prediction { .. } | Head::Distilled { .. }),
             "a classifier cannot train on a batch of one image: its batch norm would see one value per channel"
         );
         let (maps, last) = self.backbone.forward_to_classify(images, pass)?;
@@ -124,6 +139,10 @@ impl Classifier {
         let logits = match &self.head {
             Head::Prediction { hidden, classes } => {
                 classes.forward(&hidden.forward(&mean(&last), train).gelu("none")).flatten(1, -1)
+            }
+            Head::Distilled { hidden, classes, distilled } => {
+                let hidden = hidden.forward(&mean(&last), train).gelu("none");
+                ((classes.forward(&hidden) + distilled.forward(&hidden)) / 2.0).flatten(1, -1)
             }
             Head::Linear(linear) => linear.forward(&mean(&last).flatten(1, -1)),
             Head::Wide { hidden, classes } => {
@@ -157,6 +176,11 @@ impl Flops for Classifier {
             Head::Prediction { hidden, classes } => {
                 hidden.flops(one, visit);
                 convolution(classes, 1, one, visit);
+            }
+            Head::Distilled { hidden, classes, distilled } => {
+                hidden.flops(one, visit);
+                convolution(classes, 1, one, visit);
+                convolution(distilled, 1, one, visit);
             }
             Head::Linear(classes) => visit(linear(classes)),
             Head::Mobile { hidden, classes } => {

@@ -15,7 +15,7 @@ const STRIDES: [i64; 4] = [4, 8, 16, 32];
 const EPS: f64 = 1e-5;
 
 /// (channels, blocks) of each stage of a published model.
-fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
+pub(super) fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
     let channels = [64, 128, 320, 512];
     Some(match name {
         "cyclemlp_b1" => (channels, [2, 2, 4, 2]),

@@ -1,5 +1,6 @@
 //! Feature extractors: images to one map per stage.
 
+pub mod axial;
 mod classifier;
 pub mod cycle_mlp;
 pub mod efficientnet_lite;
@@ -17,6 +18,7 @@ use crate::config::BackboneConfig;
 use crate::nn::cost::{Layer, Size};
 
 pub use crate::graph::Pass;
+pub use axial::AxialVig;
 pub use classifier::{Classified, Classifier};
 pub use cycle_mlp::CycleMlp;
 pub use efficientnet_lite::EfficientNetLite;
@@ -28,7 +30,7 @@ pub use swin::Swin;
 pub use vig::Vig;
 
 /// Names that [`build`] knows.
-pub const NAMES: [&str; 34] = [
+pub const NAMES: [&str; 40] = [
     "pvig_n",
     "pvig_ti",
     "pvig_s",
@@ -37,6 +39,12 @@ pub const NAMES: [&str; 34] = [
     "vig_ti",
     "vig_s",
     "vig_b",
+    "greedyvig_s",
+    "greedyvig_m",
+    "greedyvig_b",
+    "adaptvig_s",
+    "adaptvig_m",
+    "adaptvig_b",
     "resnet18",
     "resnet50",
     "resnet101",
@@ -70,6 +78,8 @@ pub const NAMES: [&str; 34] = [
 pub enum Family {
     /// Vision GNNs, pyramids and not.
     Vig,
+    /// GreedyViGs and AdaptViGs: Vision GNNs linked along rows and columns.
+    Axial,
     /// Residual networks, ResNeXts too.
     ResNet,
     /// Swin Transformers.
@@ -92,9 +102,15 @@ impl Family {
         !matches!(self, Self::Swin | Self::Pvt | Self::PoolFormer | Self::CycleMlp)
     }
 
+    /// Whether its blocks build graphs.
+    pub fn has_graphs(self) -> bool {
+        matches!(self, Self::Vig | Self::Axial)
+    }
+
     /// The family of a backbone, by its name.
     pub fn of(name: &str) -> Self {
         match name {
+            _ if name.starts_with("greedyvig") || name.starts_with("adaptvig") => Self::Axial,
             _ if name.starts_with("resnet") || name.starts_with("resnext") => Self::ResNet,
             _ if name.starts_with("swin") => Self::Swin,
             _ if name.starts_with("pvt") => Self::Pvt,
@@ -165,6 +181,7 @@ fn build_for(path: &nn::Path, config: &BackboneConfig, of: Use) -> Result<Box<dy
     );
     Ok(match Family::of(&config.name) {
         Family::Vig => Box::new(Vig::new(path, config)?),
+        Family::Axial => Box::new(AxialVig::new(path, config)?),
         Family::ResNet => Box::new(ResNet::new(path, config)?),
         Family::EfficientNetLite => Box::new(EfficientNetLite::new(path, config)?),
         Family::MobileNet => Box::new(MobileNetV3::new(path, config)?),
@@ -173,6 +190,19 @@ fn build_for(path: &nn::Path, config: &BackboneConfig, of: Use) -> Result<Box<dy
         Family::PoolFormer => Box::new(PoolFormer::new(path, config, of)?),
         Family::CycleMlp => Box::new(CycleMlp::new(path, config, of)?),
     })
+}
+
+/// Channels and blocks of the four stages of a published model whose config can change them; `None`: there is no such.
+pub fn stages(name: &str) -> Option<([i64; 4], [i64; 4])> {
+    match Family::of(name) {
+        Family::Vig => vig::pyramid::preset(name),
+        Family::Axial => axial::preset(name),
+        Family::Swin => swin::preset(name),
+        Family::Pvt => pvt::preset(name),
+        Family::PoolFormer => poolformer::preset(name),
+        Family::CycleMlp => cycle_mlp::preset(name),
+        Family::ResNet | Family::EfficientNetLite | Family::MobileNet => None,
+    }
 }
 
 /// The norms of four maps: `norm0`, and on in steps of `step`, of a detector; `norm`, of the last, of a classifier.

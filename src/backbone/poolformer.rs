@@ -14,7 +14,7 @@ use crate::nn::tokens::{Patches, Weights, DEVIATION};
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 
 /// (channels, blocks) of each stage of a published model.
-fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
+pub(super) fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
     let (small, medium) = ([64, 128, 320, 512], [96, 192, 384, 768]);
     Some(match name {
         "poolformer_s12" => (small, [2, 2, 6, 2]),

@@ -28,7 +28,7 @@ const CONV_EPS: f64 = 1e-5;
 const SMALLEST: i64 = 32;
 
 /// (channels, blocks) of each stage of a published model.
-fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
+pub(super) fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
     let blocks = match name {
         "pvt_tiny" => [2, 2, 2, 2],
         "pvt_small" => [3, 4, 6, 3],

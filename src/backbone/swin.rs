@@ -27,7 +27,7 @@ const APART: f64 = -100.0;
 const EPS: f64 = 1e-5;
 
 /// (channels, blocks) of each stage of a published model.
-fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
+pub(super) fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
     Some(match name {
         "swin_t" => ([96, 192, 384, 768], [2, 2, 6, 2]),
         "swin_s" => ([96, 192, 384, 768], [2, 2, 18, 2]),

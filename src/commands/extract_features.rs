@@ -40,7 +40,8 @@ pub struct Args {
     /// Where to write stage1 … stage4 (isotropic ViG: features) and logits, as safetensors
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Write the neighbours of every block too: edges.0 …, int64 [B, N, k]
+    /// Write the neighbours of every block too: edges.0 …, int64 [B, N, k]; where they count differently, weights.0 …,
+    /// float32 [B, N, k]
     #[arg(long)]
     edges: bool,
     /// Resize the image to this many pixels [default: as it is]
@@ -172,7 +173,10 @@ fn name_outputs(
     let mut outputs: Vec<_> = maps.into_iter().enumerate().map(|(i, map)| (name(i), map)).collect();
     outputs.extend(logits.map(|logits| ("logits".to_string(), logits)));
     let blocks = trace.map(|trace| trace.blocks).unwrap_or_default();
-    outputs.extend(blocks.into_iter().enumerate().map(|(i, block)| (format!("edges.{i}"), block.edges)));
+    for (i, block) in blocks.into_iter().enumerate() {
+        outputs.push((format!("edges.{i}"), block.edges));
+        outputs.extend(block.weights.map(|weights| (format!("weights.{i}"), weights)));
+    }
     outputs
 }
 

@@ -20,13 +20,14 @@ use crate::plot::deliver;
 use crate::plot::graph::{draw_links, page, Centers, GraphPicture, PictureOptions};
 use crate::threads::set_threads;
 
-/// Draw the graph of a ViG backbone: chosen patches and their neighbours, block by block, on an image.
+/// Draw the graph of a Vision GNN: chosen patches and their neighbours, block by block, on an image.
 ///
 /// Writes NAME_graph.png and NAME_graph.svg into --out; --html writes a page to explore all blocks; --stats prints
 /// where neighbours lie.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// vig_ti, vig_s, vig_b, pvig_ti, pvig_s, pvig_m, pvig_b, or a detector on one of them: retinanet, mask_rcnn
+    /// A ViG, Pyramid ViG, GreedyViG or AdaptViG (vig_ti, pvig_s, greedyvig_s, adaptvig_m, …), or a detector on one of
+    /// them: retinanet, mask_rcnn
     model: String,
     /// Weights of a classifier, a backbone or a detector, a file or a name of `vigdet weights` [default: random ones]
     #[arg(long, value_name = "FILE|NAME")]

@@ -67,7 +67,7 @@ fn detector(config: &ClassifyConfig) -> Option<String> {
     let written = [("channels", &backbone.channels), ("blocks", &backbone.blocks)];
     // The others' shape is in their name.
     let family = Family::of(&backbone.name);
-    let shaped = family == Family::Vig || !family.has_batch_norms();
+    let shaped = family.has_graphs() || !family.has_batch_norms();
     let mut values: Vec<(String, String)> = written
         .iter()
         .filter(|_| shaped)

@@ -8,10 +8,11 @@ section! {
     pub struct BackboneConfig {
         /// A name of `backbone::NAMES`.
         pub name: String = "pvig_s".into(),
-        /// ViG, Swin, PVT, PoolFormer, CycleMLP: channels of each stage (isotropic ViG: of the one there is); null:
+        /// ViG, GreedyViG, AdaptViG, Swin, PVT, PoolFormer, CycleMLP: channels of each stage (isotropic ViG: of the one there is); null:
         /// those of the named model.
         pub channels: Option<Vec<i64>> = None,
-        /// The same: blocks of each stage; null: those of the named model.
+        /// The same: blocks of each stage; null: those of the named model. GreedyViG's and AdaptViG's are the graph
+        /// blocks, and local ones come before: as many, in the third stage three times as many.
         pub blocks: Option<Vec<i64>> = None,
         /// Side of the images, in pixels, that position embeddings are made for; other images get resized ones.
         pub image_size: i64 = 224,

@@ -209,6 +209,7 @@ impl Experiment for Config {
         "retinanet_resnet50_fpn_v2_torchvision",
         "mask_rcnn_pvig_ti_shapes",
         "mask_rcnn_pvig_s_fpn_1x_coco",
+        "mask_rcnn_greedyvig_s_fpn_1x_coco",
         "mask_rcnn_resnet50_fpn_torchvision",
         "mask_rcnn_resnet50_fpn_v2_torchvision",
         "faster_rcnn_resnet50_fpn_torchvision",
@@ -316,6 +317,12 @@ impl Experiment for ClassifyConfig {
         "vig_ti_300e_imagenet",
         "vig_s_300e_imagenet",
         "vig_b_300e_imagenet",
+        "greedyvig_s_300e_imagenet",
+        "greedyvig_m_300e_imagenet",
+        "greedyvig_b_300e_imagenet",
+        "adaptvig_s_300e_imagenet",
+        "adaptvig_m_300e_imagenet",
+        "adaptvig_b_300e_imagenet",
         "pvig_ti_small_images",
     ];
 
@@ -645,6 +652,20 @@ mod tests {
         assert_eq!((t.warmup_epochs, t.warmup_lr, t.label_smoothing, t.ema), (20.0, 1e-6, 0.1, Some(0.99996)));
         assert_eq!((d.repeats, d.mixup, d.cutmix, d.mix_switch), (3, 0.8, 1.0, 0.5));
         assert_eq!((d.erase.probability, d.color_jitter, d.size, d.mean), (0.25, 0.4, 224, [0.5; 3]));
+    }
+
+    /// main.py of both: 16 GPUs with 128 images each, 2e-3 for 1024 images, and timm's transforms.
+    #[test]
+    fn imagenet_configs_of_axial_vigs_are_their_authors_recipe() {
+        for name in ["greedyvig_s", "greedyvig_m", "greedyvig_b", "adaptvig_s", "adaptvig_m", "adaptvig_b"] {
+            let config = ClassifyConfig::of_model(name, &[]).unwrap();
+            let mut expected = ClassifyConfig::default();
+            expected.model.backbone.name = name.into();
+            (expected.train.lr, expected.train.batch_size) = (4e-3, 2048);
+            (expected.data.mean, expected.data.std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+            expected.data.interpolation = Interpolation::Random;
+            assert_eq!(config, expected, "{name}");
+        }
     }
 
     /// torchvision's `presets.ImageClassification` of resnet18 and resnet50: 224 of 256 pixels, bilinear, ImageNet's

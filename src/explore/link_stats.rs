@@ -298,6 +298,7 @@ mod tests {
             k: 2,
             edges: vec![0, 1, 1, 2, 2, 0, 3, 4, 4, 5, 5, 3],
             distances: vec![0.0; 12],
+            strengths: None,
             salience: vec![0.0; 6],
         }
     }

@@ -11,5 +11,5 @@ mod patches;
 mod viewer;
 
 pub use centers::Center;
-pub use patches::{Patch, PatchGraph};
+pub use patches::{Patch, PatchGraph, NONE};
 pub use viewer::{GraphView, GraphViewer, ViewerOptions};

@@ -4,7 +4,7 @@ use anyhow::{ensure, Context, Result};
 use tch::{Kind, Tensor};
 
 use crate::graph::BlockTrace;
-use crate::nn::memory::{rows, slice};
+use crate::nn::memory::{rows, slice, values};
 
 /// A rectangle of pixels: left, top, right, bottom, right and bottom excluded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,13 @@ impl Patch {
     }
 }
 
+/// In the place of a neighbour that a node does not have.
+pub const NONE: u32 = u32::MAX;
+/// Links that count less than this are none.
+const FAINTEST: f32 = 0.01;
+/// Links of a node where their number differs from node to node, at most: the strongest.
+const MOST: usize = 16;
+
 /// The graph of one block on one image. Nodes are patches of `stride` pixels, numbered from 0 along rows; neighbours
 /// are candidates, numbered alike: the nodes themselves, or in the first stages of a pyramid groups of `pooled` nodes.
 ///
@@ -51,12 +58,15 @@ pub struct PatchGraph {
     pub pooled: (usize, usize),
     /// (height, width) of the image in pixels.
     pub image: (u32, u32),
-    /// Neighbours of each node.
+    /// Neighbours of each node, at most.
     pub k: usize,
-    /// Candidates that are neighbours, `k` for each node, nearest first.
+    /// Candidates that are neighbours, `k` for each node, strongest link first, then nearest. A node with fewer has
+    /// [`NONE`] for the rest.
     pub edges: Vec<u32>,
-    /// The distance along each of `edges` (see [`crate::graph::edge_distances`]).
+    /// The distance along each of `edges` (see [`crate::graph::BlockTrace::distances`]).
     pub distances: Vec<f32>,
+    /// How much each of `edges` counts, from 0 to 1; `None`: all do fully.
+    pub strengths: Option<Vec<f32>>,
     /// How much each node stands out: the length of the difference of its feature, as the block gives it, from the mean
     /// of all.
     pub salience: Vec<f32>,
@@ -85,6 +95,11 @@ impl PatchGraph {
         ensure!(features.size()[1] == n, "{n} nodes, but features {:?}", features.size());
         // SAFETY: the slices are gone when this function ends, and until then nothing is written.
         let (edges, distances, features) = unsafe { (slice(&edges)?, slice(&distances)?, slice(&features)?) };
+        let edges: Vec<u32> = edges.iter().map(|&j: &i64| j as u32).collect();
+        let links = match &block.weights {
+            None => Links { k: k as usize, edges, distances: distances.to_vec(), strengths: None },
+            Some(weights) => Links::strongest(k as usize, &edges, distances, &values(&weights.get(index))?),
+        };
         let side = |(rows, columns): (i64, i64)| (rows as usize, columns as usize);
         Ok(Self {
             number,
@@ -94,9 +109,10 @@ impl PatchGraph {
             candidates: side(block.candidates),
             pooled: side(block.pooled),
             image,
-            k: k as usize,
-            edges: edges.iter().map(|&j: &i64| j as u32).collect(),
-            distances: distances.to_vec(),
+            k: links.k,
+            edges: links.edges,
+            distances: links.distances,
+            strengths: links.strengths,
             salience: salience(features, n as usize),
         })
     }
@@ -116,9 +132,15 @@ impl PatchGraph {
         self.candidates.0 * self.candidates.1
     }
 
-    /// The neighbours of a node, nearest first.
+    /// The neighbours of a node, strongest link first, then nearest.
     pub fn neighbours(&self, node: usize) -> &[u32] {
-        &self.edges[node * self.k..][..self.k]
+        let all = &self.edges[node * self.k..][..self.k];
+        &all[..all.iter().position(|&candidate| candidate == NONE).unwrap_or(self.k)]
+    }
+
+    /// Whether some nodes have fewer neighbours than others.
+    pub fn varies(&self) -> bool {
+        self.edges.contains(&NONE)
     }
 
     /// The pixels of a node.
@@ -156,6 +178,43 @@ impl PatchGraph {
     }
 }
 
+/// What [`PatchGraph`] has of links.
+struct Links {
+    k: usize,
+    edges: Vec<u32>,
+    distances: Vec<f32>,
+    strengths: Option<Vec<f32>>,
+}
+
+impl Links {
+    /// Of `all` links of each node those that count, at most [`MOST`].
+    fn strongest(all: usize, edges: &[u32], distances: &[f32], weights: &[f32]) -> Self {
+        let of_node = |node: usize| {
+            let mut own: Vec<usize> = (node * all..(node + 1) * all).filter(|&i| weights[i] >= FAINTEST).collect();
+            let stronger = |&a: &usize, &b: &usize| {
+                weights[b].total_cmp(&weights[a]).then(distances[a].total_cmp(&distances[b]))
+            };
+            own.sort_by(stronger);
+            own.truncate(MOST);
+            own
+        };
+        let nodes = edges.len() / all.max(1);
+        let found: Vec<Vec<usize>> = (0..nodes).map(of_node).collect();
+        let k = found.iter().map(Vec::len).max().unwrap_or(0);
+        let rows = |none: f32, of: &[f32]| -> Vec<f32> {
+            let row = |own: &Vec<usize>| {
+                own.iter().map(|&i| of[i]).chain(std::iter::repeat(none)).take(k).collect::<Vec<_>>()
+            };
+            found.iter().flat_map(row).collect()
+        };
+        let places = found.iter().flat_map(|own| {
+            own.iter().map(|&i| edges[i]).chain(std::iter::repeat(NONE)).take(k).collect::<Vec<_>>()
+        });
+        let strengths = found.iter().flatten().any(|&i| weights[i] < 1.0).then(|| rows(0.0, weights));
+        Self { k, edges: places.collect(), distances: rows(f32::INFINITY, distances), strengths }
+    }
+}
+
 /// The distance of each of `n` rows from the mean row.
 fn salience(features: &[f32], n: usize) -> Vec<f32> {
     let c = features.len() / n.max(1);
@@ -185,6 +244,7 @@ pub(crate) mod tests {
             k: 3,
             edges: [0, 1, 5].repeat(35),
             distances: [0.0, 0.5, 1.5].repeat(35),
+            strengths: None,
             salience: (0..35).map(|i| i as f32).collect(),
         }
     }
@@ -210,6 +270,21 @@ pub(crate) mod tests {
         assert_eq!(graph.candidate_of(3 * 7 + 5), Some(5));
         assert_eq!(graph.candidate_of(6), None);
         assert_eq!(graph.candidate_of(4 * 7), None);
+    }
+
+    #[test]
+    fn links_that_count_come_first_and_in_the_order_of_their_strength() {
+        // Three links of two nodes: the second node has one of them.
+        let (edges, distances) = ([7, 8, 9, 7, 8, 9], [3.0, 2.0, 1.0, 3.0, 2.0, 1.0]);
+        let found = Links::strongest(3, &edges, &distances, &[0.5, 1.0, 0.0, 0.001, 0.2, 0.0]);
+        assert_eq!((found.k, &found.edges[..]), (2, &[8, 7, 8, NONE][..]));
+        assert_eq!(found.strengths.unwrap(), [1.0, 0.5, 0.2, 0.0]);
+        // A mask: nearest first, and nothing to say of strengths.
+        let found = Links::strongest(3, &edges, &distances, &[1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!((&found.edges[..], &found.distances[..2]), (&[8, 7, NONE, NONE][..], &[2.0, 3.0][..]));
+        assert!(found.strengths.is_none());
+        let none = Links::strongest(0, &[], &[], &[]);
+        assert_eq!((none.k, none.edges.len()), (0, 0));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use image::RgbImage;
 use tch::{Device, Tensor};
 
 use super::patches::PatchGraph;
-use crate::backbone::Pass;
+use crate::backbone::{self, Family, Pass};
 use crate::config::{Config, DetectorKind};
 use crate::data::resize::{output_size, resize_into, Normalise, Slot};
 use crate::graph::GraphTrace;
@@ -72,7 +72,7 @@ impl GraphView {
     }
 }
 
-/// A ViG backbone, ready to show its graphs.
+/// A backbone with graphs, ready to show them.
 #[derive(Debug)]
 pub struct GraphViewer {
     model: LoadedClassifier,
@@ -87,7 +87,7 @@ pub struct GraphViewer {
 }
 
 impl GraphViewer {
-    /// Opens a model: a ViG classifier (`vig_ti`, …, `pvig_b`), or the backbone of a detector (`retinanet`,
+    /// Opens a model: a classifier with graphs (`vig_ti`, …, `adaptvig_b`), or the backbone of a detector (`retinanet`,
     /// `mask_rcnn`), whose config is in its weights' metadata unless the options name another. A classifier without one
     /// is prepared as the published ones are (see [`Config::of_published`]); a detector without weights is that of the
     /// paper's config.
@@ -100,9 +100,9 @@ impl GraphViewer {
         let config = backbone_config(model, weights.as_ref(), options.config.as_deref(), &options.changes)?;
         let backbone = &config.model.backbone;
         ensure!(
-            backbone.name.starts_with("vig_") || backbone.name.starts_with("pvig_"),
-            "{} has no graph to look at: take vig_ti, vig_s, vig_b, pvig_ti, pvig_s, pvig_m, pvig_b, or a \
-             detector on one of them",
+            Family::of(&backbone.name).has_graphs(),
+            "{} has no graph to look at: take vig_ti, vig_s, vig_b, pvig_ti, pvig_s, pvig_m, pvig_b, greedyvig_s, \
+             greedyvig_m, greedyvig_b, adaptvig_s, adaptvig_m, adaptvig_b, or a detector on one of them",
             backbone.name
         );
         tch::manual_seed(options.seed);
@@ -155,10 +155,10 @@ impl GraphViewer {
     /// Number of the stage of each block, from 1.
     fn stages(&self) -> Result<Vec<usize>> {
         let backbone = &self.config.model.backbone;
-        let blocks = if backbone.name.starts_with("pvig_") {
-            backbone.stages(crate::backbone::vig::pyramid::preset(&backbone.name))?.1.to_vec()
+        let blocks = if backbone.name.starts_with("vig_") {
+            backbone.stages(backbone::vig::isotropic::preset(&backbone.name))?.1.to_vec()
         } else {
-            backbone.stages(crate::backbone::vig::isotropic::preset(&backbone.name))?.1.to_vec()
+            backbone.stages(backbone::stages(&backbone.name))?.1.to_vec()
         };
         Ok(blocks.iter().enumerate().flat_map(|(s, &count)| vec![s + 1; count.max(0) as usize]).collect())
     }

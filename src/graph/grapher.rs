@@ -98,6 +98,7 @@ impl Grapher {
                 pooled: (self.spec.reduce.min(h), self.spec.reduce.min(w)),
                 stride: 0,
                 distances: trace.detailed.then(distances).transpose()?,
+                weights: None,
                 edges,
             })?;
         }

@@ -1,6 +1,7 @@
 //! What makes ViG ViG: the neighbours of a node, their aggregation, and the block around them.
 
 pub mod aggregate;
+pub mod axial;
 mod conv;
 mod distances;
 pub mod grapher;

@@ -21,7 +21,8 @@ pub struct GraphTrace {
 /// The graph of one block.
 #[derive(Debug)]
 pub struct BlockTrace {
-    /// int64 `[B, N, k]`: the neighbours that the search found for each node, nearest first, as indices of candidates.
+    /// int64 `[B, N, k]`: the neighbours that the search found for each node, nearest first (but see `weights`), as
+    /// indices of candidates.
     pub edges: Tensor,
     /// (height, width) of the grid of nodes; N is their product, rows first.
     pub nodes: (i64, i64),
@@ -33,8 +34,11 @@ pub struct BlockTrace {
     /// Pixels of the image from one node to the next.
     pub stride: i64,
     /// Of a [`GraphTrace::detailed`] trace: float32 `[B, N, k]` on the CPU, the distance of each of `edges` (see
-    /// [`super::edge_distances`]).
+    /// [`super::edge_distances`]; of axial graphs the L1 distance of the features).
     pub distances: Option<Tensor>,
+    /// Where edges count differently: float32 `[B, N, k]` on the CPU, how much each of `edges` does, from 0, not at
+    /// all, to 1. Edges are then in the order of the rolls, or of their weight. `None`: all count fully.
+    pub weights: Option<Tensor>,
 }
 
 impl GraphTrace {
@@ -56,6 +60,11 @@ impl GraphTrace {
         if self.detailed {
             self.features.push(features.shallow_clone());
         }
+    }
+
+    /// Records a block whose links are what they are, and fills in its stride.
+    pub(crate) fn keep_links(&mut self, block: BlockTrace) {
+        self.blocks.push(BlockTrace { stride: self.stride, ..block });
     }
 
     /// Records a block, fills in its stride and says which edges it mixes along.

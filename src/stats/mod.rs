@@ -140,29 +140,47 @@ mod tests {
 
     /// The parameters of torchvision's classifiers, and of the authors' own.
     #[test]
-    fn the_papers_rivals_are_counted_to_the_unit() {
+    fn other_backbones_are_counted_to_the_unit() {
         for (model, parameters) in [
             ("resnext50_32x4d", 25_028_904),
-            ("resnext101_32x4d", 44_177_704),
             ("swin_t", 28_288_354),
-            ("swin_s", 49_606_258),
-            ("swin_b", 87_768_224),
             ("pvt_tiny", 13_229_288),
-            ("pvt_small", 24_485_864),
-            ("pvt_medium", 44_208_104),
-            ("pvt_large", 61_369_320),
             ("poolformer_s12", 11_915_176),
-            ("poolformer_s24", 21_388_968),
-            ("poolformer_s36", 30_862_760),
-            ("poolformer_m36", 56_172_520),
-            ("poolformer_m48", 73_473_448),
             ("cyclemlp_b1", 15_155_400),
-            ("cyclemlp_b2", 26_802_504),
-            ("cyclemlp_b3", 38_385_720),
-            ("cyclemlp_b4", 51_796_552),
-            ("cyclemlp_b5", 75_747_280),
+            ("greedyvig_s", 11_983_376),
+            ("adaptvig_s", 8_685_785),
         ] {
             assert_eq!(of(model, &[]).parameters, parameters, "{model}");
+        }
+        // Convolutions of the authors' code.
+        assert_eq!(of("greedyvig_s", &[]).macs.weights, 1_580_681_472);
+        assert_eq!(of("adaptvig_s", &[]).macs.weights, 1_057_648_896);
+    }
+
+    /// The larger ones with 64 channels in each stage: their blocks, without the time that their weights would take.
+    #[test]
+    fn larger_backbones_have_their_blocks() {
+        for (model, parameters) in [
+            ("swin_s", 1_326_808),
+            ("swin_b", 1_326_808),
+            ("pvt_small", 2_565_096),
+            ("pvt_medium", 3_363_816),
+            ("pvt_large", 4_557_800),
+            ("poolformer_s24", 988_712),
+            ("poolformer_s36", 1_390_376),
+            ("poolformer_m36", 1_390_376),
+            ("poolformer_m48", 1_792_040),
+            ("cyclemlp_b2", 1_161_416),
+            ("cyclemlp_b3", 1_934_824),
+            ("cyclemlp_b4", 2_771_832),
+            ("cyclemlp_b5", 2_029_000),
+            ("greedyvig_m", 3_031_952),
+            ("greedyvig_b", 3_378_320),
+            ("adaptvig_m", 3_494_044),
+            ("adaptvig_b", 3_937_503),
+        ] {
+            let cost = of(model, &["model.backbone.channels=[64,64,64,64]"]);
+            assert_eq!(cost.parameters, parameters, "{model}");
         }
     }
 

@@ -10,7 +10,7 @@ use super::auto_anchors::fit_anchors;
 use super::evaluator::{Evaluator, Results};
 use super::schedule::{Schedule, StepSchedule};
 use super::task::{Micro, Scored, Task};
-use crate::backbone::Pass;
+use crate::backbone::{Family, Pass};
 use crate::classes::{list, Class, Classes};
 use crate::config::{self, Config, ModelConfig, SplitConfig};
 use crate::console::say;
@@ -300,7 +300,7 @@ pub fn prepare_as(config: &mut Config, weights: &Checkpoint, changes: &[String])
             "weights: they were trained on images normalised otherwise; {} does the same here",
             flags(own.data.mean, own.data.std)
         )),
-        None if config.model.backbone.name.contains("vig_") && !decided => {
+        None if Family::of(&config.model.backbone.name) == Family::Vig && !decided => {
             (data.mean, data.std) = (VIG, VIG);
             notes.push(format!(
                 "weights: the file does not say how its images were normalised; they are taken to be the published \

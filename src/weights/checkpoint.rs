@@ -20,7 +20,7 @@ use crate::console::warn;
 /// Classes of ImageNet, for a model without a file.
 pub const IMAGENET_CLASSES: i64 = 1000;
 /// Where a file of a classifier, or of a detector, says how many classes there are.
-const HEADS: [&str; 4] = ["prediction.4.weight", "fc.weight", "_fc.weight", "classifier.3.weight"];
+const HEADS: [&str; 5] = ["prediction.4.weight", "fc.weight", "_fc.weight", "classifier.3.weight", "head.weight"];
 
 /// A file of weights and what it says of itself: everything about it is asked here.
 pub struct Checkpoint {
@@ -262,8 +262,8 @@ pub struct LoadedClassifier {
 
 /// Whether a variable of a classifier belongs to the layers that give class scores, not to its backbone.
 pub fn is_of_head(name: &str) -> bool {
-    let heads = ["prediction.", "fc.", "_conv_head.", "_bn1.", "_fc.", "classifier.", "head.", "norm.", "cls_token"];
-    heads.iter().any(|head| name.starts_with(head))
+    let heads = ["prediction.", "fc.", "_conv_head.", "_bn1.", "_fc.", "classifier.", "head.", "dist_head.", "norm."];
+    name == "cls_token" || heads.iter().any(|head| name.starts_with(head))
 }
 
 /// Builds a backbone and its classifier, for as many classes as the file has (1000 without one), and loads the file

@@ -8,7 +8,7 @@ use crate::classes::{Class, Classes};
 /// Layers whose size is the number of classes: of detectors, and of the classifiers of ViG, ResNet, EfficientNet,
 /// MobileNet and transformers; and how many rows come before those of the first class (a two-stage detector's
 /// background).
-const CLASSIFIERS: [(&str, i64); 9] = [
+const CLASSIFIERS: [(&str, i64); 10] = [
     ("cls_logits", 0),
     ("cls_score", 1),
     ("bbox_pred", 1),
@@ -18,6 +18,7 @@ const CLASSIFIERS: [(&str, i64); 9] = [
     ("_fc", 0),
     ("classifier.3", 0),
     ("head", 0),
+    ("dist_head", 0),
 ];
 /// The region proposal network, whose layers have such names too, but say nothing of classes.
 const PROPOSALS: &str = "rpn.head.";

@@ -212,11 +212,28 @@ fn check_relative(file: &WeightFile, entries: &[String], name: &str) -> Result<(
     Ok(())
 }
 
-/// A learned position embedding `[1, C, h, w]` on the grid of `like`, bicubically, as the published code resizes it.
+/// A learned position embedding on the grid of `like`, as the published code resizes it: ViG's `[1, C, h, w]`
+/// bicubically, PVT's `[1, h · w, C]` bilinearly; a class token's, which comes first, stays.
 fn resize_position(name: &str, source: &Tensor, like: &Tensor) -> Option<Tensor> {
     let (from, to) = (source.size(), like.size());
-    let fits = name.ends_with("pos_embed") && from.len() == 4 && to.len() == 4 && from[..2] == to[..2];
-    fits.then(|| source.to_kind(Kind::Float).upsample_bicubic2d([to[2], to[3]], false, None, None))
+    let (_, last) = name.rsplit_once('.').unwrap_or(("", name));
+    match (last, &from[..], &to[..]) {
+        ("pos_embed", [1, c, _, _], [1, own, h, w]) if c == own => {
+            Some(source.to_kind(Kind::Float).upsample_bicubic2d([*h, *w], false, None, None))
+        }
+        ("pos_embed1" | "pos_embed2" | "pos_embed3" | "pos_embed4", [1, n, c], [1, m, own]) if c == own => {
+            let side = |n: i64| n.isqrt();
+            let token = n - side(*n).pow(2);
+            if token > 1 || m - side(*m).pow(2) != token {
+                return None;
+            }
+            let grid = source.to_kind(Kind::Float).narrow(1, token, n - token).transpose(1, 2);
+            let grid = grid.reshape([1, *c, side(*n), side(*n)]);
+            let grid = grid.upsample_bilinear2d([side(*m), side(*m)], false, None, None).flatten(2, 3).transpose(1, 2);
+            Some(Tensor::cat(&[source.to_kind(Kind::Float).narrow(1, 0, token), grid], 1))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

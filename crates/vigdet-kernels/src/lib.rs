@@ -1,5 +1,5 @@
-//! The CPU kernels of Vision GNN (Han et al., 2022): exact nearest neighbours, max-relative aggregation and GELU, on
-//! plain slices.
+//! The CPU kernels of Vision GNN (Han et al., 2022): exact nearest neighbours, max-relative aggregation, axial graphs
+//! and GELU, on plain slices.
 //!
 //! Nothing here knows about tensors or gradients. Features are row-major `[rows, channels]`, the channels of a node
 //! beside each other ("channels last"). Every kernel takes the instruction set to use, [`Isa::best`] for the fastest.
@@ -24,6 +24,7 @@ mod max_relative;
 mod nearest;
 mod pack;
 mod portable;
+mod rolls;
 mod top_k;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -31,6 +32,7 @@ mod x86;
 pub use gelu::gelu_in_place;
 pub use max_relative::{arg_max_rows, interleave_relative, Neighbours};
 pub use nearest::{nearest_points, Points};
+pub use rolls::{arg_roll_max, roll_distances, roll_max, Gate, Rolled};
 
 /// An instruction set that the kernels have code for.
 ///

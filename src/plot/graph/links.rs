@@ -47,8 +47,10 @@ pub struct BlockLinks {
     pub nodes: (usize, usize),
     /// (rows, columns) of candidates.
     pub candidates: (usize, usize),
-    /// Neighbours of each node.
+    /// Neighbours of each node, at most.
     pub k: usize,
+    /// Some nodes have fewer.
+    pub varies: bool,
     /// One for each centre.
     pub centers: Vec<CenterLinks>,
 }
@@ -60,10 +62,14 @@ pub struct CenterLinks {
     pub node: usize,
     /// Where it is.
     pub patch: [u32; 4],
-    /// Its neighbours, as indices of candidates, nearest first: the row `node` of `extract_features --edges`.
+    /// Its neighbours, as indices of candidates, nearest first (strongest link first, where links have strengths): of
+    /// the row `node` of `extract_features --edges`.
     pub neighbours: Vec<u32>,
     /// Their distances.
     pub distances: Vec<f32>,
+    /// How much they count, from 0 to 1, where they do so differently.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strengths: Option<Vec<f32>>,
     /// Where they are.
     pub patches: Vec<[u32; 4]>,
 }
@@ -101,11 +107,13 @@ impl Links {
 impl BlockLinks {
     fn new(graph: &PatchGraph, locations: &[(f64, f64)]) -> Self {
         let nodes = locations.iter().filter_map(|&location| graph.node_at(location));
+        let of_links = |node: usize, all: &[f32]| all[node * graph.k..][..graph.neighbours(node).len()].to_vec();
         let of_node = |node: usize| CenterLinks {
             node,
             patch: graph.node_patch(node).xywh(),
             neighbours: graph.neighbours(node).to_vec(),
-            distances: graph.distances[node * graph.k..][..graph.k].to_vec(),
+            distances: of_links(node, &graph.distances),
+            strengths: graph.strengths.as_ref().map(|all| of_links(node, all)),
             patches: graph.neighbours(node).iter().map(|&c| graph.candidate_patch(c as usize).xywh()).collect(),
         };
         Self {
@@ -115,6 +123,7 @@ impl BlockLinks {
             nodes: graph.nodes,
             candidates: graph.candidates,
             k: graph.k,
+            varies: graph.varies(),
             centers: nodes.map(of_node).collect(),
         }
     }

@@ -10,7 +10,7 @@ use serde_json::{json, Value};
 
 use super::picture::jpeg;
 use crate::data::resize::antialias;
-use crate::explore::{GraphView, PatchGraph};
+use crate::explore::{GraphView, PatchGraph, NONE};
 use vigdet_coco::output::write_atomically;
 
 const HTML: &str = include_str!("page/page.html");
@@ -23,8 +23,9 @@ const PADDING: Rgb<u8> = Rgb([128, 128, 128]);
 
 /// Writes a view as one HTML file, which loads nothing from anywhere. Its element `graph` holds the data as JSON: for
 /// each block its number, grids and `k`, and in base64 `edges`, the neighbours of all nodes (`[N, k]`, unsigned
-/// little-endian integers of `width` bits: what `extract_features --edges` writes), and `distances`, their distances as
-/// bytes, 0 for `range[0]` and 255 for `range[1]`.
+/// little-endian integers of `width` bits: what `extract_features --edges` writes; all bits set: none), and
+/// `distances`, their distances as bytes, 0 for `range[0]` and 255 for `range[1]`. Where links have strengths these
+/// take the place of distances, and `measure` says so; 0 is then the strongest.
 ///
 /// # Errors
 /// If the file cannot be written.
@@ -52,16 +53,22 @@ pub fn page(view: &GraphView, path: &Path) -> Result<()> {
 }
 
 fn block(graph: &PatchGraph) -> Value {
-    // Half the size where it is enough.
-    let width = if graph.candidate_count() <= 1 << 16 { 16 } else { 32 };
+    // Half the size where it is enough: the last number stands for none.
+    let width = if graph.candidate_count() < 1 << 16 { 16 } else { 32 };
     let edges: Vec<u8> = graph.edges.iter().flat_map(|e| e.to_le_bytes().into_iter().take(width / 8)).collect();
-    let finite = || graph.distances.iter().copied().filter(|d| d.is_finite());
+    // Strong is near.
+    let (sign, measured) = match &graph.strengths {
+        Some(strengths) => (-1.0, strengths),
+        None => (1.0, &graph.distances),
+    };
+    let linked = graph.edges.iter().zip(measured).filter(|(edge, _)| **edge != NONE);
+    let finite = || linked.clone().map(|(_, value)| sign * value).filter(|d| d.is_finite());
     let low = finite().fold(f32::INFINITY, f32::min);
     let high = finite().fold(f32::NEG_INFINITY, f32::max);
     let (low, high) = if low <= high { (low, high) } else { (0.0, 0.0) };
     let step = if high > low { 255.0 / (high - low) } else { 0.0 };
     // What is not a number is far.
-    let byte = |d: &f32| if d.is_finite() { ((d - low) * step).round() as u8 } else { 255 };
+    let byte = |d: &f32| if d.is_finite() { ((sign * d - low) * step).round() as u8 } else { 255 };
     json!({
         "block": graph.number,
         "stage": graph.stage,
@@ -70,10 +77,12 @@ fn block(graph: &PatchGraph) -> Value {
         "candidates": graph.candidates,
         "pooled": graph.pooled,
         "k": graph.k,
+        "varies": graph.varies(),
         "width": width,
-        "range": [low, high],
+        "measure": if graph.strengths.is_some() { "strength" } else { "distance" },
+        "range": [sign * low, sign * high],
         "edges": BASE64_STANDARD.encode(edges),
-        "distances": BASE64_STANDARD.encode(graph.distances.iter().map(byte).collect::<Vec<u8>>()),
+        "distances": BASE64_STANDARD.encode(measured.iter().map(byte).collect::<Vec<u8>>()),
     })
 }
 

@@ -54,7 +54,7 @@ pub struct GraphPicture {
 enum Entry {
     /// A centre's number and what is written beside its pentagram.
     Center(usize, String),
-    Neighbour,
+    Neighbour(&'static str),
     Grid(&'static str),
     Edge,
     Padding,
@@ -64,8 +64,7 @@ impl Entry {
     fn text(&self) -> &str {
         match self {
             Self::Center(_, text) => text,
-            Self::Grid(text) => text,
-            Self::Neighbour => "its neighbours, in its colour, at their true size",
+            Self::Grid(text) | Self::Neighbour(text) => text,
             Self::Edge => "edges",
             Self::Padding => "padding",
         }
@@ -180,18 +179,19 @@ impl GraphPicture {
         }
 
         // Neighbours; one of several centres is shared by them in stripes.
-        let mut patches: BTreeMap<u32, (Vec<usize>, [u32; 4])> = BTreeMap::new();
+        let mut patches: BTreeMap<u32, (Vec<(usize, f32)>, [u32; 4])> = BTreeMap::new();
         for (c, center) in block.centers.iter().enumerate() {
-            for (&neighbour, &patch) in center.neighbours.iter().zip(&center.patches) {
-                patches.entry(neighbour).or_insert_with(|| (Vec::new(), patch)).0.push(c);
+            for (i, (&neighbour, &patch)) in center.neighbours.iter().zip(&center.patches).enumerate() {
+                let strength = center.strengths.as_ref().map_or(1.0, |all| all[i] / all[0]);
+                patches.entry(neighbour).or_insert_with(|| (Vec::new(), patch)).0.push((c, strength));
             }
         }
         for (centers, patch) in patches.values() {
             let [left, top, right, bottom] = self.layout.patch(corner, *patch);
             let count = centers.len() as i32;
-            for (i, &center) in centers.iter().enumerate() {
+            for (i, &(center, strength)) in centers.iter().enumerate() {
                 let at = |i: i32| left + (right - left) * i / count;
-                tile(root, [at(i as i32), top, at(i as i32 + 1), bottom], color_of(center))?;
+                tile(root, [at(i as i32), top, at(i as i32 + 1), bottom], color_of(center), strength)?;
             }
         }
         if self.options.edges {
@@ -241,7 +241,7 @@ impl GraphPicture {
         let middle = y + LEGEND_ROOM / 2;
         match entry {
             Entry::Center(c, _) => pentagram(root, (x + 11, middle), 10.0, color_of(*c))?,
-            Entry::Neighbour => tile(root, [x, middle - 9, x + 22, middle + 9], color_of(0))?,
+            Entry::Neighbour(_) => tile(root, [x, middle - 9, x + 22, middle + 9], color_of(0), 1.0)?,
             Entry::Grid(_) => {
                 for i in 0..3 {
                     let (across, down) = (x + 11 * i, middle - 9 + 9 * i);
@@ -267,15 +267,16 @@ fn color_of(center: usize) -> RGBColor {
     RGBColor(r, g, b)
 }
 
-/// A patch: its colour, and a frame of it with a dark line around, that shows on any image. The rectangle's right and
-/// lower edge are excluded.
+/// A patch: its colour, and a frame of it with a dark line around, that shows on any image. The weaker its link
+/// (`strength` is at most 1), the fainter the colour. The rectangle's right and lower edge are excluded.
 fn tile<DB: DrawingBackend>(
     root: &Area<DB>,
     [left, top, right, bottom]: [i32; 4],
     color: RGBColor,
+    strength: f32,
 ) -> DrawResult<(), DB> {
     let corners = [(left + 1, top + 1), (right - 1, bottom - 1)];
-    root.draw(&Rectangle::new(corners, color.mix(0.55).filled()))?;
+    root.draw(&Rectangle::new(corners, color.mix(0.1 + 0.45 * f64::from(strength)).filled()))?;
     let frame = |inset: i32| {
         let (l, t, r, b) = (left + inset, top + inset, right - inset, bottom - inset);
         vec![(l, t), (r, t), (r, b), (l, b), (l, t)]
@@ -311,10 +312,11 @@ fn title(links: &Links) -> String {
 fn grid_of(block: &BlockLinks) -> String {
     let side = |(rows, columns): (usize, usize)| format!("{rows}×{columns}");
     let nodes = format!("{} patches of {} pixels", side(block.nodes), block.stride);
+    let most = if block.varies { "up to " } else { "" };
     if block.is_pooled() {
-        format!("{nodes}, {} neighbours each among {} pooled ones", block.k, side(block.candidates))
+        format!("{nodes}, {most}{} neighbours each among {} pooled ones", block.k, side(block.candidates))
     } else {
-        format!("{nodes}, {} neighbours each", block.k)
+        format!("{nodes}, {most}{} neighbours each", block.k)
     }
 }
 
@@ -322,7 +324,11 @@ fn grid_of(block: &BlockLinks) -> String {
 fn entries(links: &Links, scale: f64, options: PictureOptions) -> Vec<Entry> {
     let center = |(c, (x, y)): (usize, &(f64, f64))| Entry::Center(c, format!("x {}, y {}", x.floor(), y.floor()));
     let mut entries: Vec<Entry> = links.centers.iter().enumerate().map(center).collect();
-    entries.push(Entry::Neighbour);
+    let weighed = links.blocks.iter().flat_map(|block| &block.centers).any(|center| center.strengths.is_some());
+    entries.push(Entry::Neighbour(match weighed {
+        true => "its neighbours, in its colour (fainter: weaker links), at their true size",
+        false => "its neighbours, in its colour, at their true size",
+    }));
     if options.edges {
         entries.push(Entry::Edge);
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::renaming::Renaming;
+use crate::backbone::Family;
 use crate::config::{Config, Experiment};
 use crate::weights::WeightFile;
 
@@ -82,16 +83,18 @@ impl Layout {
         if !self.notes.is_empty() {
             return None;
         }
-        let vig = self.backbone.is_some_and(|name| name.starts_with("pvig"));
-        let preset = match (self.dense, vig) {
-            (true, true) => "retinanet_pvig_s_fpn_1x_coco",
-            (true, false) => "retinanet_resnet50_fpn_1x_coco",
+        let family = Family::of(self.backbone?);
+        let is_resnet = family == Family::ResNet;
+        let preset = match (self.dense, family) {
+            (true, Family::ResNet) => "retinanet_resnet50_fpn_1x_coco",
+            (true, _) => "retinanet_pvig_s_fpn_1x_coco",
+            (false, Family::Axial) => "mask_rcnn_greedyvig_s_fpn_1x_coco",
             (false, _) => "mask_rcnn_pvig_s_fpn_1x_coco",
         };
         // How ResNets are trained, where the preset is of another backbone.
         let resnet = ["frozen_stages=1", "freeze_norms=true"].map(|change| format!("model.backbone.{change}"));
         let sgd = ["optimizer=sgd", "lr=0.02"].map(|change| format!("train.{change}"));
-        let trained = resnet.into_iter().chain(sgd).filter(|_| !self.dense && !vig);
+        let trained = resnet.into_iter().chain(sgd).filter(|_| !self.dense && is_resnet);
         let all: Vec<String> = self.changes.iter().cloned().chain(trained).chain(changes.iter().cloned()).collect();
         Config::preset(preset, &all).ok()?.to_value().ok()
     }

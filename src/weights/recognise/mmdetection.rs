@@ -1,6 +1,8 @@
-//! Detectors of mmdetection 2 and 3: RetinaNet, Faster and Mask R-CNN with a feature pyramid, on ResNets, ResNeXts and
-//! mmpretrain's Pyramid ViG. docs/other_weights.md has their rules.
+//! Detectors of mmdetection 2 and 3: RetinaNet, Faster and Mask R-CNN with a feature pyramid, on ResNets, ResNeXts,
+//! mmpretrain's Pyramid ViG, and backbones that their authors brought to it (PVT, PoolFormer, CycleMLP, GreedyViG,
+//! AdaptViG). docs/other_weights.md has their rules.
 
+use super::authors::model_of;
 use super::detectors::{Layout, BODY};
 use super::mmpretrain::Vig;
 use super::renaming::{classes_of, last_row_first, other_channels, rename, zero_rows_first, New};
@@ -18,6 +20,8 @@ pub fn recognise(file: &WeightFile, names: &[String]) -> Option<Recognised> {
     }
     let said = Said::of(file);
     let vig = Vig::of(file, names);
+    let inner: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix("backbone.")).collect();
+    let authors = || model_of(&inner, &|name| file.shape(&format!("backbone.{name}")));
     let mut style = said.style.clone().unwrap_or_else(|| match vig {
         // What the recipes for ViG in mmdetection normalise with.
         Some(_) => Style::torchvision(),
@@ -35,7 +39,7 @@ pub fn recognise(file: &WeightFile, names: &[String]) -> Option<Recognised> {
     };
     // mmdetection 2 keeps the weights that its averages replaced beside them, under these names.
     let renaming = rename(names, |name| new(name).into_iter().collect(), |name| name.starts_with("ema_"));
-    let backbone = vig.map(|vig| vig.name).or_else(|| resnet_of(&renaming, file, BODY));
+    let backbone = vig.map(|vig| vig.name).or_else(|| resnet_of(&renaming, file, BODY)).or_else(authors);
     // Only bottlenecks have 1×1 convolutions.
     style.stride_in_1x1 &= backbone.is_some_and(|name| name.starts_with("res") && name != "resnet18");
     let layout = Layout::of(&renaming, file, backbone);
@@ -173,7 +177,12 @@ fn style_of(config: &str) -> Option<Style> {
 
 #[cfg(test)]
 mod tests {
+    use tch::{nn, Device, Tensor};
+
     use super::*;
+    use crate::config::{Config, Experiment};
+    use crate::detect;
+    use crate::weights::{sorted_variables, write_tensors, Checkpoint, LoadOptions, Metadata};
 
     #[test]
     fn a_config_of_either_version_says_how_images_are_prepared() {
@@ -196,6 +205,70 @@ mod tests {
         ] {
             assert_eq!(style_of(nothing), None, "{nothing}");
         }
+    }
+
+    /// mmdetection's name of a variable of a vigdet's Mask R-CNN.
+    fn mmdetections(name: &str) -> String {
+        let heads = [
+            ("rpn.head.conv.0.0", "rpn_head.rpn_conv"),
+            ("rpn.head.cls_logits", "rpn_head.rpn_cls"),
+            ("rpn.head.bbox_pred", "rpn_head.rpn_reg"),
+            ("roi_heads.box_head.fc6", "roi_head.bbox_head.shared_fcs.0"),
+            ("roi_heads.box_head.fc7", "roi_head.bbox_head.shared_fcs.1"),
+            ("roi_heads.box_predictor.cls_score", "roi_head.bbox_head.fc_cls"),
+            ("roi_heads.box_predictor.bbox_pred", "roi_head.bbox_head.fc_reg"),
+            ("roi_heads.mask_predictor.conv5_mask", "roi_head.mask_head.upsample"),
+            ("roi_heads.mask_predictor.mask_fcn_logits", "roi_head.mask_head.conv_logits"),
+        ];
+        let (layer, kind) = name.rsplit_once('.').unwrap();
+        if let Some((_, head)) = heads.iter().find(|(own, _)| *own == layer) {
+            return format!("{head}.{kind}");
+        }
+        let conv = |prefix: &str, theirs: &str| {
+            let number = layer.strip_prefix(prefix)?.strip_suffix(".0")?;
+            Some(format!("{theirs}.{number}.conv.{kind}"))
+        };
+        conv("backbone.fpn.inner_blocks.", "neck.lateral_convs")
+            .or_else(|| conv("backbone.fpn.layer_blocks.", "neck.fpn_convs"))
+            .or_else(|| conv("roi_heads.mask_head.", "roi_head.mask_head.convs"))
+            .unwrap_or_else(|| name.replace("backbone.body.", "backbone."))
+    }
+
+    #[test]
+    fn a_coco_file_of_greedyvig_is_known_with_its_rules_and_loads_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("greedyvig.safetensors");
+        let small = ["fpn.channels=8", "roi.channels=16", "mask_head.channels=8"].map(|c| format!("model.{c}"));
+        let expected = Config::preset("mask_rcnn_greedyvig_s_fpn_1x_coco", &small).unwrap();
+        let store = nn::VarStore::new(Device::Cpu);
+        let _detector = detect::build(&store.root(), &expected.model, 80).unwrap();
+        let own = store.variables();
+        let theirs: Vec<(String, Tensor)> = sorted_variables(&store)
+            .into_iter()
+            .map(|(name, t)| {
+                // mmdetection has no boxes and no masks of background.
+                let without = |rows: i64| t.narrow(0, rows, t.size()[0] - rows);
+                let name = mmdetections(&name);
+                match &name {
+                    name if name.contains("fc_reg") => (name.clone(), without(4)),
+                    name if name.contains("conv_logits") => (name.clone(), without(1)),
+                    _ => (name, t),
+                }
+            })
+            .collect();
+        write_tensors(&theirs, &path, &Metadata::new()).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let config = checkpoint.config::<Config>(&[]).unwrap().unwrap();
+        assert_eq!(config, expected);
+        let other = nn::VarStore::new(Device::Cpu);
+        let _detector = detect::build(&other.root(), &config.model, 80).unwrap();
+        let report = checkpoint.load_into(&other, &LoadOptions { complete: true, ..Default::default() }).unwrap();
+        assert!(report.unused.is_empty(), "{report}");
+        let loaded = other.variables();
+        for name in ["backbone.body.backbone.3.3.mixer.fc1.0.weight", "backbone.fpn.inner_blocks.0.0.weight"] {
+            assert_eq!(loaded[name], own[name], "{name}");
+        }
+        assert_eq!(checkpoint.classes().map(|classes| classes.len()), Some(80));
     }
 
     #[test]

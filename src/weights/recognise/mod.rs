@@ -5,6 +5,7 @@
 //! is, how its images are prepared) and `detectors` (what shapes say of a config). What vigdet wrote itself says in its
 //! metadata what it is, and never comes here.
 
+mod authors;
 mod detectors;
 mod detectron2;
 mod lites;
@@ -55,7 +56,13 @@ pub type Change = Box<dyn Fn(&Tensor) -> Tensor>;
 /// is known.
 pub fn recognise(file: &WeightFile, path: &Path) -> Option<Recognised> {
     let names = file.names().ok()?;
-    let others =
-        [detectron2::recognise, mmdetection::recognise, mmpretrain::recognise, lites::recognise, swins::recognise];
+    let others = [
+        detectron2::recognise,
+        mmdetection::recognise,
+        mmpretrain::recognise,
+        lites::recognise,
+        swins::recognise,
+        authors::recognise,
+    ];
     torchvision::recognise(file, &names, path).or_else(|| others.into_iter().find_map(|project| project(file, &names)))
 }

@@ -22,16 +22,18 @@
       columns: b.nodes[1],
       get edgeList() { return (edges ??= integers(b.edges, b.width)); },
       get distanceList() { return (distances ??= bytes(b.distances)); },
+      // In the place of a neighbour that a patch does not have.
+      none: b.width === 16 ? 0xffff : 0xffffffff,
       // For each candidate, where the links that end at it are: starts[c] to starts[c + 1] of sources, as places in edgeList.
       get reverse() {
         if (!starts) {
-          const list = this.edgeList;
+          const list = this.edgeList, none = this.none;
           starts = new Uint32Array(b.candidates[0] * b.candidates[1] + 1);
-          for (const c of list) starts[c + 1]++;
+          for (const c of list) if (c !== none) starts[c + 1]++;
           for (let c = 1; c < starts.length; c++) starts[c] += starts[c - 1];
           const next = starts.slice();
           sources = new Uint32Array(list.length);
-          list.forEach((c, i) => { sources[next[c]++] = i; });
+          list.forEach((c, i) => { if (c !== none) sources[next[c]++] = i; });
         }
         return { starts, sources };
       },
@@ -57,7 +59,7 @@
   const distance = (b, byte) => b.range[0] + ((b.range[1] - b.range[0]) * byte) / 255;
 
   const linksOf = (b, node) => {
-    const places = Array.from({ length: b.k }, (_, j) => node * b.k + j);
+    const places = Array.from({ length: b.k }, (_, j) => node * b.k + j).filter((i) => b.edgeList[i] !== b.none);
     const own = candidateOf(b, node);
     const { starts, sources } = b.reverse;
     const incoming = own < 0 ? [] : Array.from(sources.subarray(starts[own], starts[own + 1]));
@@ -176,12 +178,13 @@
     const row = Math.floor(node / b.columns), column = node % b.columns;
     element("patch").textContent = `Patch at row ${row}, column ${column}`;
     const pooled = b.pooled[0] * b.pooled[1] > 1;
-    element("grid").textContent = `Stage ${b.stage}: ${b.rows}×${b.columns} patches of ${b.stride} pixels, ${b.k} neighbours each`
+    element("grid").textContent = `Stage ${b.stage}: ${b.rows}×${b.columns} patches of ${b.stride} pixels, ${b.varies ? "up to " : ""}${b.k} neighbours each`
       + (pooled ? ` among ${b.candidates[0]}×${b.candidates[1]} pooled ones.` : ".");
     const sources = [...new Set(links.incoming.map((l) => l.node))];
     element("incoming").textContent = links.own < 0
       ? "No patch can point at it: pooling leaves it out."
       : `${sources.length} ${sources.length === 1 ? "patch points" : "patches point"} at ${pooled ? "the pooled patch it is part of" : "it"}.`;
+    element("measure").textContent = b.measure;
     element("neighbours").replaceChildren(...links.outgoing.map((l, i) => {
       const line = document.createElement("tr");
       const where = `${Math.floor(l.candidate / b.candidates[1])}, ${l.candidate % b.candidates[1]}`;
