@@ -262,7 +262,6 @@ fn a_process_with_another_config_or_other_data_is_refused_and_named() {
 fn a_loss_that_is_not_finite_ends_all_with_one_line() {
     let scene = Scene::new();
     let more = ["--lr", "1e25", "--set", "clip_norm=null", "--set", "warmup_iters=0", "--set", "threads=1"];
-    let args: PathBuf = scene.path("run");
     let output = command("train_det", &strs(&[scene.train("run", &more), processes("2").into()].concat())).output();
     let output = output.unwrap();
     let message = text(&output.stderr);

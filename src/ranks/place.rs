@@ -121,7 +121,7 @@ impl Place {
         let address = found.iter().find(|address| address.is_ipv4()).or(found.first());
         let address = *address.with_context(|| format!("MASTER_ADDR={host} has no address"))?;
         ensure!(
-            self.local_size >= self.size || !address.ip().is_loopback() || self.rank > 0,
+            self.local_size >= self.size || !address.ip().is_loopback(),
             "MASTER_ADDR={host} is {} here, which other machines cannot reach: name this machine's address on their \
              network",
             address.ip()

@@ -86,6 +86,9 @@ impl Watch {
         shared.stop.store(true, Ordering::Relaxed);
         let line = format!("{}: {text}", shared.name(shared.place.rank));
         let first = shared.store.claim(FAILED, &line).map_or(true, |held| held == line);
+        if !first {
+            let _ = shared.store.add(HEARD, 1);
+        }
         if shared.place.rank == 0 && !shared.place.store_is_theirs {
             let start = Instant::now();
             let others = shared.place.size as i64 - 1;

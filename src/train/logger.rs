@@ -83,6 +83,9 @@ impl Logger {
 
     /// A step was done; after it, `evaluations` evaluations are left in the run.
     pub fn step(&mut self, step: Step, evaluations: usize) -> Result<()> {
+        if self.files.is_none() {
+            return Ok(());
+        }
         let line = Line::Step(step);
         self.line(&line)?;
         let Line::Step(step) = line else { return Ok(()) };
