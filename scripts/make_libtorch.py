@@ -24,6 +24,8 @@ VERSION = "2.13.0"
 TORCH = f"torch=={VERSION}"
 # libtorch_cpu.so of the CUDA wheel is linked against these two, and looks for them beside itself.
 CUDA_RUNTIME = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]
+# Headers that CUDA's own include, and that the wheel of PyTorch does without: vigdet compiles against NCCL.
+CUDA_HEADERS = ["nvidia-cuda-crt==13.0.88", "nvidia-cuda-cccl==13.0.85"]
 LEFT_OUT = ("libtorch_cuda", "libtorch_python", "libtorch_nvshmem", "libc10_cuda", "libcaffe2_nvrtc", "libtorch.so")
 PARTIAL = ".libtorch-partial-"
 
@@ -187,6 +189,7 @@ def make(target, cuda):
               flush=True)
         if cuda:
             pip_download([TORCH], wheels, dependencies=True)
+            pip_download(CUDA_HEADERS, wheels)
         else:
             pip_download([TORCH], wheels)
             if not is_mac():

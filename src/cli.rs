@@ -17,7 +17,7 @@ use vigdet_coco::output::Outputs;
 
 use crate::backbone;
 use crate::config::{ClassifyConfig, Config, DetectorKind};
-use crate::console::warn;
+use crate::console::{self, warn};
 use crate::data::panic_message;
 use crate::weights::{cache, catalogue};
 
@@ -295,7 +295,7 @@ pub fn finish<A>(parsed: clap::error::Result<A>, run: impl FnOnce(A) -> Result<E
     };
     crate::allocator::keep_freed();
     caught(|| run(args)).unwrap_or_else(|error| {
-        warn(&format!("error: {}", one_line(&format!("{error:#}"))));
+        console::error(&one_line(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }

@@ -2,6 +2,15 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether this process leaves the word to another one.
+static MUTE: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`say`] and [`warn`] print nothing: of several processes that do the same, one speaks.
+pub fn mute() {
+    MUTE.store(true, Ordering::Relaxed);
+}
 
 /// How a program of vigdet is started, in what is printed for people: by cargo from a checkout, else as the running
 /// one was, which `vigdet COMMAND` is for most.
@@ -25,12 +34,22 @@ fn start(program: &str, by_cargo: bool, own: &Path) -> String {
 
 /// Prints a line to standard output. A closed pipe or a full disk is no reason to stop.
 pub fn say(text: &str) {
+    if MUTE.load(Ordering::Relaxed) {
+        return;
+    }
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
 /// Prints a line to standard error, in the same way.
 pub fn warn(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    if !MUTE.load(Ordering::Relaxed) {
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+}
+
+/// Prints what ended the program to standard error, whoever speaks otherwise.
+pub fn error(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "error: {text}");
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@
 //! - [`backbone`]: Pyramid ViG and ResNet: images to one map per stage.
 //! - [`data`]: COCO files, built-in shapes and folders of classes to batches of images.
 //! - [`detect`]: RetinaNet, Mask R-CNN, Faster R-CNN and their parts.
+//! - [`ranks`]: several processes that train together.
 //! - [`runs`]: the folder of a run, and its log.
 //! - [`stats`]: parameters and multiply-adds of the named models.
 //! - [`threads`]: how many there are.
@@ -61,6 +62,7 @@ pub mod graph;
 pub mod nn;
 pub mod plot;
 pub mod predictor;
+pub mod ranks;
 pub mod runs;
 pub mod stats;
 pub mod threads;

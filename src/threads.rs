@@ -1,6 +1,6 @@
 //! One number of threads for libtorch and for vigdet's own kernels, which take turns.
 
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 use std::thread;
 
 use tch::{Device, Kind, Tensor};
@@ -8,14 +8,29 @@ use tch::{Device, Kind, Tensor};
 /// Numbers in a tensor that libtorch certainly adds up with all its threads.
 const LARGE: i64 = 1 << 20;
 
-/// Sets the threads of libtorch and of rayon's global pool, which runs vigdet's kernels. `None`: what
-/// `OMP_NUM_THREADS` says, else one per core.
+/// Cores of this process, where it has a share of the machine's.
+static SHARE: OnceLock<usize> = OnceLock::new();
+
+/// This process is one of so many on its machine that do the same at the same time: it has its share of the cores, or
+/// as many as were `given` to it. Call it before anything asks for [`cores`].
+pub fn share_cores(processes: usize, given: Option<usize>) {
+    let share = given.unwrap_or_else(|| cores() / processes.max(1)).max(1);
+    let _ = SHARE.set(share);
+}
+
+/// Cores that this process may use.
+pub fn cores() -> usize {
+    let all = || thread::available_parallelism().map_or(1, usize::from);
+    SHARE.get().copied().unwrap_or_else(all)
+}
+
+/// Sets the threads of libtorch and of rayon's global pool, which runs vigdet's kernels. `None`: this
+/// process's share of the cores, else what `OMP_NUM_THREADS` says, else one per core.
 ///
 /// Call it once, before the first kernel: a pool that exists keeps its threads.
 pub fn set_threads(threads: Option<usize>) {
     let asked = || std::env::var("OMP_NUM_THREADS").ok()?.parse().ok().filter(|&n: &usize| n > 0);
-    let cores = || thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.or_else(asked).unwrap_or_else(cores);
+    let threads = threads.or_else(|| SHARE.get().copied()).or_else(asked).unwrap_or_else(cores);
     tch::set_num_threads(threads as i32);
     // An error means that the pool is there already: a second run in the same process.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

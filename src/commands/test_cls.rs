@@ -10,6 +10,7 @@ use super::classify::open_classifier;
 use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, ClassifierArgs, FetchArgs};
 use crate::console::say;
 use crate::data::ImageFolder;
+use crate::ranks::Ranks;
 use crate::runs::{write_text, RunDir};
 use crate::threads::set_threads;
 use crate::train::accuracy::ClassEvaluator;
@@ -75,7 +76,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let evaluator = ClassEvaluator::new(val, &config, config.train.images_of_micro_batch())?;
 
     let (accuracy, seconds) = with_bar(evaluator.len(), |show| {
-        evaluator.evaluate(&loaded.model, device, |done, _| {
+        evaluator.evaluate(&loaded.model, device, &Ranks::default(), |done, _| {
             show(done);
             true
         })

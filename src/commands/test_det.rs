@@ -12,6 +12,7 @@ use crate::config::{Config, DetectorKind};
 use crate::console::say;
 use crate::data::{CocoDataset, DataFolder};
 use crate::predictor::{Predictor, PredictorOptions};
+use crate::ranks::Ranks;
 use crate::runs::{write_text, RunDir};
 use crate::threads::set_threads;
 use crate::train::detection::{data_root, open_split};
@@ -80,7 +81,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     evaluator.notes().iter().for_each(|note| say(&format!("val: {note}")));
 
     let (found, seconds) = with_bar(dataset.len(), |show| {
-        evaluator.detect(predictor.detector(), device, |done, _| {
+        evaluator.detect(predictor.detector(), device, &Ranks::default(), |done, _| {
             show(done);
             true
         })

@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use tch::Device;
 
 use super::training::{report, stem, Plan, RunArgs};
 use crate::backbone::Family;
 use crate::cli::{check_classifier, check_model, ClassifierArgs};
 use crate::config::{ClassifyConfig, Experiment};
 use crate::console::start_of;
+use crate::ranks::{self, Ranks};
 use crate::train::classification::Classification;
 
 /// Train a classifier on a folder with a folder of images for each class (ImageNet's layout).
@@ -27,9 +29,14 @@ pub struct Args {
 /// # Errors
 /// Whatever goes wrong, as one line.
 pub fn run(args: Args) -> Result<ExitCode> {
+    let (device, processes) = (args.classifier.config.device()?, args.run.processes);
+    ranks::run(processes, device, |ranks, device| train(args, ranks, device))
+}
+
+fn train(mut args: Args, ranks: &Ranks, device: Device) -> Result<ExitCode> {
+    args.run.decide_to_resume(ranks)?;
     let model = args.model.as_str();
     check_model(model)?;
-    let device = args.classifier.config.device()?;
     let changes = args.classifier.changes(args.run.changes())?;
     let named = args.classifier.config.config.as_deref();
     let name = named.map_or_else(|| model.to_string(), stem);
@@ -38,10 +45,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None if args.run.resume => None,
         None => Some(ClassifyConfig::of_model(model, &changes)?),
     };
-    let plan = Plan { config, name: name.clone(), changes, device, weights: None };
+    let plan = Plan { config, name: name.clone(), changes, device, weights: None, ranks: ranks.clone() };
     let check = |config: &mut ClassifyConfig, _: Option<&_>, _: Option<&_>| check_classifier(config, model, &name);
     let (outcome, config) = args.run.train::<Classification>(plan, check, |_| ())?;
     Ok(report(
+        ranks,
         &outcome,
         &format!("{} {model}", start_of("train_cls")),
         |top1| format!("top-1 {top1:.4}"),

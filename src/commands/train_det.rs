@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use tch::Device;
 
 use super::training::{report, stem, Plan, RunArgs};
 use crate::cli::{change, check_detector, DetectorArgs};
 use crate::config::{Config, DetectorKind, Experiment};
 use crate::console::{say, start_of};
+use crate::ranks::{self, Ranks};
 use crate::train::detection::{prepare_as, prepare_as_before, Detection};
 use crate::train::engine::Outcome;
 use crate::weights::Checkpoint;
@@ -53,8 +55,13 @@ fn built_in(kind: DetectorKind) -> &'static str {
 /// # Errors
 /// Whatever goes wrong, as one line.
 pub fn run(args: Args) -> Result<ExitCode> {
+    let (device, processes) = (args.model.config.device()?, args.run.processes);
+    ranks::run(processes, device, |ranks, device| train(args, ranks, device))
+}
+
+fn train(mut args: Args, ranks: &Ranks, device: Device) -> Result<ExitCode> {
+    args.run.decide_to_resume(ranks)?;
     let kind = DetectorKind::parse(&args.detector)?;
-    let device = args.model.config.device()?;
     let mut flags = args.run.changes();
     flags.extend(args.backbone.as_deref().map(|name| change("model.backbone.name", name)));
     let changes = args.model.changes(flags, args.data.as_deref())?;
@@ -88,7 +95,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
     };
     let default_recipe = named.is_none() && args.finetune.is_none() && args.data.is_some() && !args.run.resume;
-    let plan = Plan { config, name: name.clone(), changes: changes.clone(), device, weights };
+    let plan = Plan { config, name: name.clone(), changes: changes.clone(), device, weights, ranks: ranks.clone() };
     let (outcome, _) = args.run.train::<Detection>(
         plan,
         |config, weights, before| {
@@ -112,6 +119,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     )?;
     let detector = kind.name();
     Ok(report(
+        ranks,
         &outcome,
         &format!("{} {detector}", start_of("train_det")),
         |ap| format!("box AP {ap:.3}"),

@@ -11,6 +11,7 @@ use crate::cli::{change, stop_on_ctrl_c, FetchArgs};
 use crate::config::Experiment;
 use crate::console::{say, warn};
 use crate::plot::{self, RunPictures};
+use crate::ranks::Ranks;
 use crate::runs::RunDir;
 use crate::train::engine::{Engine, Out, Outcome, TrainOptions};
 use crate::train::resume;
@@ -26,6 +27,10 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub fetch: FetchArgs,
+    /// Train in so many processes on this machine, which divide each step's micro batches: with GPUs one for each. (On
+    /// several machines torchrun or Slurm's srun starts them.)
+    #[arg(long, value_name = "N")]
+    pub processes: Option<usize>,
     /// Folder of the run (default: the first of runs/NAME, runs/NAME-2, … that is not there yet)
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -61,6 +66,8 @@ pub struct Plan<C> {
     pub device: Device,
     /// Weights to start from that were read already.
     pub weights: Option<Checkpoint>,
+    /// The processes that train together.
+    pub ranks: Ranks,
 }
 
 impl RunArgs {
@@ -76,6 +83,17 @@ impl RunArgs {
         flags.into_iter().filter_map(|(key, value)| Some(change(key, value?))).collect()
     }
 
+    /// Processes that were started again after a failure go on with the run that they began, if --out says which.
+    ///
+    /// # Errors
+    /// If a rank is gone.
+    pub fn decide_to_resume(&mut self, ranks: &Ranks) -> Result<()> {
+        let began = |out: &PathBuf| RunDir::at(out).check_resumable().is_ok();
+        let again = || ranks.are_restarted() && self.out.as_ref().is_some_and(began);
+        self.resume = ranks.from_first(|| Ok(self.resume || again()))?;
+        Ok(())
+    }
+
     /// Trains. `check` sees the config, the weights, and of a resumed run its own config, before it starts, and may
     /// change the first; `hint` has a word once it has started.
     ///
@@ -87,14 +105,19 @@ impl RunArgs {
         check: impl FnOnce(&mut T::Config, Option<&Checkpoint>, Option<&T::Config>) -> Result<()>,
         hint: impl FnOnce(&T),
     ) -> Result<(Outcome, T::Config)> {
+        let ranks = plan.ranks;
         let base = Path::new("runs").join(&plan.name);
-        let out = match (&self.out, self.resume) {
+        let resume = self.resume;
+        let out = match (&self.out, resume) {
             (Some(out), _) => Out::Named(out.clone()),
             (None, true) => Out::Named(RunDir::last_numbered(&base)),
             (None, false) => Out::Numbered(base),
         };
-        let before = match (&out, self.resume) {
-            (Out::Named(folder), true) => Some(resume::config_of::<T::Config>(folder)?),
+        let before = match (&out, resume) {
+            (Out::Named(folder), true) => {
+                let text = ranks.from_first(|| resume::config_of::<T::Config>(folder)?.to_json())?;
+                Some(T::Config::from_json_with(&text, &[])?)
+            }
             _ => None,
         };
         let mut config = match (plan.config, &before) {
@@ -102,7 +125,7 @@ impl RunArgs {
             (None, Some(before)) => T::Config::from_json_with(&before.to_json()?, &plan.changes)?,
             (None, None) => bail!("there is no config"),
         };
-        let weights = match (self.resume, plan.weights) {
+        let weights = match (resume, plan.weights) {
             (true, _) => None,
             (false, Some(weights)) => Some(weights),
             (false, None) => {
@@ -115,11 +138,12 @@ impl RunArgs {
         }
         let options = TrainOptions {
             out,
-            resume: self.resume,
+            resume,
             weights,
             device: plan.device,
             command: std::env::args().collect(),
             stop: stop_on_ctrl_c()?,
+            ranks,
         };
         let engine = Engine::<T>::start(config.clone(), options)?;
         hint(engine.task());
@@ -130,6 +154,7 @@ impl RunArgs {
 /// Says where everything is, and what to do next: `program` is how the training was started, `next` are command lines,
 /// given the weights.
 pub fn report(
+    ranks: &Ranks,
     outcome: &Outcome,
     program: &str,
     score: impl FnOnce(f64) -> String,
@@ -140,6 +165,9 @@ pub fn report(
     if outcome.interrupted {
         say(&format!("stopped; this goes on where it was:\n  {program} --out {folder} --resume"));
         return ExitCode::from(130);
+    }
+    if !ranks.is_first() {
+        return ExitCode::SUCCESS;
     }
     if let Some(lines) = &outcome.best_lines {
         say(lines.trim_end());

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
+use crate::threads::cores;
+
 /// A pool of `workers` threads (0: one per core).
 pub fn pool(workers: usize) -> Result<rayon::ThreadPool> {
     let workers = match workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => cores(),
         workers => workers,
     };
     rayon::ThreadPoolBuilder::new()

@@ -1,6 +1,7 @@
 //! Batches of a data set, made by worker threads ahead of whoever consumes them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,12 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// An image that cannot be read where that ends the run, or no memory.
     fn batch(&self, job: &Job) -> Result<Option<Self::Batch>>;
+
+    /// Writes which images there are and what they are of: two machines whose data is the same write the same.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn describe(&self, out: &mut dyn Write) -> Result<()>;
 
     /// What reads the images.
     fn reader(&self) -> &Reader;
@@ -139,6 +146,16 @@ pub struct Feed<S> {
     order: Order,
     pool: rayon::ThreadPool,
     ahead: usize,
+    share: Share,
+}
+
+/// Which of the batches of each step a feed makes: every `of`-th from number `first` on.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    first: usize,
+    of: usize,
+    /// Batches of a step.
+    step: usize,
 }
 
 impl<S: Source> Feed<S> {
@@ -152,7 +169,7 @@ impl<S: Source> Feed<S> {
         }
         let pool = pool(workers)?;
         let ahead = batches_ahead(&pool, order.micro_batch);
-        Ok(Self { source: Arc::new(source), order, pool, ahead })
+        Ok(Self { source: Arc::new(source), order, pool, ahead, share: Share { first: 0, of: 1, step: 1 } })
     }
 
     /// What makes the batches.
@@ -180,15 +197,34 @@ impl<S: Source> Feed<S> {
         self.ahead = self.ahead.max(batches);
     }
 
+    /// Makes only a share of the batches, for one of `of` processes that divide each step of `step` batches: numbers
+    /// `first`, `first` + `of`, … of every step. (Where each step's images are dealt to its batches, the views of an
+    /// image then go to different processes, as DeiT's `RASampler` deals them.)
+    pub fn take_share(&mut self, first: usize, of: usize, step: usize) {
+        self.share = Share { first, of, step };
+    }
+
     /// Enters `epoch` at its batch `first_batch` (0: from the beginning; a resumed run: where it stopped), with strong
     /// augmentation or without.
     pub fn epoch(&self, epoch: usize, first_batch: usize, strong: bool) -> Epoch<'_, S> {
+        let Share { first, of, step } = self.share;
+        self.epoch_where(epoch, first_batch, strong, |batch| of == 1 || batch % step % of == first)
+    }
+
+    /// As [`Feed::epoch`], but only those batches whose numbers are wanted.
+    pub fn epoch_where(
+        &self,
+        epoch: usize,
+        first_batch: usize,
+        strong: bool,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Epoch<'_, S> {
         let plan = self.order.plan(epoch, self.source.images(), |i| self.source.is_tall(i));
         let jobs = plan.into_iter().enumerate().map(|(batch, slots)| Job { epoch, batch, strong, slots });
-        let jobs: VecDeque<Job> = jobs.skip(first_batch).collect();
+        let jobs: VecDeque<Job> = jobs.skip(first_batch).filter(|job| wanted(job.batch)).collect();
         let source = self.source.clone();
-        let work = move |job: Job| source.batch(&job);
-        Epoch { batches: Ahead::new(&self.pool, self.ahead, jobs, work) }
+        let work = move |job: Job| Ok(source.batch(&job)?.map(|batch| (job.batch, batch)));
+        Epoch { batches: Ahead::new(&self.pool, self.ahead, jobs, work), number: 0 }
     }
 
     /// Images that could not be read so far, and why, in the order of their names.
@@ -206,10 +242,16 @@ impl<S: Source> Feed<S> {
 /// The batches of one epoch, in order. Dropping it stops the work ahead.
 #[derive(Debug)]
 pub struct Epoch<'a, S: Source> {
-    batches: Ahead<'a, Job, S::Batch>,
+    batches: Ahead<'a, Job, (usize, S::Batch)>,
+    number: usize,
 }
 
 impl<S: Source> Epoch<'_, S> {
+    /// The number in the epoch of the batch that was given last.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
     /// How long the consumer has waited for batches in all.
     pub fn waited(&self) -> Duration {
         self.batches.waited()
@@ -220,7 +262,11 @@ impl<S: Source> Iterator for Epoch<'_, S> {
     type Item = Result<S::Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.batches.next()
+        let next = self.batches.next()?;
+        Some(next.map(|(number, batch)| {
+            self.number = number;
+            batch
+        }))
     }
 }
 

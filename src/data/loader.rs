@@ -1,5 +1,6 @@
 //! Batches of images with their objects: what a detector trains on and is tested on.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -75,6 +76,10 @@ impl Source for CocoSource {
         }
         let size = if self.options.train { self.config.size } else { self.config.size_in_test() };
         collate(samples, &scales, size, &self.config).map(Some)
+    }
+
+    fn describe(&self, out: &mut dyn Write) -> Result<()> {
+        Ok(serde_json::to_writer(out, self.dataset.ground_truth())?)
     }
 
     fn reader(&self) -> &Reader {

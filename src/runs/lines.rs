@@ -31,6 +31,8 @@ pub struct Step {
     pub seconds: f64,
     /// Seconds of it that were spent waiting for data.
     pub data_wait: f64,
+    /// Seconds of it that went to the other processes: waiting for them, and summing gradients. 0 without any.
+    pub ranks_wait: f64,
 }
 
 /// One evaluation.
@@ -50,6 +52,8 @@ pub struct Evaluation {
 /// after.
 const BEFORE: [&str; 3] = ["iter", "epoch", "loss"];
 const AFTER: [&str; 4] = ["lr", "grad_norm", "seconds", "data_wait"];
+/// The last, in a line of several processes.
+const RANKS_WAIT: &str = "ranks_wait";
 
 impl Line {
     /// As it stands in the log.
@@ -62,6 +66,9 @@ impl Line {
                 line.extend(step.parts.iter().map(|(name, value)| (name.clone(), (*value).into())));
                 let after = [step.lr, step.grad_norm, step.seconds, step.data_wait].map(Value::from);
                 line.extend(AFTER.map(String::from).into_iter().zip(after));
+                if step.ranks_wait > 0.0 {
+                    line.insert(RANKS_WAIT.into(), step.ranks_wait.into());
+                }
             }
             Self::Evaluation(evaluation) => {
                 line.insert("iter".into(), evaluation.iter.into());
@@ -83,12 +90,14 @@ impl Line {
         let number = |key: &str| fields.get(key).and_then(Value::as_f64);
         let (loss, epoch) = (number("loss"), number("epoch").unwrap_or(0.0) as usize);
         let [lr, grad_norm, seconds, data_wait] = AFTER.map(|key| number(key).unwrap_or(0.0));
+        let ranks_wait = number(RANKS_WAIT).unwrap_or(0.0);
+        fields.remove(RANKS_WAIT);
         fields.retain(|key, _| !BEFORE.contains(&key.as_str()) && !AFTER.contains(&key.as_str()));
         Ok(match loss {
             Some(loss) => {
                 let part = |(name, value): (String, Value)| Some((name, value.as_f64()?));
                 let parts = fields.into_iter().filter_map(part).collect();
-                Self::Step(Step { iter, epoch, loss, parts, lr, grad_norm, seconds, data_wait })
+                Self::Step(Step { iter, epoch, loss, parts, lr, grad_norm, seconds, data_wait, ranks_wait })
             }
             None => {
                 ensure!(!fields.is_empty(), "it is neither a step nor an evaluation");
@@ -117,7 +126,8 @@ mod tests {
             r#""lr":0.1,"grad_norm":7.0,"seconds":1.0,"data_wait":0.1}"#
         );
         let evaluation = r#"{"iter":3,"epoch":1,"bbox":{"AP":0.25},"segm":{"AP":0.125},"seconds":3.0}"#;
-        for text in [step, evaluation] {
+        let of_ranks = step.replace(r#""data_wait":0.1"#, r#""data_wait":0.1,"ranks_wait":0.5"#);
+        for text in [step, &of_ranks, evaluation] {
             assert_eq!(Line::parse(text).unwrap().to_json().to_string(), text);
         }
         assert!(matches!(Line::parse(step).unwrap(), Line::Step(step) if step.parts[1].0 == "classification"));

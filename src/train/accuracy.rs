@@ -1,6 +1,7 @@
 //! A classifier on a split: how often its first guess, or one of its first five, is right.
 
 use anyhow::{ensure, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 use tch::{Device, Kind, Tensor};
 
@@ -9,12 +10,13 @@ use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
 use crate::nn::precision::autocast;
+use crate::ranks::Ranks;
 
 /// Guesses that top-5 looks at; with fewer classes, all.
 const GUESSES: usize = 5;
 
 /// How many images of a class there were, and of how many the label was guessed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     /// Images.
     pub images: usize,
@@ -22,6 +24,14 @@ pub struct Count {
     pub first: usize,
     /// One of the five best scores was the label's.
     pub five: usize,
+}
+
+impl Count {
+    fn add(&mut self, other: &Self) {
+        self.images += other.images;
+        self.first += other.first;
+        self.five += other.five;
+    }
 }
 
 /// The result of an evaluation.
@@ -37,11 +47,9 @@ pub struct Accuracy {
 
 impl Accuracy {
     fn total(&self) -> Count {
-        self.counts.iter().fold(Count::default(), |a, b| Count {
-            images: a.images + b.images,
-            first: a.first + b.first,
-            five: a.five + b.five,
-        })
+        let mut total = Count::default();
+        self.counts.iter().for_each(|count| total.add(count));
+        total
     }
 
     /// Share of images whose best score was the label's.
@@ -135,21 +143,24 @@ impl ClassEvaluator {
         self.loader.skipped()
     }
 
-    /// Counts over the whole split. `progress` hears how many of how many images are done, and ends the work with
-    /// `false`: then there is no result.
+    /// Counts over the whole split, of which each rank sees its share of the batches; rank 0 has the result. `progress`
+    /// hears how many of how many images are done, and ends the work with `false` on any rank: then there is no result.
     ///
     /// # Errors
-    /// If no image of the split can be read.
+    /// If no image of the split can be read; if a rank is gone.
     pub fn evaluate(
         &self,
         model: &Classifier,
         device: Device,
+        ranks: &Ranks,
         mut progress: impl FnMut(usize, usize) -> bool,
     ) -> Result<Option<Accuracy>> {
         let classes = self.loader.dataset().classes().to_vec();
         let mut counts = vec![Count::default(); classes.len()];
-        let (mut loss, mut done) = (0.0, 0);
-        for batch in self.loader.epoch(0, 0, false) {
+        let mut losses = Vec::new();
+        let (mut done, mut stopped) = (0, false);
+        let mut batches = self.loader.epoch_where(0, 0, false, |number| ranks.takes(number));
+        while let Some(batch) = batches.next() {
             let batch = batch?;
             let images = batch.images.to_device(device);
             // Results on CPUs shall not depend on the instructions that they have.
@@ -157,7 +168,8 @@ impl ClassEvaluator {
             let forward = || autocast(amp, device, || model.forward(&images, &mut Pass::inference()));
             let logits = tch::no_grad(forward)?.logits;
             let logits = logits.to_device(Device::Cpu).to_kind(Kind::Float);
-            loss += cross_entropy(&logits, &batch.targets).double_value(&[]) * batch.len() as f64;
+            let loss = cross_entropy(&logits, &batch.targets).double_value(&[]) * batch.len() as f64;
+            losses.push((batches.number(), loss.to_bits()));
             let guesses = logits.topk(GUESSES.min(classes.len()) as i64, 1, true, true).1;
             let guesses: Vec<Vec<i64>> = guesses.try_into()?;
             for (label, guesses) in batch.labels.iter().zip(&guesses) {
@@ -167,10 +179,25 @@ impl ClassEvaluator {
                 count.five += usize::from(guesses.contains(&(*label as i64)));
             }
             done += batch.len();
-            if !progress(done, self.len()) {
-                return Ok(None);
+            stopped = !progress(done * ranks.size(), self.len());
+            if stopped {
+                break;
             }
         }
+        let Some(all) = ranks.gather((counts, losses, stopped))? else { return Ok(None) };
+        if all.iter().any(|(_, _, stopped)| *stopped) {
+            return Ok(None);
+        }
+        let mut counts = vec![Count::default(); classes.len()];
+        let mut losses: Vec<(usize, u64)> = Vec::new();
+        for (own, of_batches, _) in all {
+            counts.iter_mut().zip(&own).for_each(|(sum, count)| sum.add(count));
+            losses.extend(of_batches);
+        }
+        // Sums round, so their order is that of the batches, whoever made them.
+        losses.sort_unstable();
+        let loss: f64 = losses.iter().map(|(_, bits)| f64::from_bits(*bits)).fold(0.0, |sum, loss| sum + loss);
+        let done: usize = counts.iter().map(|count| count.images).sum();
         ensure!(
             done > 0,
             "none of the {} images of the validation split could be read; the first reason: {}",

@@ -4,6 +4,7 @@ use anyhow::{ensure, Context, Result};
 use tch::{nn, Device};
 
 use super::accuracy::{cross_entropy, ClassEvaluator};
+use super::data_parallel::all_remarks;
 use super::schedule::{EpochCosine, Schedule};
 use super::task::{Micro, Scored, Task};
 use crate::backbone::{Classifier, Family, Pass};
@@ -14,6 +15,7 @@ use crate::data::classify::{ClassBatch, ClassLoader, ClassLoaderOptions, FolderS
 use crate::data::{Feed, ImageFolder};
 use crate::detect::Losses;
 use crate::nn::precision::autocast;
+use crate::ranks::Ranks;
 use crate::runs::RunDir;
 use crate::weights::{Checkpoint, LoadOptions, LoadReport};
 
@@ -120,10 +122,13 @@ impl Task for Classification {
         &self,
         model: &Classifier,
         device: Device,
+        ranks: &Ranks,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Option<(Scored, ())>> {
         let Some(evaluator) = &self.evaluator else { return Ok(None) };
-        let Some(accuracy) = evaluator.evaluate(model, device, progress)? else { return Ok(None) };
+        let accuracy = evaluator.evaluate(model, device, ranks, progress)?;
+        let unreadable = all_remarks(ranks, evaluator.skipped())?;
+        let Some(accuracy) = accuracy else { return Ok(None) };
         let (top1, top5, loss) = (accuracy.top1(), accuracy.top5(), accuracy.loss);
         let scalars = [("val/top1", top1), ("val/top5", top5), ("val/loss", loss)];
         let scored = Scored {
@@ -133,7 +138,7 @@ impl Task for Classification {
             scalars: scalars.map(|(tag, value)| (tag.to_string(), value)).to_vec(),
             summary: format!("top-1 {top1:.4}, top-5 {top5:.4}, loss {loss:.3}"),
             lines: format!("top-1 by class, the worst first:\n{}", accuracy.class_lines(PRINTED)),
-            unreadable: evaluator.skipped(),
+            unreadable,
             ..Scored::default()
         };
         Ok(Some((scored, ())))

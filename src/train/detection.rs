@@ -7,6 +7,7 @@ use anyhow::{bail, ensure, Context, Result};
 use tch::{nn, Device};
 
 use super::auto_anchors::fit_anchors;
+use super::data_parallel::all_remarks;
 use super::evaluator::{Evaluator, Results};
 use super::schedule::{Schedule, StepSchedule};
 use super::task::{Micro, Scored, Task};
@@ -17,6 +18,7 @@ use crate::console::say;
 use crate::data::{shapes, Batch, CocoDataset, CocoSource, DataFolder, Feed, Loader, LoaderOptions};
 use crate::detect::{self, classes_of_outputs, Detector};
 use crate::nn::precision::autocast;
+use crate::ranks::Ranks;
 use crate::runs::RunDir;
 use crate::weights::{Checkpoint, LoadOptions, LoadReport};
 
@@ -148,10 +150,14 @@ impl Task for Detection {
         &self,
         model: &Self::Model,
         device: Device,
+        ranks: &Ranks,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Option<(Scored, Results)>> {
         let Some(evaluator) = &self.evaluator else { return Ok(None) };
-        let Some(found) = evaluator.detect(model.as_ref(), device, progress)? else { return Ok(None) };
+        let found = evaluator.detect(model.as_ref(), device, ranks, progress)?;
+        let (unreadable, resized) =
+            (all_remarks(ranks, evaluator.skipped())?, all_remarks(ranks, evaluator.resized())?);
+        let Some(found) = found else { return Ok(None) };
         let scores = evaluator.score(&found)?;
         let scored = Scored {
             score: scores.boxes.ap(),
@@ -160,8 +166,8 @@ impl Task for Detection {
             scalars: scores.scalars(),
             summary: scores.summary(),
             lines: scores.lines(),
-            unreadable: evaluator.skipped(),
-            resized: evaluator.resized(),
+            unreadable,
+            resized,
             warnings: scores.warnings,
         };
         Ok(Some((scored, found)))

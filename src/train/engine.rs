@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde_json::json;
 use tch::{nn, Device, Kind, Tensor};
 
+use super::data_parallel::{all_remarks, check_same, DataParallel, Sums};
 use super::ema::Ema;
 use super::logger::Logger;
 use super::notices;
@@ -23,6 +24,7 @@ use crate::config::{self, Experiment};
 use crate::console::say;
 use crate::data::{Feed, Source};
 use crate::nn::precision::has_bfloat16;
+use crate::ranks::Ranks;
 use crate::runs::{unix_time, write_text, Evaluation, RunDir, Step};
 use crate::threads::set_threads;
 use crate::weights::{metadata_of, sorted_variables, Checkpoint, Metadata};
@@ -51,6 +53,8 @@ pub struct TrainOptions {
     pub command: Vec<String>,
     /// Set from outside to end the run after the step at hand, with a checkpoint.
     pub stop: Arc<AtomicBool>,
+    /// The processes that train together; all have the same options.
+    pub ranks: Ranks,
 }
 
 /// How a run ended.
@@ -74,6 +78,8 @@ pub struct Engine<T: Task> {
     // The model's variables live as long as their store.
     _store: nn::VarStore,
     variables: Vec<(String, Tensor)>,
+    /// The processes that train the same model.
+    parallel: DataParallel,
     /// Copies of the model for micro batches at the same time.
     replicas: Option<Replicas<T::Model>>,
     optimizer: Optimizer,
@@ -109,7 +115,10 @@ impl<T: Task> Engine<T> {
     /// Data, weights or folders that cannot be used. A new run's folder is made last, so a failed start leaves none.
     pub fn start(config: T::Config, options: TrainOptions) -> Result<Self> {
         set_threads(config.train().threads);
+        let ranks = options.ranks;
         let resumed = match (&options.out, options.resume) {
+            // Rank 0 reads and writes; the others hear from it.
+            _ if !ranks.is_first() => None,
             (Out::Named(path) | Out::Numbered(path), true) => Some(RunDir::open(path)?),
             (Out::Named(path), false) => RunDir::check_free(path).map(|()| None)?,
             (Out::Numbered(_), false) => None,
@@ -130,7 +139,9 @@ impl<T: Task> Engine<T> {
             (Some(_), Some(run)) => Checkpoint::open(&run.last()).ok().and_then(|last| last.classes().cloned()),
             _ => None,
         };
-        let (task, mut feed) = T::open(config, known.as_ref())?;
+        let known = ranks.from_first(|| Ok(known))?;
+        let (task, mut feed) = ranks.one_before_the_others(|| T::open(config, known.as_ref()))?;
+        check_same(&ranks, task.config(), &feed)?;
 
         // Initial weights come from libtorch's generator; nothing after this draws from it but for weights that others
         // take the place of.
@@ -149,10 +160,23 @@ impl<T: Task> Engine<T> {
             progress = progress_of(saved)?;
             state.load(saved, &progress)?;
         }
+        let progress = ranks.from_first(|| Ok(progress))?;
+        ema.iter_mut().for_each(|ema| ema.resume(progress.ema_updates));
+        let parallel = DataParallel::start(ranks, &variables, &mut optimizer, ema.as_ref())?;
+        let ranks = parallel.ranks();
+        let mut state = State { variables: &variables, optimizer: &mut optimizer, ema: ema.as_mut() };
 
         let micro_steps = t.batch_size.div_ceil(micro_batch);
-        let at_once = if options.device == Device::Cpu { t.replicas.min(micro_steps) } else { 1 };
+        ensure!(
+            ranks.size() <= micro_steps,
+            "{} processes have {micro_steps} micro batches of {micro_batch} images in a step: fewer processes, a smaller \
+             train.micro_batch or a larger train.batch_size give each at least one",
+            ranks.size()
+        );
+        let own_steps = parallel.share(micro_steps).len();
+        let at_once = if options.device == Device::Cpu { t.replicas.min(own_steps) } else { 1 };
         feed.keep_ahead(at_once + 1);
+        feed.take_share(ranks.rank(), ranks.size(), micro_steps);
         let steps_per_epoch = feed.batches_per_epoch().div_ceil(micro_steps);
         let all = t.epochs.saturating_mul(steps_per_epoch);
         let stretch = t.min_iters.unwrap_or(0).div_ceil(all.max(1)).max(1);
@@ -168,13 +192,14 @@ impl<T: Task> Engine<T> {
         let replicas = (at_once > 1).then(|| Replicas::new(at_once, &store, |path| task.build(path))).transpose()?;
 
         let metadata = metadata_of(task.config(), task.classes())?;
-        let resuming = resumed.is_some();
+        let resuming = options.resume;
         let run = match (resumed, &options.out) {
             (Some(run), _) => run,
+            (None, Out::Named(path) | Out::Numbered(path)) if !ranks.is_first() => RunDir::at(path),
             (None, Out::Named(path)) => RunDir::create(path)?,
             (None, Out::Numbered(base)) => RunDir::create_numbered(base)?,
         };
-        if !resuming {
+        if !resuming && ranks.is_first() {
             // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
             state.save(&run, &metadata, &progress)?;
         }
@@ -189,22 +214,28 @@ impl<T: Task> Engine<T> {
             "device": device,
             "threads": tch::get_num_threads(),
             "replicas": at_once,
+            "ranks": ranks.size(),
             "precision": precision,
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             "classes": task.classes().names(),
             "trained_numbers": optimizer.parameters(),
             "steps": total,
         });
-        run.describe(&task.config().to_json()?, start, resuming)?;
-        run.rewind_log(progress.iter, progress.evaluated != Some(progress.iter))?;
-        let log = Logger::new(&run, progress.iter, total as u64, t.epochs.saturating_mul(stretch))?;
+        let log = if ranks.is_first() {
+            run.describe(&task.config().to_json()?, start, resuming)?;
+            run.rewind_log(progress.iter, progress.evaluated != Some(progress.iter))?;
+            Logger::new(&run, progress.iter, total as u64, t.epochs.saturating_mul(stretch))?
+        } else {
+            Logger::silent()
+        };
         say(&format!(
-            "{}, {:.1} M trained parameters, on {device} with {} threads{} in {precision}: {total} steps of {} \
+            "{}, {:.1} M trained parameters, on {device} with {} threads{}{} in {precision}: {total} steps of {} \
              images into {}",
             task.name(),
             optimizer.parameters() as f64 / 1e6,
             tch::get_num_threads(),
             if at_once > 1 { format!(" and {at_once} replicas") } else { String::new() },
+            if ranks.size() > 1 { format!(" in each of {} processes", ranks.size()) } else { String::new() },
             t.batch_size,
             run.path().display()
         ));
@@ -219,6 +250,7 @@ impl<T: Task> Engine<T> {
             model,
             _store: store,
             variables,
+            parallel,
             replicas,
             optimizer,
             ema,
@@ -299,14 +331,25 @@ impl<T: Task> Engine<T> {
         loop {
             let start = Instant::now();
             let mut sum = Accumulated::default();
-            while sum.forwards < self.micro_steps {
-                let most = (self.micro_steps - sum.forwards).min(self.at_once());
-                let together = batches.by_ref().take(most).collect::<Result<Vec<_>>>()?;
-                if together.is_empty() {
-                    break;
-                }
-                self.learn(together, &mut sum)?;
+            let micro_batches = self.micro_steps.min(feed.batches_per_epoch() - self.progress.batch);
+            for numbers in self.parallel.share(micro_batches).chunks(self.at_once()) {
+                let together = batches.by_ref().take(numbers.len()).collect::<Result<Vec<_>>>()?;
+                ensure!(
+                    together.len() == numbers.len(),
+                    "the data ended after {} of {} batches",
+                    self.progress.batch,
+                    feed.batches_per_epoch()
+                );
+                let first = self.progress.forwards;
+                let numbered = numbers.iter().map(|number| first + *number as u64).zip(together);
+                self.learn(numbered.collect(), &mut sum)?;
             }
+            let mut stop = self.stop.load(Ordering::Relaxed);
+            let learned = Instant::now();
+            self.reduce(micro_batches, &mut sum, &mut stop)?;
+            let ranks_waited = if self.parallel.ranks().size() > 1 { learned.elapsed() } else { Duration::ZERO };
+            self.progress.forwards += micro_batches as u64;
+            self.progress.batch += micro_batches;
             if sum.images > 0 {
                 let (lr, grad_norm) = self.update(&sum)?;
                 let seconds = start.elapsed().as_secs_f64();
@@ -322,27 +365,25 @@ impl<T: Task> Engine<T> {
                     grad_norm,
                     seconds,
                     data_wait: (now_waited - waited).as_secs_f64(),
+                    ranks_wait: ranks_waited.as_secs_f64(),
                 };
                 waited = now_waited;
                 let left = self.evaluations_left();
                 self.log.step(step, left)?;
-                self.plan(seconds);
+                self.plan(seconds)?;
             }
-            if self.stop.load(Ordering::Relaxed) {
+            if stop || (self.parallel.ranks().size() == 1 && self.stop.load(Ordering::Relaxed)) {
                 return Ok(Flow::Interrupted);
             }
             if self.progress.batch >= feed.batches_per_epoch() || self.progress.iter >= self.total {
                 break;
             }
-            if sum.images == 0 {
-                bail!("the data ended after {} of {} batches", self.progress.batch, feed.batches_per_epoch());
-            }
             if every.is_some_and(|n| self.progress.iter.is_multiple_of(n as u64)) {
                 self.save_numbered()?;
             }
         }
-        self.log.unreadable("train", &feed.skipped());
-        self.log.resized("train", &feed.resized());
+        self.log.unreadable("train", &all_remarks(self.parallel.ranks(), feed.skipped())?);
+        self.log.resized("train", &all_remarks(self.parallel.ranks(), feed.resized())?);
         Ok(Flow::Done)
     }
 
@@ -355,9 +396,10 @@ impl<T: Task> Engine<T> {
     /// Decides the length of a run that is limited in time, once enough of its steps have been timed. With a warm-up
     /// of as many steps, in which the learning rate does not depend on the length, `--max-iters` with the number of
     /// steps does the same again.
-    fn plan(&mut self, seconds: f64) {
-        let Some(limit) = &mut self.limit else { return };
-        let Some(more) = limit.step(seconds, self.progress.seconds) else { return };
+    fn plan(&mut self, seconds: f64) -> Result<()> {
+        let Some(limit) = &mut self.limit else { return Ok(()) };
+        let Some(more) = limit.step(seconds, self.progress.seconds) else { return Ok(()) };
+        let more = self.parallel.ranks().from_first(|| Ok(more))?;
         self.limit = None;
         let total = self.progress.iter.saturating_add(more).min(self.total);
         self.schedule.set_total(total as usize);
@@ -371,11 +413,11 @@ impl<T: Task> Engine<T> {
             config::Task::Classification => String::new(),
         };
         self.log.say(&format!("{total} steps in the {minutes} minutes of train.max_minutes{again}"));
+        Ok(())
     }
 
-    /// Adds the gradients of micro batches, with replicas of all at the same time.
-    fn learn(&mut self, batches: Vec<<T::Source as Source>::Batch>, sum: &mut Accumulated) -> Result<()> {
-        let numbered = (self.progress.forwards..).zip(batches).collect::<Vec<_>>();
+    /// Adds the gradients of micro batches, each with its number in the run, with replicas of all at the same time.
+    fn learn(&mut self, numbered: Vec<(u64, <T::Source as Source>::Batch)>, sum: &mut Accumulated) -> Result<()> {
         let (task, device) = (&self.task, self.device);
         let work = |model: &T::Model, (number, batch)| learn_micro_batch(task, model, number, batch, device);
         let learned: Vec<Result<Learned>> = match &mut self.replicas {
@@ -398,12 +440,24 @@ impl<T: Task> Engine<T> {
                 *sum = (name, sum.1 + value * images as f64);
             }
             sum.images += images;
-            sum.forwards += 1;
             sum.names.extend(names);
-            self.progress.forwards += 1;
-            self.progress.batch += 1;
         }
         Ok(())
+    }
+
+    /// Adds up what the ranks have learned from a step's micro batches.
+    fn reduce(&mut self, micro_batches: usize, sum: &mut Accumulated, stop: &mut bool) -> Result<()> {
+        if self.parallel.ranks().size() == 1 {
+            return Ok(());
+        }
+        let not_finite = format!(
+            "the gradient is not finite at step {} on {}; {}",
+            self.progress.iter + 1,
+            some(&sum.names),
+            self.advice()
+        );
+        let sums = Sums { images: &mut sum.images, parts: &mut sum.parts, stop };
+        self.parallel.reduce(micro_batches, sums, || not_finite)
     }
 
     /// Clips, updates, averages. Returns the learning rate and the norm of the gradient.
@@ -466,11 +520,20 @@ impl<T: Task> Engine<T> {
     fn evaluate_present(&mut self, trained: Duration) -> Result<Flow> {
         let start = Instant::now();
         let (stop, log) = (self.stop.clone(), &self.log);
-        let scored = self.task.evaluate(&self.model, self.device, &mut |done, images| {
+        let ranks = self.parallel.ranks();
+        let scored = self.task.evaluate(&self.model, self.device, ranks, &mut |done, images| {
             log.evaluating(done, images);
             !stop.load(Ordering::Relaxed)
         })?;
-        let Some((scored, found)) = scored else { return Ok(Flow::Interrupted) };
+        let stopped = ranks.from_first(|| Ok(scored.is_none()))?;
+        let Some((scored, found)) = scored else {
+            if stopped {
+                return Ok(Flow::Interrupted);
+            }
+            // Rank 0 has the scores.
+            self.progress.evaluated = Some(self.progress.iter);
+            return Ok(Flow::Done);
+        };
         let seconds = start.elapsed().as_secs_f64();
         let (iter, epoch) = (self.progress.iter, self.progress.epoch + 1);
         self.progress.seconds += seconds;
@@ -508,12 +571,18 @@ impl<T: Task> Engine<T> {
 
     /// Writes the weights for others, then the state for a resumed run.
     fn save(&mut self) -> Result<()> {
+        if !self.parallel.ranks().is_first() {
+            return Ok(());
+        }
         let (variables, optimizer, ema) = (&self.variables, &mut self.optimizer, self.ema.as_mut());
         State { variables, optimizer, ema }.save(&self.run, &self.metadata, &self.progress)
     }
 
     fn save_numbered(&mut self) -> Result<()> {
         self.save()?;
+        if !self.parallel.ranks().is_first() {
+            return Ok(());
+        }
         keep_numbered(&self.run, self.progress.iter, self.task.config().checkpoint().keep)
     }
 }
@@ -562,7 +631,6 @@ fn learn_micro_batch<T: Task>(
 /// What the micro batches of a step have added up to.
 #[derive(Default)]
 struct Accumulated {
-    forwards: usize,
     images: usize,
     /// Sum over images of each part of the loss.
     parts: Vec<(&'static str, f64)>,

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use tch::Device;
 use vigdet_coco::eval::{evaluate, IouType, Params, Warning, STAT_NAMES};
 use vigdet_coco::output::Outputs;
+use vigdet_coco::parse_results;
 use vigdet_coco::types::{Detection, Segmentation};
 
 use crate::classes::{list, Class, Classes};
@@ -15,6 +16,7 @@ use crate::config::DataConfig;
 use crate::data::{CocoDataset, ImageInfo, Loader, LoaderOptions};
 use crate::detect::{Detections, Detector};
 use crate::nn::precision::autocast;
+use crate::ranks::Ranks;
 use crate::runs::{write_text, RunDir};
 
 /// The result of an evaluation.
@@ -98,6 +100,13 @@ pub struct Results {
     pub masks: Option<Vec<Detection>>,
 }
 
+impl Results {
+    /// How many boxes and masks there are.
+    fn counts(&self) -> [usize; 2] {
+        [self.boxes.len(), self.masks.as_ref().map_or(0, Vec::len)]
+    }
+}
+
 /// Runs detectors on one split and scores what they see.
 #[derive(Debug)]
 pub struct Evaluator {
@@ -173,18 +182,26 @@ impl Evaluator {
         &self.notes
     }
 
-    /// Everything the detector sees. `progress` hears how many of how many images are done, and ends the work with
-    /// `false`: then there is no result.
+    /// Everything the detector sees, of which each rank sees its share of the batches; rank 0 has the result, in the
+    /// order of the batches. `progress` hears how many of how many images are done, and ends the work with `false` on
+    /// any rank: then there is no result.
+    ///
+    /// # Errors
+    /// Images or a network that fail; a rank that is gone.
     pub fn detect(
         &self,
         detector: &dyn Detector,
         device: Device,
+        ranks: &Ranks,
         mut progress: impl FnMut(usize, usize) -> bool,
     ) -> Result<Option<Results>> {
         let masks = detector.has_masks().then(Vec::new);
-        let (mut all, mut done) = (Results { masks, ..Results::default() }, 0);
-        for batch in self.loader.epoch(0, 0, false) {
+        let (mut all, mut done, mut stopped) = (Results { masks, ..Results::default() }, 0, false);
+        let mut own = Vec::new();
+        let mut batches = self.loader.epoch_where(0, 0, false, |number| ranks.takes(number));
+        while let Some(batch) = batches.next() {
             let mut batch = batch?;
+            let before = all.counts();
             batch.images = batch.images.to_device(device);
             // Results on CPUs shall not depend on the instructions that they have.
             let amp = self.amp && device.is_cuda();
@@ -192,12 +209,20 @@ impl Evaluator {
             for (info, found) in batch.infos.iter().zip(&found) {
                 self.to_coco(info, found, &mut all);
             }
+            let now = all.counts();
+            own.push((batches.number(), [now[0] - before[0], now[1] - before[1]]));
             done += batch.len();
-            if !progress(done, self.dataset.len()) {
-                return Ok(None);
+            stopped = !progress(done * ranks.size(), self.dataset.len());
+            if stopped {
+                break;
             }
         }
-        Ok(Some(all))
+        let mut stops = [f64::from(u8::from(stopped))];
+        ranks.sum(&mut stops)?;
+        match stops[0] > 0.0 {
+            true => Ok(None),
+            false => gathered(ranks, &own, all),
+        }
     }
 
     /// Images that could not be read, and why.
@@ -270,6 +295,34 @@ impl Evaluator {
             out.boxes.push(Detection { bbox, ..bare });
         }
     }
+}
+
+/// The results of all ranks, on rank 0, in the order of the batches. `own`: the numbers of this rank's batches, and how
+/// many boxes and masks each has.
+fn gathered(ranks: &Ranks, own: &[(usize, [usize; 2])], results: Results) -> Result<Option<Results>> {
+    if ranks.size() == 1 {
+        return Ok(Some(results));
+    }
+    let counts = ranks.gather(own.to_vec())?;
+    // Every rank has masks or none has.
+    let mut parts = vec![ranks.gather_bytes(serde_json::to_vec(&results.boxes)?)?];
+    if let Some(masks) = &results.masks {
+        parts.push(ranks.gather_bytes(serde_json::to_vec(masks)?)?);
+    }
+    let Some(counts) = counts else { return Ok(None) };
+    let in_order = |(kind, part): (usize, Option<Vec<Vec<u8>>>)| -> Result<Vec<Detection>> {
+        let mut batches = Vec::new();
+        for (bytes, counts) in part.iter().flatten().zip(&counts) {
+            let mut detections = parse_results(bytes)?.into_iter();
+            let mut take = |count: usize| detections.by_ref().take(count).collect();
+            batches.extend(counts.iter().map(|(number, count)| (*number, take(count[kind]))));
+        }
+        batches.sort_by_key(|(number, _): &(usize, Vec<Detection>)| *number);
+        Ok(batches.into_iter().flat_map(|(_, detections)| detections).collect())
+    };
+    let mut parts = parts.into_iter().enumerate().map(in_order);
+    let boxes = parts.next().transpose()?.unwrap_or_default();
+    Ok(Some(Results { boxes, masks: parts.next().transpose()? }))
 }
 
 /// Pixels to a thousandth: what is written is what is scored, and files stay half as long.
@@ -355,7 +408,7 @@ mod tests {
         let config = DataConfig { size: [48, 64], workers: 1, ..DataConfig::default() };
         let evaluator = Evaluator::new(Arc::new(dataset), &config, 2, &classes, false, false).unwrap();
         let oracle = Oracle { truth: truth.clone(), categories: categories.to_vec() };
-        let results = evaluator.detect(&oracle, Device::Cpu, |_, _| true).unwrap().unwrap();
+        let results = evaluator.detect(&oracle, Device::Cpu, &Ranks::default(), |_, _| true).unwrap().unwrap();
         let ids = results.boxes.iter().map(|d| (d.image_id, d.category_id)).collect();
         (ids, evaluator.score(&results).unwrap().boxes.ap())
     }

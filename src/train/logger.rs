@@ -21,8 +21,8 @@ const STEPS_TO_GUESS: u64 = 5;
 /// Writes a run's log and shows how it goes.
 #[derive(Debug)]
 pub struct Logger {
-    file: File,
-    events: EventWriter,
+    /// None of a rank that writes nothing.
+    files: Option<(File, EventWriter)>,
     bar: ProgressBar,
     terminal: bool,
     total: u64,
@@ -51,17 +51,28 @@ impl Logger {
         bar.set_style(style.progress_chars("=> "));
         bar.set_position(iter);
         Ok(Self {
-            file,
-            events: EventWriter::create(run.path(), iter)?,
+            files: Some((file, EventWriter::create(run.path(), iter)?)),
             bar,
             terminal: std::io::stderr().is_terminal(),
             total,
             epochs,
+            ..Self::silent()
+        })
+    }
+
+    /// Of a rank that writes nothing and draws nothing.
+    pub fn silent() -> Self {
+        Self {
+            files: None,
+            bar: ProgressBar::hidden(),
+            terminal: false,
+            total: 0,
+            epochs: 0,
             printed: Instant::now(),
             timed: (0, 0.0, 0.0),
             evaluation: 0.0,
             notices: Notices::default(),
-        })
+        }
     }
 
     /// The run has another length than it was thought to have.
@@ -72,6 +83,9 @@ impl Logger {
 
     /// A step was done; after it, `evaluations` evaluations are left in the run.
     pub fn step(&mut self, step: Step, evaluations: usize) -> Result<()> {
+        if self.files.is_none() {
+            return Ok(());
+        }
         let line = Line::Step(step);
         self.line(&line)?;
         let Line::Step(step) = line else { return Ok(()) };
@@ -81,7 +95,7 @@ impl Logger {
         scalars.push(("grad_norm".into(), step.grad_norm));
         scalars.push(("seconds/step".into(), step.seconds));
         scalars.push(("seconds/data_wait".into(), step.data_wait));
-        self.events.scalars(step.iter, scalars.iter().map(|(tag, value)| (tag.as_str(), *value)))?;
+        self.scalars(step.iter, &scalars)?;
 
         // The first step of a process warms caches and allocators up: it says nothing of the others.
         self.timed.0 += 1;
@@ -120,7 +134,12 @@ impl Logger {
         self.evaluation = evaluation.seconds;
         let iter = evaluation.iter;
         self.line(&Line::Evaluation(evaluation))?;
-        self.events.scalars(iter, scalars.iter().map(|(tag, value)| (tag.as_str(), *value)))
+        self.scalars(iter, scalars)
+    }
+
+    fn scalars(&mut self, iter: u64, scalars: &[(String, f64)]) -> Result<()> {
+        let Some((_, events)) = &mut self.files else { return Ok(()) };
+        events.scalars(iter, scalars.iter().map(|(tag, value)| (tag.as_str(), *value)))
     }
 
     /// Shows how far an evaluation is.
@@ -160,7 +179,8 @@ impl Logger {
     }
 
     fn line(&mut self, line: &Line) -> Result<()> {
+        let Some((file, _)) = &mut self.files else { return Ok(()) };
         // One write, so that a kill leaves whole lines but for the last.
-        self.file.write_all(format!("{}\n", line.to_json()).as_bytes()).context("cannot write log.jsonl")
+        file.write_all(format!("{}\n", line.to_json()).as_bytes()).context("cannot write log.jsonl")
     }
 }

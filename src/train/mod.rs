@@ -4,6 +4,7 @@
 pub mod accuracy;
 pub mod auto_anchors;
 pub mod classification;
+mod data_parallel;
 pub mod detection;
 pub mod ema;
 pub mod engine;

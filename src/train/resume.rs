@@ -68,7 +68,7 @@ pub fn check<C: Experiment>(folder: &Path, before: &C, config: &C) -> Result<()>
 }
 
 /// The first key that differs and may not, with both values.
-fn difference(path: &str, free: &[&str], before: &Value, now: &Value) -> Option<(String, Value, Value)> {
+pub(super) fn difference(path: &str, free: &[&str], before: &Value, now: &Value) -> Option<(String, Value, Value)> {
     if free.contains(&path) || before == now {
         return None;
     }

@@ -11,6 +11,7 @@ use crate::classes::Classes;
 use crate::config::Experiment;
 use crate::data::{Feed, Source};
 use crate::detect::Losses;
+use crate::ranks::Ranks;
 use crate::runs::RunDir;
 use crate::weights::{Checkpoint, LoadReport};
 
@@ -80,8 +81,9 @@ pub trait Task: Sized + Sync {
     /// Whether there is a validation split.
     fn is_evaluated(&self) -> bool;
 
-    /// Judges a network on the validation split. `progress` hears how many of how many images are done, and ends the
-    /// work with `false`: then there is no result.
+    /// Judges a network on the validation split, of which each rank sees its share; rank 0 has the result. `progress`
+    /// hears how many of how many images are done, and ends the
+    /// work with `false` on any rank: then there is no result.
     ///
     /// # Errors
     /// If none of its images can be read.
@@ -89,6 +91,7 @@ pub trait Task: Sized + Sync {
         &self,
         model: &Self::Model,
         device: Device,
+        ranks: &Ranks,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Option<(Scored, Self::Found)>>;
 

@@ -169,6 +169,7 @@ pub fn log(run: &Path) -> Vec<Value> {
         .map(|mut line| {
             let fields = line.as_object_mut().unwrap();
             assert!(fields.remove("seconds").is_some_and(|s| s.as_f64() > Some(0.0)));
+            fields.remove("ranks_wait");
             assert_eq!(fields.remove("data_wait").is_some(), fields.contains_key("loss"));
             line
         })

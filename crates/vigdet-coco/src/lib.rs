@@ -28,7 +28,9 @@ pub mod types;
 pub use json::fuzzing;
 
 pub use error::{Error, Result};
-pub use json::reader::{check_ids, read_dataset, read_dataset_as_found, read_dataset_with_warnings, read_results};
+pub use json::reader::{
+    check_ids, parse_results, read_dataset, read_dataset_as_found, read_dataset_with_warnings, read_results,
+};
 pub use json::write::{write_dataset, write_results};
 
 /// Keeps the README's example compiling.

@@ -1,5 +1,7 @@
 //! Batches of images with the class of each: what a classifier trains on and is tested on.
 
+use std::io::Write;
+
 use anyhow::{ensure, Result};
 use image::{imageops, RgbImage};
 use rand::Rng;
@@ -154,6 +156,12 @@ impl Source for FolderSource {
         rng.set_stream(BATCH_STREAM);
         let mix = self.options.train.then(|| Mix::draw(&self.config, side, &mut rng)).flatten();
         self.assemble(job.epoch, &loaded, mix).map(Some)
+    }
+
+    fn describe(&self, out: &mut dyn Write) -> Result<()> {
+        (0..self.dataset.len())
+            .try_for_each(|i| writeln!(out, "{} {}", self.dataset.label(i), self.dataset.name(i)))?;
+        Ok(())
     }
 
     fn reader(&self) -> &Reader {

@@ -88,6 +88,15 @@ pub fn read_results(path: impl AsRef<Path>) -> Result<Vec<Detection>> {
     detections.collect::<Result<_>>().map_err(|error| error.in_file(path))
 }
 
+/// Reads results from memory.
+///
+/// # Errors
+/// As [`read_results`].
+pub fn parse_results(bytes: &[u8]) -> Result<Vec<Detection>> {
+    let raw: Vec<RawDetection> = parse(Path::new("results"), bytes)?;
+    raw.into_iter().enumerate().map(|(index, raw)| detection(index, raw)).collect()
+}
+
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = std::fs::read(path).map_err(|reason| Error::Read { path: path.to_path_buf(), reason })?;
     // Some editors put a byte-order mark before the text.
