@@ -36,6 +36,7 @@ enum Links {
     Attention(Attention),
 }
 
+/// The mixer along the graph, and the feed-forward network.
 #[derive(Debug)]
 pub struct GraphBlock {
     /// Conditional position encoding (Chu et al., 2021): a depthwise convolution that is added.
