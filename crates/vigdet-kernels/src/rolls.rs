@@ -189,8 +189,8 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
     let (a_parts, b_parts) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest: f32 = a_parts.remainder().iter().zip(b_parts.remainder()).map(|(a, b)| (a - b).abs()).sum();
     for (a, b) in a_parts.zip(b_parts) {
-        for l in 0..LANES {
-            lanes[l] += (a[l] - b[l]).abs();
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += (a - b).abs();
         }
     }
     lanes.iter().sum::<f32>() + rest

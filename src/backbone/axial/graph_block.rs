@@ -33,7 +33,7 @@ enum Links {
     Near,
     /// A learned scalar.
     Gated(Tensor),
-    Attention(Attention),
+    Attention(Box<Attention>),
 }
 
 /// The mixer along the graph, and the feed-forward network.
@@ -73,7 +73,7 @@ impl GraphBlock {
             links: match linking {
                 Linking::Near => Links::Near,
                 Linking::Gated => Links::Gated(graph.var("temperature", &[], nn::Init::Const(1.0))),
-                Linking::Attention => Links::Attention(Attention::new(&graph, c)),
+                Linking::Attention => Links::Attention(Box::new(Attention::new(&graph, c))),
             },
             update: layer(&graph / "nn", 2 * c, c),
             fc2: layer(&mixer / "fc2", c, c),
