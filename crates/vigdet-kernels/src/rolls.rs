@@ -268,8 +268,7 @@ mod tests {
     #[should_panic(expected = "as large as the map")]
     fn a_roll_that_is_as_large_as_the_map_is_refused() {
         let gate = Gate::Decay { temperature: 1.0, free: 0 };
-        let rolled =
-            Rolled { values: &[0.0; 4], batch: 1, height: 2, width: 2, channels: 1, rolls: &[(2, 0)], gate };
+        let rolled = Rolled { values: &[0.0; 4], batch: 1, height: 2, width: 2, channels: 1, rolls: &[(2, 0)], gate };
         roll_max(Isa::best(), rolled, &mut [0.0; 8]);
     }
 }

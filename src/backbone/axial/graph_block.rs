@@ -77,10 +77,7 @@ impl GraphBlock {
             },
             update: layer(&graph / "nn", 2 * c, c),
             fc2: layer(&mixer / "fc2", c, c),
-            ffn: [
-                layer(ffn.clone(), c, 4 * c),
-                ConvBn::new(&ffn / "3", &ffn / "4", ConvSpec::new(4 * c, c, 1), eps),
-            ],
+            ffn: [layer(ffn.clone(), c, 4 * c), ConvBn::new(&ffn / "3", &ffn / "4", ConvSpec::new(4 * c, c, 1), eps)],
             scales: ["layer_scale_1", "layer_scale_2"].map(|name| layer_scale(path, name, c)),
             step,
             how: config.graph,
