@@ -332,6 +332,11 @@ fn frozen_stages_do_not_learn_and_the_others_do() {
             let is_frozen = key.contains(".running_") || frozen.iter().any(|prefix| key.starts_with(prefix));
             assert_eq!(value.requires_grad(), !is_frozen, "{name}: {key}");
         }
+        if name.starts_with("adaptvig") {
+            let odd = BackboneConfig { channels: Some(vec![8, 8, 8, 6]), ..config.clone() };
+            let error = backbone::build(&nn::VarStore::new(Device::Cpu).root(), &odd).unwrap_err().to_string();
+            assert!(error.contains("multiple of 4 in the last"), "{error}");
+        }
         if name.starts_with("pvt") {
             let error = model.forward(&images.narrow(2, 0, 31), &mut Pass::inference()).unwrap_err().to_string();
             assert!(error.contains("31×64"), "{error}");

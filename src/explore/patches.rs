@@ -191,9 +191,8 @@ impl Links {
     fn strongest(all: usize, edges: &[u32], distances: &[f32], weights: &[f32]) -> Self {
         let of_node = |node: usize| {
             let mut own: Vec<usize> = (node * all..(node + 1) * all).filter(|&i| weights[i] >= FAINTEST).collect();
-            let stronger = |&a: &usize, &b: &usize| {
-                weights[b].total_cmp(&weights[a]).then(distances[a].total_cmp(&distances[b]))
-            };
+            let stronger =
+                |&a: &usize, &b: &usize| weights[b].total_cmp(&weights[a]).then(distances[a].total_cmp(&distances[b]));
             own.sort_by(stronger);
             own.truncate(MOST);
             own
@@ -207,9 +206,9 @@ impl Links {
             };
             found.iter().flat_map(row).collect()
         };
-        let places = found.iter().flat_map(|own| {
-            own.iter().map(|&i| edges[i]).chain(std::iter::repeat(NONE)).take(k).collect::<Vec<_>>()
-        });
+        let places = found
+            .iter()
+            .flat_map(|own| own.iter().map(|&i| edges[i]).chain(std::iter::repeat(NONE)).take(k).collect::<Vec<_>>());
         let strengths = found.iter().flatten().any(|&i| weights[i] < 1.0).then(|| rows(0.0, weights));
         Self { k, edges: places.collect(), distances: rows(f32::INFINITY, distances), strengths }
     }

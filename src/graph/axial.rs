@@ -331,8 +331,7 @@ mod tests {
             let run = |how: Option<Search>, learns: bool| {
                 let x = map(size).set_requires_grad(learns);
                 let temperature = Tensor::from(-0.4f32 * size[1] as f32).set_requires_grad(learns);
-                let weight =
-                    if gated { Weight::Decay { temperature: &temperature, free } } else { Weight::Near };
+                let weight = if gated { Weight::Decay { temperature: &temperature, free } } else { Weight::Near };
                 let out = match how {
                     Some(how) => with_neighbours(&x, &rolls, weight, how, None).unwrap(),
                     None => published(&x, &rolls, weight),

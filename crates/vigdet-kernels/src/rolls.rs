@@ -189,8 +189,8 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
     let (a_parts, b_parts) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let rest: f32 = a_parts.remainder().iter().zip(b_parts.remainder()).map(|(a, b)| (a - b).abs()).sum();
     for (a, b) in a_parts.zip(b_parts) {
-        for l in 0..LANES {
-            lanes[l] += (a[l] - b[l]).abs();
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += (a - b).abs();
         }
     }
     lanes.iter().sum::<f32>() + rest
@@ -268,8 +268,7 @@ mod tests {
     #[should_panic(expected = "as large as the map")]
     fn a_roll_that_is_as_large_as_the_map_is_refused() {
         let gate = Gate::Decay { temperature: 1.0, free: 0 };
-        let rolled =
-            Rolled { values: &[0.0; 4], batch: 1, height: 2, width: 2, channels: 1, rolls: &[(2, 0)], gate };
+        let rolled = Rolled { values: &[0.0; 4], batch: 1, height: 2, width: 2, channels: 1, rolls: &[(2, 0)], gate };
         roll_max(Isa::best(), rolled, &mut [0.0; 8]);
     }
 }

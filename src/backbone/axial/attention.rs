@@ -10,11 +10,12 @@ use crate::nn::layers::ConvSpec;
 use crate::nn::tokens::{layer_norm, Weights};
 
 /// Channels over those of queries and keys.
-const REDUCTION: i64 = 4;
+pub const REDUCTION: i64 = 4;
 const EPS: f64 = 1e-5;
 /// Links of a node that a trace keeps: the strongest ones.
 const TRACED: i64 = 9;
 
+/// Attention with queries and keys of fewer channels, each with a norm.
 #[derive(Debug)]
 pub struct Attention {
     /// Queries, keys and values.

@@ -33,9 +33,10 @@ enum Links {
     Near,
     /// A learned scalar.
     Gated(Tensor),
-    Attention(Attention),
+    Attention(Box<Attention>),
 }
 
+/// The mixer along the graph, and the feed-forward network.
 #[derive(Debug)]
 pub struct GraphBlock {
     /// Conditional position encoding (Chu et al., 2021): a depthwise convolution that is added.
@@ -72,14 +73,11 @@ impl GraphBlock {
             links: match linking {
                 Linking::Near => Links::Near,
                 Linking::Gated => Links::Gated(graph.var("temperature", &[], nn::Init::Const(1.0))),
-                Linking::Attention => Links::Attention(Attention::new(&graph, c)),
+                Linking::Attention => Links::Attention(Box::new(Attention::new(&graph, c))),
             },
             update: layer(&graph / "nn", 2 * c, c),
             fc2: layer(&mixer / "fc2", c, c),
-            ffn: [
-                layer(ffn.clone(), c, 4 * c),
-                ConvBn::new(&ffn / "3", &ffn / "4", ConvSpec::new(4 * c, c, 1), eps),
-            ],
+            ffn: [layer(ffn.clone(), c, 4 * c), ConvBn::new(&ffn / "3", &ffn / "4", ConvSpec::new(4 * c, c, 1), eps)],
             scales: ["layer_scale_1", "layer_scale_2"].map(|name| layer_scale(path, name, c)),
             step,
             how: config.graph,

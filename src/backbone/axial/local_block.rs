@@ -6,6 +6,7 @@ use super::{layer_scale, scaled, Pass};
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{gelu, residual, stochastic_depth, ConvBn, ConvSpec};
 
+/// The three convolutions and the scale of what they add.
 #[derive(Debug)]
 pub struct LocalBlock {
     layers: [ConvBn; 3],

@@ -6,7 +6,7 @@ mod attention;
 mod graph_block;
 mod local_block;
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use tch::{nn, Tensor};
 
 use self::graph_block::{GraphBlock, Linking};
@@ -77,10 +77,16 @@ impl AxialVig {
         let (channels, blocks) = config.stages(preset(&config.name))?;
         let frozen_stages = frozen_stages(config, STRIDES.len())?;
         let adaptive = config.name.starts_with("adaptvig");
+        ensure!(
+            channels[0] % 2 == 0 && (!adaptive || channels[3] % attention::REDUCTION == 0),
+            "model.backbone.channels of {} must be even in the first stage{}, not {channels:?}",
+            config.name,
+            if adaptive { " and a multiple of 4 in the last" } else { "" }
+        );
         let eps = config.norm_eps;
         let down = |input, output| ConvSpec::new(input, output, 3).stride(2);
         let stem = path / "stem" / "stem";
-        let half = (channels[0] / 2).max(1);
+        let half = channels[0] / 2;
         let stem = [
             ConvBn::new(&stem / "0", &stem / "1", down(3, half), eps),
             ConvBn::new(&stem / "3", &stem / "4", down(half, channels[0]), eps),

@@ -81,17 +81,16 @@ mod tests {
     use super::*;
 
     fn links(input: (u32, u32), blocks: usize) -> Links {
-        let block =
-            BlockLinks {
-                block: 1,
-                stage: 1,
-                stride: 4,
-                nodes: (1, 1),
-                candidates: (1, 1),
-                k: 1,
-                varies: false,
-                centers: Vec::new(),
-            };
+        let block = BlockLinks {
+            block: 1,
+            stage: 1,
+            stride: 4,
+            nodes: (1, 1),
+            candidates: (1, 1),
+            k: 1,
+            varies: false,
+            centers: Vec::new(),
+        };
         Links {
             model: String::new(),
             weights: String::new(),

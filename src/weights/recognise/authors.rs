@@ -62,13 +62,14 @@ fn axial_width(stage: usize) -> String {
 /// families, or vigdet does not have it.
 pub fn model_of(names: &[&str], shape: &dyn Fn(&str) -> Option<Vec<i64>>) -> Option<&'static str> {
     let project = PROJECTS.iter().find(|project| names.iter().any(|name| name.ends_with(project.mark)))?;
-    let (mut channels, mut blocks) = ([0; 4], [0; 4]);
-    for s in 0..4 {
+    let of_stage = |s: usize| {
         let (start, end) = (project.block)(s);
-        channels[s] = *shape(&(project.width)(s))?.first()?;
-        blocks[s] = names.iter().filter(|name| name.starts_with(&start) && name.ends_with(end)).count() as i64;
-    }
-    let fits = |name: &&str| name.starts_with(project.prefix) && backbone::stages(name) == Some((channels, blocks));
+        let blocks = names.iter().filter(|name| name.starts_with(&start) && name.ends_with(end)).count() as i64;
+        Some((*shape(&(project.width)(s))?.first()?, blocks))
+    };
+    let stages: Vec<(i64, i64)> = (0..4).map(of_stage).collect::<Option<_>>()?;
+    let is_of = |(channels, blocks): ([i64; 4], [i64; 4])| channels.into_iter().zip(blocks).eq(stages.iter().copied());
+    let fits = |name: &&str| name.starts_with(project.prefix) && backbone::stages(name).is_some_and(is_of);
     backbone::NAMES.into_iter().find(fits)
 }
 
