@@ -1,6 +1,7 @@
 // PyTorch's c10d behind a few C functions: a store of keys that all ranks reach, and a group of ranks that reduce,
 // broadcast and gather tensors. Every function gives null, or the text of what went wrong, for vigdet_text_free.
 
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -9,6 +10,7 @@
 #endif
 
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -54,6 +56,14 @@ char* guarded(const std::function<void()>& work) {
   }
 }
 
+// c10d warns of host names that have no entry anywhere: what matters comes as an exception.
+void log_errors_only() {
+  constexpr int errors = 2;
+  if (!std::getenv("TORCH_CPP_LOG_LEVEL")) {
+    FLAGS_caffe2_log_level = errors;
+  }
+}
+
 c10::intrusive_ptr<c10d::Backend> group_of_cpus(const Store& store, int rank, int size, const char* address,
                                        const char* interface, int64_t timeout) {
   auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout));
@@ -74,6 +84,7 @@ void vigdet_text_free(char* text) {
 // Listens on a socket that is bound already, which becomes the store's.
 char* vigdet_store_serve(int socket, uint16_t port, const char* host, c10d::TCPStore** out) {
   return guarded([&] {
+    log_errors_only();
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = true;
@@ -89,6 +100,7 @@ void vigdet_server_free(c10d::TCPStore* server) {
 
 char* vigdet_store_connect(const char* host, uint16_t port, const char* prefix, int64_t timeout, Store** out) {
   return guarded([&] {
+    log_errors_only();
     c10d::TCPStoreOptions options;
     options.port = port;
     options.waitWorkers = false;
