@@ -16,6 +16,7 @@ pub mod mask_head;
 pub mod mask_rcnn;
 pub mod matcher;
 pub mod nms;
+pub mod postprocess;
 pub mod retinanet;
 pub mod roi_align;
 pub mod roi_heads;
@@ -32,6 +33,7 @@ use crate::config::{DetectorKind, ModelConfig};
 pub use detector::{Detections, Detector, Losses};
 pub use instance_mask::InstanceMask;
 pub use mask_rcnn::MaskRcnn;
+pub use postprocess::{OnnxDetections, OnnxImages, OnnxMasks};
 pub use retinanet::RetinaNet;
 
 /// Builds the detector that a config names, with random weights under `path`, for `classes` classes.

@@ -1,0 +1,168 @@
+"""Compares exported ONNX files, run by onnxruntime on the CPU, with `vigdet detect`.
+
+    cargo build --bin vigdet
+    python tests/reference/compare_onnx.py IMAGES --torchvision retinanet_resnet50_fpn [--size H,W]
+    python tests/reference/compare_onnx.py IMAGES --weights best.safetensors [--size H,W] [--given pvig_ti] [--batch N]
+
+(torch 2.13, torchvision 0.28, onnx 1.23, onnxruntime 1.32, pycocotools, numpy, pillow, safetensors). IMAGES is a folder of photographs. Without
+--size the model takes any size: the images keep their shape, with a shorter side of --short pixels, and are padded to multiples of 32. With it they
+are stretched to H x W. Either way they are saved as PNG first, so that resizing is left out of the comparison. --torchvision makes a detector with
+random calibrated weights as compare_torchvision.py does. --given MODEL gives each graph block the neighbours that vigdet found (fixed sizes alone).
+--batch N runs N images of one size at a time. A detection is the same if class, box (0.05 pixel) and score (1e-4) agree; of masks the least IoU is
+printed. Fails below --least of them, or if onnx.checker with full shape inference finds a fault.
+"""
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy
+import onnx
+import onnxruntime
+from PIL import Image
+from pycocotools import mask as coco
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def sized(folder, count, short, size, out):
+    files = sorted(p for p in pathlib.Path(folder).iterdir() if p.suffix.lower() in ('.jpg', '.jpeg', '.png'))[:count]
+    for path in files:
+        image = Image.open(path).convert('RGB')
+        scale = short / min(image.size)
+        to = (size[1], size[0]) if size else [round(side * scale) for side in image.size]
+        image.resize(to, Image.Resampling.BILINEAR).save(out / (path.stem + '.png'))
+    return sorted(out.glob('*.png'))
+
+
+def random_weights(name, paths, folder):
+    import compare_torchvision
+    from torchvision.transforms.functional import to_tensor
+    sides = [Image.open(p).size for p in paths]
+    limits = {'min_size': min(min(s) for s in sides), 'max_size': max(max(s) for s in sides)}
+    batch = [to_tensor(Image.open(p)) for p in paths]
+    model = compare_torchvision.random_model(name, batch, 0.0, **limits)
+    weights = folder / f'{name}.pth'
+    compare_torchvision.save(model, True, True, weights)
+    return weights
+
+
+def padded(path, size):
+    image = numpy.array(Image.open(path))
+    height, width = size or [-(-side // 32) * 32 for side in image.shape[:2]]
+    canvas = numpy.zeros((height, width, 3), numpy.uint8)
+    canvas[:image.shape[0], :image.shape[1]] = image
+    return canvas.transpose(2, 0, 1), image.shape[:2]
+
+
+def neighbours(args, model, weights, images, mean, std, folder):
+    """The neighbours that vigdet finds for a batch of images, block by block."""
+    from safetensors.numpy import load_file, save_file
+    scale = (1 / (255 * std)).astype(numpy.float32)
+    normalised = images.astype(numpy.float32) * scale[:, None, None] + (-mean / std).astype(numpy.float32)[:, None, None]
+    save_file({'images': numpy.ascontiguousarray(normalised)}, folder / 'images.safetensors')
+    command = [args.program, 'extract_features', model, '--weights', weights, '--input', folder / 'images.safetensors', '--edges', '--device', 'cpu',
+               '--out', folder / 'features.safetensors']
+    subprocess.run([str(c) for c in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found = load_file(folder / 'features.safetensors')
+    return {name: value for name, value in found.items() if name.startswith('edges.')}
+
+
+def run(args, session, weights, paths, folder):
+    """Detections of onnxruntime for each image, and seconds for each batch."""
+    metadata = session.get_modelmeta().custom_metadata_map
+    mean, std = (numpy.array(json.loads(metadata[key]), numpy.float32) for key in ('mean', 'std'))
+    found, seconds = [], []
+    for start in range(0, len(paths), args.batch):
+        parts = [padded(path, args.size) for path in paths[start:start + args.batch]]
+        images = numpy.stack([part[0] for part in parts])
+        feeds = {'images': images, 'sizes': numpy.array([part[1] for part in parts], numpy.int64)}
+        if args.given:
+            feeds |= neighbours(args, args.given, weights, images, mean, std, folder)
+        then = time.perf_counter()
+        outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds)))
+        seconds.append(time.perf_counter() - then)
+        for i, count in enumerate(outputs['counts']):
+            found.append({name: outputs[name][i][:count] for name in outputs if name != 'counts'})
+    return found, seconds
+
+
+def iou(a, b):
+    either = numpy.logical_or(a, b).sum()
+    return numpy.logical_and(a, b).sum() / either if either else 1.0
+
+
+def compare(what, wanted, found, ids):
+    total = same = more = 0
+    worst, ious = [0.0, 0.0], []
+    for entry, ours in zip(wanted, found, strict=True):
+        free = [True] * len(ours['scores'])
+        total += len(entry['detections'])
+        more += max(0, len(free) - len(entry['detections']))
+        for d in entry['detections']:
+            x, y, w, h = d['bbox']
+            box = numpy.array([x, y, x + w, y + h])
+            fits = [j for j in range(len(free)) if free[j] and ids[ours['labels'][j]] == d['category_id']
+                    and abs(ours['scores'][j] - d['score']) < 1e-4 and numpy.abs(ours['boxes'][j] - box).max() < 0.05]
+            if not fits:
+                continue
+            same += 1
+            free[fits[0]] = False
+            worst = [max(worst[0], numpy.abs(ours['boxes'][fits[0]] - box).max()), max(worst[1], abs(ours['scores'][fits[0]] - d['score']))]
+            if 'masks' in ours:
+                mask = coco.decode(d['segmentation']) > 0
+                ious.append(iou(mask, ours['masks'][fits[0]][:mask.shape[0], :mask.shape[1]]))
+    scores = [d['score'] for entry in wanted for d in entry['detections']]
+    line = f'{what}: {same} of {total} detections are the same ({100 * same / max(total, 1):.2f}%; boxes within {worst[0]:.4f} pixel, scores within '
+    print(line + f'{worst[1]:.1e}), {more} more were found; scores {min(scores):.3f} to {max(scores):.4f}')
+    if ious:
+        print(f'{what}: masks have a mean IoU of {numpy.mean(ious):.6f}, the least {numpy.min(ious):.5f}')
+    sys.stdout.flush()
+    return same / max(total, 1), min(ious, default=1.0)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('images')
+    parser.add_argument('--torchvision')
+    parser.add_argument('--weights', type=pathlib.Path)
+    parser.add_argument('--count', type=int, default=20)
+    parser.add_argument('--short', type=int, default=480)
+    parser.add_argument('--size')
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--given')
+    parser.add_argument('--score', default='0.05')
+    parser.add_argument('--least', type=float, default=1.0)
+    parser.add_argument('--export', action='append', default=[], help='more arguments of `vigdet export`')
+    parser.add_argument('--program', default=ROOT / 'target/debug/vigdet')
+    args = parser.parse_args()
+    args.size = [int(side) for side in args.size.split(',')] if args.size else None
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / 'images').mkdir()
+        paths = sized(args.images, args.count, args.short, args.size, folder / 'images')
+        weights = args.weights or random_weights(args.torchvision, paths, folder)
+        model, result = folder / 'model.onnx', folder / 'found.json'
+        size = ['--size', f'{args.size[0]},{args.size[1]}', '--batch', args.batch] if args.size else ['--dynamic']
+        given = ['--neighbours-as-inputs'] if args.given else []
+        command = [args.program, 'export', '--weights', weights, '--out', model, '--set', f'model.test.score={args.score}', *size, *given, *args.export]
+        subprocess.run([str(c) for c in command], check=True)
+        onnx.checker.check_model(str(model), full_check=True)
+        session = onnxruntime.InferenceSession(str(model), providers=['CPUExecutionProvider'])
+        sides = [Image.open(p).size for p in paths]
+        limits = f'{min(min(s) for s in sides)},{max(max(s) for s in sides)}'
+        command = [args.program, 'detect', '--weights', weights, '--device', 'cpu', '--json', result, '--size', limits, '--score-threshold', args.score]
+        subprocess.run([str(c) for c in [*command, *paths]], check=True, stdout=subprocess.DEVNULL)
+        found, seconds = run(args, session, weights, paths, folder)
+        ids = [entry[0] for entry in json.loads(session.get_modelmeta().custom_metadata_map['classes'])]
+        what = f'{args.torchvision or args.weights.name}, {args.size or "any size"}, batch {args.batch}{", neighbours given" if args.given else ""}'
+        share, least = compare(what, json.loads(result.read_text()), found, ids)
+        print(f'{what}: onnxruntime took {min(seconds):.2f} s for a batch at best')
+    sys.exit(0 if share >= args.least and least >= 0.999 else 1)
+
+
+if __name__ == '__main__':
+    main()
