@@ -87,6 +87,16 @@ impl Detections {
         }
     }
 
+    /// Leaves out those whose score is not above this.
+    pub fn keep_above(&mut self, score: f32) {
+        // They are best first.
+        let count = self.scores.iter().take_while(|own| **own > score).count();
+        self.boxes.truncate(count);
+        self.scores.truncate(count);
+        self.labels.truncate(count);
+        self.masks.truncate(count);
+    }
+
     /// The mask of detection `i` on an image of `height × width` pixels, if there are masks.
     pub fn mask(&self, i: usize, height: u32, width: u32) -> Option<Rle> {
         Some(self.masks.get(i)?.paste(&self.boxes[i], height, width))

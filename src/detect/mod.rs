@@ -8,6 +8,8 @@ pub mod boxes;
 pub mod dense_head;
 pub mod dense_losses;
 mod detector;
+#[cfg(feature = "onnx")]
+mod exported;
 pub mod fpn;
 pub mod head_conv;
 pub mod instance_mask;
@@ -31,6 +33,8 @@ use crate::classes::Classes;
 use crate::config::{DetectorKind, ModelConfig};
 
 pub use detector::{Detections, Detector, Losses};
+#[cfg(feature = "onnx")]
+pub use exported::Exported;
 pub use instance_mask::InstanceMask;
 pub use mask_rcnn::MaskRcnn;
 pub use postprocess::{OnnxDetections, OnnxImages, OnnxMasks};

@@ -122,13 +122,9 @@ impl Grapher {
         let kernel = map.map_or([reduce; 2], |(height, width)| [reduce.min(height), reduce.min(width)]);
         let candidates = if reduce > 1 { graph.pool("AveragePool", &nodes, kernel, kernel, 0) } else { nodes.clone() };
         let grids = map.map(|(height, width)| [(height, width), (height / kernel[0], width / kernel[1])]);
-        let spec = &self.spec;
         let edges = match graph.options().neighbours_as_inputs {
-            true => OnnxEdges::given(graph, spec.channels, block, grids),
-            false => {
-                let ends = [&nodes, &candidates];
-                OnnxEdges::search(graph, spec.channels, &spec.neighbours, spec.relative.as_ref(), ends, grids)
-            }
+            true => OnnxEdges::given(graph, &self.spec, block, grids),
+            false => OnnxEdges::search(graph, &self.spec, [&nodes, &candidates], grids),
         };
         let out = self.conv.onnx(graph, &nodes, &candidates, &edges);
         let out = graph.working(&out);

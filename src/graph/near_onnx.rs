@@ -3,8 +3,7 @@
 //!
 //! `TopK` orders equal values by index, as [`super::knn`] does.
 
-use super::knn::Neighbours;
-use super::relative::RelativePosition;
+use super::grapher::GrapherSpec;
 use super::relative_onnx::factors;
 use crate::onnx::{Dim, Graph, Kind, Value};
 
@@ -65,22 +64,16 @@ fn unit(graph: &mut Graph, rows: &Value) -> Value {
 }
 
 impl OnnxEdges {
-    /// The edges that [`Neighbours::find`] finds, from nodes and candidates `[B, C, …, …]`.
-    pub fn search(
-        graph: &mut Graph,
-        channels: i64,
-        neighbours: &Neighbours,
-        position: Option<&RelativePosition>,
-        ends: [&Value; 2],
-        grids: Option<Grids>,
-    ) -> Self {
+    /// The edges that [`super::knn::Neighbours::find`] finds, from nodes and candidates `[B, C, …, …]`.
+    pub fn search(graph: &mut Graph, spec: &GrapherSpec, ends: [&Value; 2], grids: Option<Grids>) -> Self {
+        let (channels, neighbours) = (spec.channels, &spec.neighbours);
         let [nodes, candidates] = ends.map(|maps| {
             let rows = rows(graph, maps, channels);
             unit(graph, &rows)
         });
         let number = graph.shape(&candidates, 1, 2);
         let (mut features, mut others) = (nodes, candidates);
-        if let Some(position) = position {
+        if let Some(position) = &spec.relative {
             // Similarity and half the relative position are one product.
             let [u, v] = factors(graph, position, ends, grids);
             let u = graph.times(&u, 0.5);
@@ -113,11 +106,13 @@ impl OnnxEdges {
     }
 
     /// Edges that an input gives, int64 `[B, N, k]`, instead of those that a search would find.
-    pub fn given(graph: &mut Graph, channels: i64, block: usize, grids: Option<Grids>) -> Self {
-        let counts = counts(grids);
+    pub fn given(graph: &mut Graph, spec: &GrapherSpec, block: usize, grids: Option<Grids>) -> Self {
+        let (channels, counts) = (spec.channels, counts(grids));
         let batch = graph.options().batch.map_or(Dim::Any("batch"), Dim::Fixed);
         let nodes = counts.map_or(Dim::Any("nodes"), |[nodes, _]| Dim::Fixed(nodes));
-        let edges = graph.input(&format!("edges.{block}"), Kind::Int64, &[batch, nodes, Dim::Any("neighbours")]);
+        let k = |[_, candidates]: [i64; 2]| Dim::Fixed(spec.neighbours.among(candidates as usize).0 as i64);
+        let k = counts.map_or(Dim::Any("neighbours"), k);
+        let edges = graph.input(&format!("edges.{block}"), Kind::Int64, &[batch, nodes, k]);
         let number = graph.ints(&[counts.map_or(0, |[_, candidates]| candidates)]);
         Self { channels, nodes: Nodes::Given { edges }, candidates: Self::stacked(graph, number), counts }
     }
@@ -230,4 +225,65 @@ fn looped<const R: usize>(
         let rows = graph.reshape_to(&found[i], &[&batch, &rest, &width]);
         graph.first(&rows, 1, &count, None)
     })
+}
+
+#[cfg(all(test, feature = "onnx"))]
+mod tests {
+    use super::*;
+    use crate::config::{GraphConvKind, Search as How};
+    use crate::graph::knn::Neighbours;
+    use crate::onnx::{run_for_test, Options};
+    use tch::{Device, Kind as TorchKind, Tensor};
+
+    /// With ONNX Runtime's library (`ORT_DYLIB_PATH`).
+    #[test]
+    fn of_equally_near_candidates_the_first_are_taken_as_in_the_search() {
+        if std::env::var_os("ORT_DYLIB_PATH").is_none() {
+            return;
+        }
+        let (height, width, channels) = (9, 13, 4);
+        let count = height * width;
+        // Each node is one of four unit vectors: a similarity is 0 or 1, exactly.
+        let kinds = (Tensor::arange(count, (TorchKind::Int64, Device::Cpu)) * 7 / 3).remainder(channels);
+        let nodes = kinds.one_hot(channels).to_kind(TorchKind::Float).transpose(0, 1).contiguous();
+        let nodes = nodes.view([1, channels, height, width]);
+        for dilation in [1, 3] {
+            let neighbours = Neighbours { k: 5, dilation, search: How::Fused };
+            let edges = neighbours.find(&nodes, &nodes, None).unwrap();
+            let spec = GrapherSpec {
+                channels,
+                conv: GraphConvKind::Mr,
+                neighbours,
+                stochastic: 0.0,
+                reduce: 1,
+                heads: 1,
+                fc: false,
+                relative: None,
+                norm_eps: 1e-5,
+            };
+            for size in [None, Some((height, width))] {
+                let mut graph = Graph::new(Options { size, batch: Some(1), ..Options::default() });
+                let dims = [1, channels, height, width].map(Dim::Fixed);
+                let input = graph.input("nodes", Kind::Float, &dims);
+                let found = OnnxEdges::search(&mut graph, &spec, [&input, &input], size.map(|size| [size, size]));
+                // Each candidate's feature is its index: sums and extremes tell which were taken.
+                let table = Tensor::arange(count, (TorchKind::Float, Device::Cpu)).view([1, count, 1]);
+                let table = graph.constant(&table, Kind::Float);
+                let how = ["ReduceSum", "ReduceMax", "ReduceMin"];
+                let values = found.aggregate(&mut graph, &table, how);
+                let dims = || vec![Dim::Fixed(1), Dim::Fixed(count), Dim::Fixed(1)];
+                let outputs: Vec<_> = how.into_iter().zip(&values).map(|(name, value)| (name, value, dims())).collect();
+                let found = run_for_test(graph.finish("ties", &outputs), ("nodes", &nodes), &how);
+                let wanted = [
+                    edges.sum_dim_intlist([2i64].as_slice(), false, TorchKind::Float),
+                    edges.amax([2], false),
+                    edges.amin([2], false),
+                ];
+                for (found, wanted) in found.iter().zip(wanted) {
+                    let wanted = Vec::<f32>::try_from(wanted.to_kind(TorchKind::Float).flatten(0, -1)).unwrap();
+                    assert_eq!(found, &wanted, "{dilation} {size:?}");
+                }
+            }
+        }
+    }
 }

@@ -16,5 +16,7 @@ mod ops;
 
 pub use builder::{Attribute, Dim, Graph, Kind, Options, Value};
 pub use layer_ops::Convolution;
+#[cfg(all(test, feature = "onnx"))]
+pub(crate) use model_file::run_for_test;
 pub use model_file::Model;
 pub use ops::Resize;

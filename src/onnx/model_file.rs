@@ -111,3 +111,66 @@ fn move_out(constants: Vec<&mut TensorProto>, name: &str) -> Vec<(usize, Vec<u8>
     }
     moved
 }
+
+/// What ONNX Runtime gives for a graph of one input: these outputs.
+#[cfg(all(test, feature = "onnx"))]
+pub fn run_for_test(graph: GraphProto, input: (&str, &tch::Tensor), outputs: &[&str]) -> Vec<Vec<f32>> {
+    let model = Model::new(graph, "", []);
+    let library = std::env::var_os("ORT_DYLIB_PATH").unwrap();
+    let _ = ort::init_from(Path::new(&library)).unwrap().commit();
+    let bytes = model.message().encode_to_vec();
+    let mut session = ort::session::Session::builder().unwrap().commit_from_memory(&bytes).unwrap();
+    let values = Vec::<f32>::try_from(input.1.contiguous().view(-1)).unwrap();
+    let value = ort::value::Tensor::from_array((input.1.size(), values)).unwrap();
+    let found = session.run(vec![(input.0, value)]).unwrap();
+    outputs.iter().map(|name| found[*name].try_extract_tensor::<f32>().unwrap().1.to_vec()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+    use crate::onnx::{Dim, Graph, Kind, Options};
+
+    #[test]
+    fn constants_that_do_not_fit_go_to_a_second_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        let model = || {
+            let mut graph = Graph::new(Options::default());
+            let x = graph.input("x", Kind::Float, &[Dim::Fixed(1)]);
+            let sums: Vec<_> = [3, 700, 900]
+                .into_iter()
+                .map(|n| {
+                    let values =
+                        graph.constant(&(Tensor::arange(n, (tch::Kind::Float, tch::Device::Cpu)) + n), Kind::Float);
+                    graph.add(&x, &values)
+                })
+                .collect();
+            Model::new(graph.finish("sum", &[("y", &sums[0], vec![])]), "", [])
+        };
+        let read = |path: &Path| ModelProto::decode(&std::fs::read(path).unwrap()[..]).unwrap();
+        assert_eq!(model().write(&path, &Outputs::default()).unwrap(), [path.clone()]);
+        let whole = read(&path);
+        let written = model().write_within(100, &path, &Outputs::default()).unwrap();
+        assert_eq!(written, [path.clone(), folder.path().join("model.onnx.data")]);
+        let data = std::fs::read(&written[1]).unwrap();
+        let (whole, split) = (whole.graph.unwrap().initializer, read(&path).graph.unwrap().initializer);
+        for (i, (whole, split)) in whole.iter().zip(&split).enumerate() {
+            let Some(raw) = &split.raw_data else {
+                let entry = |key: &str| {
+                    let entry = split.external_data.iter().find(|entry| entry.key.as_deref() == Some(key)).unwrap();
+                    entry.value.clone().unwrap()
+                };
+                assert_eq!((entry("location").as_str(), split.data_location), ("model.onnx.data", Some(1)));
+                let [offset, length] = ["offset", "length"].map(|key| entry(key).parse::<usize>().unwrap());
+                assert_eq!(offset % ALIGNMENT, 0);
+                assert_eq!(&data[offset..offset + length], whole.raw_data.as_ref().unwrap());
+                continue;
+            };
+            // What is small stays.
+            assert_eq!((i, Some(raw)), (0, whole.raw_data.as_ref()));
+        }
+    }
+}
