@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
+use ort::logging::LogLevel;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{Tensor as OrtTensor, TensorElementType, ValueType};
 use tch::{Kind, Tensor};
@@ -55,7 +56,9 @@ impl Exported {
             ort::init_from(library).map_err(|error| anyhow!("cannot load {}: {error}", library.display()));
         // False where there is one already.
         let _ = environment?.commit();
-        let mut builder = Session::builder().map_err(failed)?;
+        // It warns that `sizes` can be given, which is what it is for.
+        let builder = Session::builder().map_err(failed)?;
+        let mut builder = builder.with_log_level(LogLevel::Error).map_err(failed)?;
         let session = builder.commit_from_file(path).map_err(failed)?;
         let entry = |key: &str| session.metadata().ok().and_then(|metadata| metadata.custom(key));
         let (Some(config), Some(classes)) = (entry("config"), entry("classes")) else {

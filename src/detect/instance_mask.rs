@@ -103,8 +103,8 @@ fn at(line: &[f32], index: i64) -> f32 {
     usize::try_from(index).ok().and_then(|i| line.get(i)).copied().unwrap_or(0.0)
 }
 
-/// [`InstanceMask::paste`] as nodes of a graph: grids `[N, D, side, side]` to bool `[N, D, H, W]`; `padded` is (H, W),
-/// int64 `[2]`.
+/// [`InstanceMask::paste`] as nodes of a graph: grids `[N, D, side, side]` to bool `[N, D, H, W]`; `padded` is
+/// (H, W), int64 `[2]`.
 ///
 /// Between two points of the grid each pixel is linear, in rows and in columns: so many matrices of weights, `[H, side]`
 /// and `[W, side]`, from left and right.

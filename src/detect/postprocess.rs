@@ -1,5 +1,5 @@
-//! Post-processing as nodes of a graph: what [`super::select`], [`super::nms`] and [`super::boxes`] do, for a model that
-//! is written as ONNX. Boxes are corners x1, y1, x2, y2 on the last axis; N is the number of images.
+//! Post-processing as nodes of a graph: what [`super::select`], [`super::nms`] and [`super::boxes`] do, for a model
+//! that is written as ONNX. Boxes are corners x1, y1, x2, y2 on the last axis; N is the number of images.
 
 use super::boxes::{BoxCoder, MAX_LOG_SCALE};
 use super::select::Limits;
@@ -148,18 +148,17 @@ impl Limits {
         let ranks = graph.or_number(kept, scores, OUT);
         let (mut scores, index) = first_rows(graph, &ranks, rows);
         let mut boxes = rows_or_zeros(graph, boxes, &index, rows);
-        let labels = rows_or_zeros(graph, labels, &index, rows);
+        let mut labels = rows_or_zeros(graph, labels, &index, rows);
         if self.clip == ClipKind::AfterNms {
             boxes = clip(graph, &boxes, sizes);
             let [wide, tall] = sides(graph, &boxes).map(|side| graph.is_number("Greater", &side, 0.0));
             let fits = graph.is("And", &wide, &tall);
             let ranks = graph.or_number(&fits, &scores, OUT);
             // What is dropped goes to the end.
-            let (ranked, order) = first_rows(graph, &ranks, 0);
+            let all = graph.ints(&[rows]);
+            let (ranked, order) = graph.top_k(&ranks, &all);
+            [boxes, labels] = [boxes, labels].map(|values| graph.rows_at(&values, &order));
             scores = ranked;
-            boxes = graph.rows_at(&boxes, &order);
-            let labels = graph.rows_at(&labels, &order);
-            return finish(graph, boxes, scores, labels, rows);
         }
         finish(graph, boxes, scores, labels, rows)
     }
@@ -177,12 +176,8 @@ fn finish(graph: &mut Graph, boxes: Value, scores: Value, labels: Value, rows: i
     OnnxDetections { boxes, scores, labels, counts, rows, masks: None }
 }
 
-/// The largest `rows` of each image's ranks `[N, M]`, filled up with [`OUT`] where M is smaller; 0: all M.
+/// The largest `rows` of each image's ranks `[N, M]`, filled up with [`OUT`] where M is smaller.
 pub fn first_rows(graph: &mut Graph, ranks: &Value, rows: i64) -> (Value, Value) {
-    if rows == 0 {
-        let all = graph.shape(ranks, 1, 2);
-        return graph.top_k(ranks, &all);
-    }
     let pads = graph.ints(&[0, 0, 0, rows]);
     let ranks = graph.pad(ranks, &pads, OUT);
     let rows = graph.ints(&[rows]);

@@ -244,7 +244,7 @@ mod tests {
         let (height, width, channels) = (9, 13, 4);
         let count = height * width;
         // Each node is one of four unit vectors: a similarity is 0 or 1, exactly.
-        let kinds = (Tensor::arange(count, (TorchKind::Int64, Device::Cpu)) * 7 / 3).remainder(channels);
+        let kinds = (Tensor::arange(count, (TorchKind::Int64, Device::Cpu)) * 7).remainder(11).remainder(channels);
         let nodes = kinds.one_hot(channels).to_kind(TorchKind::Float).transpose(0, 1).contiguous();
         let nodes = nodes.view([1, channels, height, width]);
         for dilation in [1, 3] {

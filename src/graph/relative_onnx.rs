@@ -34,7 +34,7 @@ pub fn factors(
     }
 }
 
-/// Rows resized bicubically to `count`, int64 `[1]`, with the roundings of PyTorch: where a row comes from has float32's.
+/// Rows resized bicubically to `count`, int64 `[1]`, with the roundings of PyTorch: where a row comes from is float32.
 fn resized(graph: &mut Graph, native: &Tensor, count: &Value) -> Value {
     const A: f64 = -0.75;
     let from = native.size()[0];

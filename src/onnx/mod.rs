@@ -8,15 +8,15 @@
 //! - [`Model`]: a finished graph with what it says of itself, as a file.
 
 mod builder;
-mod layer_ops;
 #[allow(missing_docs)]
 pub mod messages;
 mod model_file;
-mod ops;
+mod operators;
+mod weighted;
 
 pub use builder::{Attribute, Dim, Graph, Kind, Options, Value};
-pub use layer_ops::Convolution;
 #[cfg(all(test, feature = "onnx"))]
 pub(crate) use model_file::run_for_test;
 pub use model_file::Model;
-pub use ops::Resize;
+pub use operators::Resize;
+pub use weighted::Convolution;

@@ -9,8 +9,9 @@
 --size the model takes any size: the images keep their shape, with a shorter side of --short pixels, and are padded to multiples of 32. With it they
 are stretched to H x W. Either way they are saved as PNG first, so that resizing is left out of the comparison. --torchvision makes a detector with
 random calibrated weights as compare_torchvision.py does. --given MODEL gives each graph block the neighbours that vigdet found (fixed sizes alone).
---batch N runs N images of one size at a time. A detection is the same if class, box (0.05 pixel) and score (1e-4) agree. Fails below --least of them, or
-with masks whose mean IoU is below 0.999, or if onnx.checker with full shape inference finds a fault.
+--batch N runs N images of one size at a time. A detection is the same if class, box (0.05 pixel) and score (1e-4) agree; it is matched if class, box
+(IoU 0.9) and score (0.01) do. Fails with fewer than --least of them the same, or with masks whose mean IoU is below 0.999, or if onnx.checker with
+full shape inference finds a fault.
 """
 import argparse
 import json
@@ -97,8 +98,15 @@ def iou(a, b):
     return numpy.logical_and(a, b).sum() / either if either else 1.0
 
 
+def box_iou(a, b):
+    sides = numpy.minimum(a[2:], b[2:]) - numpy.maximum(a[:2], b[:2])
+    shared = max(sides[0], 0) * max(sides[1], 0)
+    either = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / either if either else 1.0
+
+
 def compare(what, wanted, found, ids):
-    total = same = more = 0
+    total = same = more = near = 0
     worst, ious = [0.0, 0.0], []
     for entry, ours in zip(wanted, found, strict=True):
         free = [True] * len(ours['scores'])
@@ -107,6 +115,9 @@ def compare(what, wanted, found, ids):
         for d in entry['detections']:
             x, y, w, h = d['bbox']
             box = numpy.array([x, y, x + w, y + h])
+            alike = [j for j in range(len(free)) if ids[ours['labels'][j]] == d['category_id'] and abs(ours['scores'][j] - d['score']) < 0.01
+                     and box_iou(ours['boxes'][j], box) > 0.9]
+            near += bool(alike)
             fits = [j for j in range(len(free)) if free[j] and ids[ours['labels'][j]] == d['category_id']
                     and abs(ours['scores'][j] - d['score']) < 1e-4 and numpy.abs(ours['boxes'][j] - box).max() < 0.05]
             if not fits:
@@ -117,6 +128,7 @@ def compare(what, wanted, found, ids):
             if 'masks' in ours:
                 mask = coco.decode(d['segmentation']) > 0
                 ious.append(iou(mask, ours['masks'][fits[0]][:mask.shape[0], :mask.shape[1]]))
+    print(f'{what}: {near} of {total} are matched ({100 * near / max(total, 1):.2f}%; IoU above 0.9, scores within 0.01)')
     scores = [d['score'] for entry in wanted for d in entry['detections']]
     line = f'{what}: {same} of {total} detections are the same ({100 * same / max(total, 1):.2f}%; boxes within {worst[0]:.4f} pixel, scores within '
     print(line + f'{worst[1]:.1e}), {more} more were found; scores {min(scores):.3f} to {max(scores):.4f}')
@@ -161,6 +173,7 @@ def main():
     parser.add_argument('--count', type=int, default=20)
     parser.add_argument('--short', type=int, default=480)
     parser.add_argument('--size')
+    parser.add_argument('--dynamic', action='store_true', help='with --size: a model for any size all the same')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--given')
     parser.add_argument('--score', default='0.05')
@@ -178,7 +191,8 @@ def main():
             sys.exit(0 if max(worst) < 1e-3 else 1)
         weights = args.weights or random_weights(args.torchvision, paths, folder)
         model, result = folder / 'model.onnx', folder / 'found.json'
-        size = ['--size', f'{args.size[0]},{args.size[1]}', '--batch', args.batch] if args.size else ['--dynamic']
+        fixed = args.size and not args.dynamic
+        size = ['--size', f'{args.size[0]},{args.size[1]}', '--batch', args.batch] if fixed else ['--dynamic']
         given = ['--neighbours-as-inputs'] if args.given else []
         command = [args.program, 'export', '--weights', weights, '--out', model, '--set', f'model.test.score={args.score}', *size, *given, *args.export]
         subprocess.run([str(c) for c in command], check=True)
@@ -190,7 +204,7 @@ def main():
         subprocess.run([str(c) for c in [*command, *paths]], check=True, stdout=subprocess.DEVNULL)
         found, seconds = run(args, session, weights, paths, folder)
         ids = [entry[0] for entry in json.loads(session.get_modelmeta().custom_metadata_map['classes'])]
-        what = f'{args.torchvision or args.weights.name}, {args.size or "any size"}, batch {args.batch}{", neighbours given" if args.given else ""}'
+        what = f'{args.torchvision or args.weights.name}, {args.size or "own sizes"}{"" if fixed else " (any size)"}, batch {args.batch}{", neighbours given" if args.given else ""}'
         share, masks = compare(what, json.loads(result.read_text()), found, ids)
         print(f'{what}: onnxruntime took {min(seconds):.2f} s for a batch at best')
     sys.exit(0 if share >= args.least and masks >= 0.999 else 1)
