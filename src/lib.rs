@@ -27,6 +27,7 @@
 //! - [`config`]: the types behind `configs/*.json`.
 //! - [`console`]: what programs print.
 //! - [`explore`]: the graphs of a model on an image, as data for pictures and numbers.
+//! - [`onnx`]: ONNX files, and graphs that models write themselves into.
 //! - [`nn`]: layers, their precision, cost and memory.
 //! - [`graph`]: what makes ViG ViG: neighbours, aggregation, the Grapher block.
 //! - [`backbone`]: Pyramid ViG and ResNet: images to one map per stage.
@@ -36,6 +37,7 @@
 //! - [`runs`]: the folder of a run, and its log.
 //! - [`stats`]: parameters and multiply-adds of the named models.
 //! - [`threads`]: how many there are.
+//! - [`to_onnx`]: a model as an ONNX file.
 //! - [`train`]: optimizer, schedule, checkpoints, and the loop around them.
 //! - [`plot`]: pictures: training curves, detections on their images, graphs.
 //! - [`predictor`]: a trained detector, ready for images.
@@ -60,11 +62,13 @@ pub mod detect;
 pub mod explore;
 pub mod graph;
 pub mod nn;
+pub mod onnx;
 pub mod plot;
 pub mod predictor;
 pub mod ranks;
 pub mod runs;
 pub mod stats;
 pub mod threads;
+pub mod to_onnx;
 pub mod train;
 pub mod weights;

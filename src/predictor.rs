@@ -6,14 +6,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use image::RgbImage;
 use serde::Serialize;
 use tch::{nn, Device};
 use vigdet_coco::rle::Rle;
 
 use crate::classes::{Classes, COCO_OUTPUTS};
-use crate::config::{Config, DetectorKind};
+use crate::config::{Config, DataConfig, DetectorKind};
 use crate::data::{self, ImageInfo};
 use crate::detect::{self, classes_of_outputs, Detections, Detector};
 use crate::weights::{Checkpoint, LoadOptions};
@@ -85,6 +85,8 @@ pub struct Predictor {
     config: Config,
     classes: Classes,
     device: Device,
+    /// (height, width) that images must fit into, of a model for one size.
+    canvas: Option<(i64, i64)>,
     // The detector's variables live as long as their store.
     _store: nn::VarStore,
 }
@@ -95,6 +97,9 @@ impl Predictor {
     /// # Errors
     /// As [`Checkpoint::open`] and [`Predictor::new`].
     pub fn open(weights: &Path, options: &PredictorOptions) -> Result<Self> {
+        if weights.extension().is_some_and(|extension| extension == "onnx") {
+            return Self::open_onnx(weights, options).with_context(|| format!("cannot use {}", weights.display()));
+        }
         Self::new(&Checkpoint::open(weights)?, options)
     }
 
@@ -105,15 +110,7 @@ impl Predictor {
     /// has another shape.
     pub fn new(weights: &Checkpoint, options: &PredictorOptions) -> Result<Self> {
         let config = weights.config_in_use(options.config.as_deref(), &options.changes)?;
-        if let Some(expected) = options.detector {
-            ensure!(
-                config.model.detector == expected,
-                "{} is for {}, not {}",
-                options.config.as_deref().unwrap_or(weights.path()).display(),
-                config.model.detector.name(),
-                expected.name()
-            );
-        }
+        check_kind(&config, options, weights.path())?;
         let classes = match (&options.classes, weights.classes()) {
             (Some(classes), _) | (None, Some(classes)) => classes.clone(),
             // torchvision's own files of COCO.
@@ -128,7 +125,46 @@ impl Predictor {
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
         weights.load_into(&store, &LoadOptions { complete: true, ..LoadOptions::default() })?;
         store.freeze();
-        Ok(Self { detector, config, classes, device: options.device, _store: store })
+        Ok(Self { detector, config, classes, device: options.device, canvas: None, _store: store })
+    }
+
+    /// Opens an ONNX file that `vigdet export` wrote.
+    #[cfg(feature = "onnx")]
+    fn open_onnx(path: &Path, options: &PredictorOptions) -> Result<Self> {
+        use crate::config::Experiment;
+        ensure!(options.config.is_none(), "it has its config inside: --config would change nothing");
+        ensure!(path.exists(), "there is no such file");
+        let (mut detector, config, classes) = detect::Exported::open(path)?;
+        let own = Config::from_json_with(&config, &[])?;
+        let mut config = Config::from_json_with(&config, &options.changes)?;
+        check_kind(&config, options, path)?;
+        let score = config.model.test.score;
+        config.model.test.score = own.model.test.score;
+        ensure!(config.model == own.model, "its model is fixed: change model values when it is exported");
+        if score < own.model.test.score {
+            crate::console::warn(&format!(
+                "{} has no detections below its own score of {}",
+                path.display(),
+                own.model.test.score
+            ));
+        }
+        config.model.test.score = score;
+        detector.set_mask_head(&config.model.mask_head);
+        let classes = match &options.classes {
+            Some(classes) => classes_of_outputs(&config.model, classes)?,
+            None => serde_json::from_str(&classes).context("the classes in it are not [[id, name], …]")?,
+        };
+        // The model normalises, and pads by itself to the size that it is made for.
+        (config.data.mean, config.data.std) = ([0.0; 3], [1.0 / 255.0; 3]);
+        let canvas = detector.size();
+        config.data.pad = if canvas.is_some() { 1 } else { config.data.pad.next_multiple_of(32) };
+        let store = nn::VarStore::new(Device::Cpu);
+        Ok(Self { detector: Box::new(detector), config, classes, device: Device::Cpu, canvas, _store: store })
+    }
+
+    #[cfg(not(feature = "onnx"))]
+    fn open_onnx(_path: &Path, _options: &PredictorOptions) -> Result<Self> {
+        bail!("this vigdet was built without ONNX Runtime: cargo build --features onnx")
     }
 
     /// The config in force.
@@ -186,8 +222,35 @@ impl Predictor {
                 height: image.height(),
             })
             .collect();
-        let mut batch = data::prepare(images, &infos, &self.config.data)?;
-        batch.images = batch.images.to_device(self.device);
-        self.detector.detect(&batch)
+        let Some(canvas) = self.canvas else { return self.detect_with(images, &infos, &self.config.data) };
+        let mut all = Vec::with_capacity(images.len());
+        for (image, info) in images.iter().zip(&infos) {
+            let data = data::fitting(&self.config.data, image.dimensions(), canvas);
+            all.extend(self.detect_with(std::slice::from_ref(image), std::slice::from_ref(info), &data)?);
+        }
+        Ok(all)
     }
+
+    fn detect_with(&self, images: &[RgbImage], infos: &[ImageInfo], data: &DataConfig) -> Result<Vec<Detections>> {
+        let mut batch = data::prepare(images, infos, data)?;
+        batch.images = batch.images.to_device(self.device);
+        let mut found = self.detector.detect(&batch)?;
+        // An exported model has a limit of its own, which may be lower.
+        let least = self.config.model.test.score as f32;
+        found.iter_mut().for_each(|found| found.keep_above(least));
+        Ok(found)
+    }
+}
+
+/// Refuses a config of another detector than the one that is expected.
+fn check_kind(config: &Config, options: &PredictorOptions, path: &Path) -> Result<()> {
+    let Some(expected) = options.detector else { return Ok(()) };
+    ensure!(
+        config.model.detector == expected,
+        "{} is for {}, not {}",
+        options.config.as_deref().unwrap_or(path).display(),
+        config.model.detector.name(),
+        expected.name()
+    );
+    Ok(())
 }

@@ -11,6 +11,7 @@ use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{relu6, ConvBn, ConvSpec};
 use crate::nn::tokens::linear;
+use crate::onnx::{Graph, Value};
 
 /// Width of ViG's hidden layer before the classes.
 const HIDDEN: i64 = 1024;
@@ -154,6 +155,45 @@ impl Classifier {
             }
         };
         Ok(Classified { maps, logits })
+    }
+
+    /// Images, normalised, to class scores `[B, classes]`, float32, as nodes of a graph.
+    ///
+    /// # Errors
+    /// As [`Backbone::onnx`].
+    pub fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Value> {
+        let last = self.backbone.onnx_to_classify(graph, images)?;
+        graph.part("classifier");
+        let flat_mean = |graph: &mut Graph, x: &Value| {
+            let mean = graph.mean_map(x);
+            graph.op("Flatten", &[&mean], &[])
+        };
+        let logits = match &self.head {
+            Head::Prediction { hidden, classes } => {
+                let mean = graph.mean_map(&last);
+                let hidden = hidden.onnx(graph, &mean);
+                let hidden = graph.gelu(&hidden);
+                let logits = graph.conv2d(&hidden, classes, 1);
+                graph.op("Flatten", &[&logits], &[])
+            }
+            Head::Linear(linear) => {
+                let mean = flat_mean(graph, &last);
+                graph.linear(&mean, linear)
+            }
+            Head::Wide { hidden, classes } => {
+                let hidden = hidden.onnx(graph, &last);
+                let hidden = graph.relu6(&hidden);
+                let mean = flat_mean(graph, &hidden);
+                graph.linear(&mean, classes)
+            }
+            Head::Mobile { hidden, classes } => {
+                let mean = flat_mean(graph, &last);
+                let hidden = graph.linear(&mean, hidden);
+                let hidden = graph.unary("HardSwish", &hidden);
+                graph.linear(&hidden, classes)
+            }
+        };
+        Ok(graph.full(&logits))
     }
 }
 

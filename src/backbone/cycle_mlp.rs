@@ -10,6 +10,7 @@ use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, linear as count, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, residual, stochastic_depth, ConvSpec, Init};
 use crate::nn::tokens::{layer_norm, linear, Mlp, Patches, Weights, DEVIATION};
+use crate::onnx::{Convolution, Graph, Value};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 const EPS: f64 = 1e-5;
@@ -58,6 +59,13 @@ impl CycleFc {
         let pick = self.pick.to_kind(x.kind());
         self.fc.forward(&x.conv2d(&pick, None::<&Tensor>, [1, 1], [size[2] / 2, size[3] / 2], [1, 1], size[0]))
     }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let size = self.pick.size();
+        let how = Convolution { stride: 1, padding: Some([size[2] / 2, size[3] / 2]), groups: size[0] };
+        let picked = graph.convolve(x, &self.pick, None, how);
+        graph.conv2d(&picked, &self.fc, 1)
+    }
 }
 
 /// A block: CycleFC along both sides and a plain layer, weighed against each other for each channel of the image; then
@@ -102,6 +110,38 @@ impl Block {
         let weights = self.weigh.forward(&mean).view([size[0], 1, 1, size[3], 3]).softmax(-1, None::<Kind>);
         let weight = |i| weights.select(4, i);
         self.proj.forward(&(across * weight(0) + down * weight(1) + plain * weight(2)))
+    }
+
+    /// [`Block::mix`] as nodes of a graph, of `channels` channels.
+    fn mix_onnx(&self, graph: &mut Graph, x: &Value, channels: i64) -> Value {
+        let map = graph.transpose(x, &[0, 3, 1, 2]);
+        let [across, down] = self.cycles.each_ref().map(|cycle| {
+            let mixed = cycle.onnx(graph, &map);
+            graph.transpose(&mixed, &[0, 2, 3, 1])
+        });
+        let plain = graph.linear(x, &self.plain);
+        let sum = graph.add(&across, &down);
+        let sum = graph.add(&sum, &plain);
+        let mean = graph.reduce("ReduceMean", &sum, &[1, 2], false);
+        let weights = self.weigh.onnx(graph, &mean);
+        let weights = graph.reshape(&weights, &[0, 1, 1, channels, 3]);
+        let weights = graph.softmax(&weights);
+        let parts = [(across, 0), (down, 1), (plain, 2)].map(|(part, i)| {
+            let weight = graph.select(&weights, 4, i);
+            graph.mul(&part, &weight)
+        });
+        let sum = graph.add(&parts[0], &parts[1]);
+        let sum = graph.add(&sum, &parts[2]);
+        graph.linear(&sum, &self.proj)
+    }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value, channels: i64) -> Value {
+        let normed = graph.layer_norm(x, &self.norm1, EPS);
+        let branch = self.mix_onnx(graph, &normed, channels);
+        let x = graph.add(x, &branch);
+        let normed = graph.layer_norm(&x, &self.norm2, EPS);
+        let branch = self.mlp.onnx(graph, &normed);
+        graph.add(&x, &branch)
     }
 
     fn forward(&self, x: &Tensor, pass: &mut Pass) -> Tensor {
@@ -184,6 +224,22 @@ impl Backbone for CycleMlp {
                 x = block.forward(&x, pass);
             }
             maps.push(norm.as_ref().map_or(x.shallow_clone(), |norm| norm.forward(&x)).permute([0, 3, 1, 2]));
+        }
+        Ok(maps)
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        let mut x = graph.transpose(images, &[0, 2, 3, 1]);
+        let mut maps = Vec::new();
+        for (s, (stage, norm)) in self.stages.iter().zip(&self.norms).enumerate() {
+            graph.part(format!("backbone/stage{}", s + 1));
+            x = stage.patches.onnx_last(graph, &x);
+            for (i, block) in stage.blocks.iter().enumerate() {
+                graph.part(format!("backbone/stage{}.{i}", s + 1));
+                x = block.onnx(graph, &x, self.channels[s]);
+            }
+            let map = norm.as_ref().map_or(x.clone(), |norm| graph.layer_norm(&x, norm, EPS));
+            maps.push(graph.transpose(&map, &[0, 3, 1, 2]));
         }
         Ok(maps)
     }

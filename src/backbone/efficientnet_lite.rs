@@ -9,6 +9,7 @@ use super::{check_batch, frozen_stages, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, relu6, residual, stochastic_depth, ConvBn, ConvSpec};
+use crate::onnx::{Graph, Value};
 
 /// Channels after the stem, in all sizes.
 const STEM: i64 = 32;
@@ -91,6 +92,13 @@ impl Same {
         let ([top, bottom], [left, right]) = (around(size[2]), around(size[3]));
         self.layer.forward(&x.constant_pad_nd([left, right, top, bottom]), train)
     }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        match self.stride {
+            1 => self.layer.onnx(graph, x),
+            _ => self.layer.onnx_padded(graph, x, None),
+        }
+    }
 }
 
 /// An inverted residual block: 1×1 convolution that expands, depthwise convolution, 1×1 convolution that projects.
@@ -112,6 +120,20 @@ impl Block {
         let out = self.project.forward(&wide, train);
         if self.residual {
             residual(x, stochastic_depth(out, self.drop, pass.noise()))
+        } else {
+            out
+        }
+    }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let mut wide = x.clone();
+        for layer in self.expand.iter().chain([&self.depthwise]) {
+            wide = layer.onnx(graph, &wide);
+            wide = graph.relu6(&wide);
+        }
+        let out = self.project.onnx(graph, &wide);
+        if self.residual {
+            graph.add(x, &out)
         } else {
             out
         }
@@ -198,6 +220,21 @@ impl Backbone for EfficientNetLite {
                 x = block.forward(&x, norms_at(s), pass);
             }
             maps.push(x.shallow_clone());
+        }
+        Ok(maps)
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        graph.part("backbone/stem");
+        let x = self.stem.onnx(graph, images);
+        let mut x = graph.relu6(&x);
+        let mut maps = Vec::new();
+        for (s, stage) in self.stages.iter().enumerate() {
+            for (i, block) in stage.iter().enumerate() {
+                graph.part(format!("backbone/stage{}.{i}", s + 1));
+                x = block.onnx(graph, &x);
+            }
+            maps.push(x.clone());
         }
         Ok(maps)
     }

@@ -9,6 +9,7 @@ use super::{check_batch, frozen_stages, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, residual, ConvBn, ConvSpec, Init};
+use crate::onnx::{Attribute, Graph, Value};
 
 /// Table 1, the inverted residual blocks.
 const BLOCKS: [BlockSpec; 15] = [
@@ -55,6 +56,13 @@ impl Activation {
         match self {
             Self::Relu => x.relu(),
             Self::HardSwish => x.hardswish(),
+        }
+    }
+
+    fn onnx(self, graph: &mut Graph, x: &Value) -> Value {
+        match self {
+            Self::Relu => graph.unary("Relu", x),
+            Self::HardSwish => graph.unary("HardSwish", x),
         }
     }
 }
@@ -113,6 +121,15 @@ impl Squeeze {
         x * self.fc2.forward(&self.fc1.forward(&mean).relu()).hardsigmoid()
     }
 
+    fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let mean = graph.mean_map(x);
+        let few = graph.conv2d(&mean, &self.fc1, 1);
+        let few = graph.unary("Relu", &few);
+        let factor = graph.conv2d(&few, &self.fc2, 1);
+        let factor = graph.op("HardSigmoid", &[&factor], &[("alpha", Attribute::Float(1.0 / 6.0))]);
+        graph.mul(x, &factor)
+    }
+
     fn convs(&self) -> [&nn::Conv2D; 2] {
         [&self.fc1, &self.fc2]
     }
@@ -162,6 +179,23 @@ impl Block {
         let out = self.project.forward(&inside, train);
         if self.residual {
             residual(x, out)
+        } else {
+            out
+        }
+    }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let mut inside = x.clone();
+        for layer in self.expand.iter().chain([&self.depthwise]) {
+            inside = layer.onnx(graph, &inside);
+            inside = self.activation.onnx(graph, &inside);
+        }
+        if let Some(squeeze) = &self.squeeze {
+            inside = squeeze.onnx(graph, &inside);
+        }
+        let out = self.project.onnx(graph, &inside);
+        if self.residual {
+            graph.add(x, &out)
         } else {
             out
         }
@@ -259,6 +293,23 @@ impl Backbone for MobileNetV3 {
             }
         }
         maps.push(self.last.forward(&x, norms_at(self.blocks.len() + 1)).hardswish());
+        Ok(maps)
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        graph.part("backbone/stem");
+        let x = self.stem.onnx(graph, images);
+        let mut x = graph.unary("HardSwish", &x);
+        let mut maps = Vec::with_capacity(MAPS.len());
+        for (block, layer) in self.blocks.iter().zip(1..) {
+            graph.part(format!("backbone/features.{layer}"));
+            x = block.onnx(graph, &x);
+            if MAPS.contains(&layer) {
+                maps.push(x.clone());
+            }
+        }
+        let last = self.last.onnx(graph, &x);
+        maps.push(graph.unary("HardSwish", &last));
         Ok(maps)
     }
 

@@ -11,11 +11,12 @@ pub mod resnet;
 pub mod swin;
 pub mod vig;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use tch::{nn, Tensor};
 
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Layer, Size};
+use crate::onnx::{Graph, Value};
 
 pub use crate::graph::Pass;
 pub use axial::AxialVig;
@@ -148,6 +149,22 @@ pub trait Backbone: std::fmt::Debug + Send {
         let maps = self.forward(images, pass)?;
         let last = maps[maps.len() - 1].shallow_clone();
         Ok((maps, last))
+    }
+
+    /// [`Backbone::forward`] in inference, as nodes of a graph.
+    ///
+    /// # Errors
+    /// If this backbone, or the graph's options for it, cannot be written.
+    fn onnx(&self, _graph: &mut Graph, _images: &Value) -> Result<Vec<Value>> {
+        bail!("this backbone cannot be written as ONNX yet")
+    }
+
+    /// [`Backbone::forward_to_classify`] in inference, as nodes of a graph: what a classifier takes the mean of.
+    ///
+    /// # Errors
+    /// As [`Backbone::onnx`].
+    fn onnx_to_classify(&self, graph: &mut Graph, images: &Value) -> Result<Value> {
+        self.onnx(graph, images)?.pop().context("a backbone gives a map")
     }
 
     /// Reports every layer to `visit` for one image of this size in pixels, and gives the size of each stage's map.

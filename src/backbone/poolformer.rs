@@ -10,6 +10,7 @@ use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, residual, stochastic_depth, ConvSpec, Init};
 use crate::nn::tokens::{Patches, Weights, DEVIATION};
+use crate::onnx::{Attribute, Graph, Value};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 
@@ -25,6 +26,9 @@ pub(super) fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
         _ => return None,
     })
 }
+
+/// Epsilon of the norms: PyTorch's.
+const EPS: f64 = 1e-5;
 
 /// A norm over the channels and locations of each image.
 fn norm(path: nn::Path, channels: i64) -> nn::GroupNorm {
@@ -67,6 +71,26 @@ impl Block {
         let x = residual(x, stochastic_depth(mixed * first, self.drop, pass.noise()));
         let branch = self.fc2.forward(&gelu(self.fc1.forward(&self.norm2.forward(&x))));
         residual(&x, stochastic_depth(branch * second, self.drop, pass.noise()))
+    }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let [first, second] = self.scales.each_ref().map(|scale| graph.constant(&scale.view([-1, 1, 1]), x.kind()));
+        let normed = graph.group_norm(x, &self.norm1, EPS);
+        let around = [
+            ("kernel_shape", Attribute::Ints(&[3, 3])),
+            ("pads", Attribute::Ints(&[1, 1, 1, 1])),
+            ("count_include_pad", Attribute::Int(0)),
+        ];
+        let mixed = graph.op("AveragePool", &[&normed], &around);
+        let mixed = graph.sub(&mixed, &normed);
+        let mixed = graph.mul(&mixed, &first);
+        let x = graph.add(x, &mixed);
+        let normed = graph.group_norm(&x, &self.norm2, EPS);
+        let hidden = graph.conv2d(&normed, &self.fc1, 1);
+        let hidden = graph.gelu(&hidden);
+        let branch = graph.conv2d(&hidden, &self.fc2, 1);
+        let branch = graph.mul(&branch, &second);
+        graph.add(&x, &branch)
     }
 }
 
@@ -140,6 +164,21 @@ impl Backbone for PoolFormer {
                 x = block.forward(&x, pass);
             }
             maps.push(norm.as_ref().map_or(x.shallow_clone(), |norm| norm.forward(&x)));
+        }
+        Ok(maps)
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        let mut x = images.clone();
+        let mut maps = Vec::new();
+        for (s, (stage, norm)) in self.stages.iter().zip(&self.norms).enumerate() {
+            graph.part(format!("backbone/stage{}", s + 1));
+            x = stage.patches.onnx(graph, &x);
+            for (i, block) in stage.blocks.iter().enumerate() {
+                graph.part(format!("backbone/stage{}.{i}", s + 1));
+                x = block.onnx(graph, &x);
+            }
+            maps.push(norm.as_ref().map_or(x.clone(), |norm| graph.group_norm(&x, norm, EPS)));
         }
         Ok(maps)
     }

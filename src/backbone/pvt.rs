@@ -1,7 +1,7 @@
 //! Pyramid Vision Transformer, the first version (Wang et al., 2021): attention of all locations to a map that a
 //! convolution has made smaller. Names are those of the authors' files (`block1.0.attn.kv.weight`, …).
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use tch::nn::{self, Module};
 use tch::Tensor;
 
@@ -10,6 +10,7 @@ use crate::config::BackboneConfig;
 use crate::nn::cost::{attention, linear as count, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, residual, stochastic_depth, ConvSpec};
 use crate::nn::tokens::{layer_norm, linear, Mlp, Patches, Weights, DEVIATION};
+use crate::onnx::{Graph, Resize, Value};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 /// Side of a stage's patches, in locations of the stage before.
@@ -97,6 +98,42 @@ impl Block {
         self.proj.forward(&found.transpose(1, 2).reshape(size))
     }
 
+    /// [`Block::attention`] as nodes of a graph; `map`: (height, width), int64 `[2]`.
+    fn attention_onnx(&self, graph: &mut Graph, x: &Value, channels: i64, map: &Value) -> Value {
+        let reduced = self.reduction.as_ref().map(|Reduction { conv, norm }| {
+            let (batch, width) = (graph.shape(x, 0, 1), graph.ints(&[channels]));
+            let x = graph.reshape_to(x, &[&batch, map, &width]);
+            let x = conv.onnx_last(graph, &x);
+            let x = graph.reshape(&x, &[0, -1, channels]);
+            graph.layer_norm(&x, norm, CONV_EPS)
+        });
+        let heads = channels / HEAD;
+        let q = graph.linear(x, &self.q);
+        let q = graph.reshape(&q, &[0, -1, heads, HEAD]);
+        let q = graph.transpose(&q, &[0, 2, 1, 3]);
+        let q = graph.times(&q, (HEAD as f64).powf(-0.5));
+        let kv = graph.linear(reduced.as_ref().unwrap_or(x), &self.kv);
+        let kv = graph.reshape(&kv, &[0, -1, 2, heads, HEAD]);
+        let kv = graph.transpose(&kv, &[2, 0, 3, 1, 4]);
+        let [k, v] = [0, 1].map(|i| graph.select(&kv, 0, i));
+        let k = graph.transpose(&k, &[0, 1, 3, 2]);
+        let scores = graph.matmul(&q, &k);
+        let scores = graph.softmax(&scores);
+        let found = graph.matmul(&scores, &v);
+        let found = graph.transpose(&found, &[0, 2, 1, 3]);
+        let found = graph.reshape(&found, &[0, -1, channels]);
+        graph.linear(&found, &self.proj)
+    }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value, channels: i64, map: &Value) -> Value {
+        let normed = graph.layer_norm(x, &self.norm1, EPS);
+        let branch = self.attention_onnx(graph, &normed, channels, map);
+        let x = graph.add(x, &branch);
+        let normed = graph.layer_norm(&x, &self.norm2, EPS);
+        let branch = self.mlp.onnx(graph, &normed);
+        graph.add(&x, &branch)
+    }
+
     fn forward(&self, x: &Tensor, map: Size, pass: &mut Pass) -> Tensor {
         let branch = self.attention(&self.norm1.forward(x), map);
         let x = residual(x, stochastic_depth(branch, self.drop, pass.noise()));
@@ -135,6 +172,23 @@ impl Stage {
         }
         let grid = own.view([1, side, side, size[2]]).permute([0, 3, 1, 2]);
         grid.upsample_bilinear2d([map.0, map.1], false, None, None).flatten(2, 3).transpose(1, 2)
+    }
+}
+
+impl Stage {
+    /// The position embedding of a map as nodes of a graph: of (height, width) locations if these are known, else of
+    /// those that `like` `[B, C, …, …]` has.
+    fn positions_onnx(&self, graph: &mut Graph, map: Option<Size>, like: &Value) -> Value {
+        if let Some(map) = map {
+            return graph.constant(&self.positions(map), like.kind());
+        }
+        let (side, size) = (self.side, self.positions.size());
+        let own = self.positions.narrow(1, size[1] - side * side, side * side);
+        let grid = graph.constant(&own.view([1, side, side, size[2]]).permute([0, 3, 1, 2]), like.kind());
+        let map = graph.shape(like, 2, 4);
+        let grid = graph.resize(&grid, &map, Resize::Linear);
+        let flat = graph.reshape(&grid, &[0, 0, -1]);
+        graph.transpose(&flat, &[0, 2, 1])
     }
 }
 
@@ -202,6 +256,47 @@ impl Pvt {
         });
         Ok(Self { stages, token, channels })
     }
+
+    /// Maps, and the features of the class token, `[B, C, 1, 1]`, as nodes of a graph.
+    fn maps_onnx(&self, graph: &mut Graph, images: &Value) -> (Vec<Value>, Option<Value>) {
+        let mut x = images.clone();
+        let (mut maps, mut classified) = (Vec::new(), None);
+        for (s, (stage, &channels)) in self.stages.iter().zip(&self.channels).enumerate() {
+            graph.part(format!("backbone/stage{}", s + 1));
+            let embedded = stage.patches.onnx(graph, &x);
+            let (batch, map) = (graph.shape(&embedded, 0, 1), graph.shape(&embedded, 2, 4));
+            let flat = graph.reshape(&embedded, &[0, 0, -1]);
+            let flat = graph.transpose(&flat, &[0, 2, 1]);
+            let normed = graph.layer_norm(&flat, &stage.norm, CONV_EPS);
+            // As its convolutions, each map has as many whole patches as fit.
+            let known = graph.options().size.map(|(height, width)| (height / STRIDES[s], width / STRIDES[s]));
+            let positions = stage.positions_onnx(graph, known, &embedded);
+            let mut locations = graph.add(&normed, &positions);
+            let token = self.token.as_ref().filter(|_| s + 1 == self.stages.len());
+            if let Some(ClassToken { token, .. }) = token {
+                let token = graph.constant(&(token + stage.positions.narrow(1, 0, 1)), locations.kind());
+                let rest = graph.ints(&[1, channels]);
+                let shape = graph.concat(&[&batch, &rest], 0);
+                let token = graph.op("Expand", &[&token, &shape], &[]);
+                locations = graph.concat(&[&token, &locations], 1);
+            }
+            for (i, block) in stage.blocks.iter().enumerate() {
+                graph.part(format!("backbone/stage{}.{i}", s + 1));
+                locations = block.onnx(graph, &locations, channels, &map);
+            }
+            if let Some(ClassToken { norm, .. }) = token {
+                let own = graph.slice(&locations, 1, 0, 1);
+                let normed = graph.layer_norm(&own, norm, EPS);
+                classified = Some(graph.reshape(&normed, &[0, channels, 1, 1]));
+                locations = graph.slice(&locations, 1, 1, i64::MAX);
+            }
+            let flat = graph.transpose(&locations, &[0, 2, 1]);
+            let width = graph.ints(&[channels]);
+            x = graph.reshape_to(&flat, &[&batch, &width, &map]);
+            maps.push(x.clone());
+        }
+        (maps, classified)
+    }
 }
 
 impl Backbone for Pvt {
@@ -247,6 +342,14 @@ impl Backbone for Pvt {
             maps.push(x.shallow_clone());
         }
         Ok((maps, classified.unwrap_or(x)))
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        Ok(self.maps_onnx(graph, images).0)
+    }
+
+    fn onnx_to_classify(&self, graph: &mut Graph, images: &Value) -> Result<Value> {
+        self.maps_onnx(graph, images).1.context("a classifier has a class token")
     }
 
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) -> Vec<Size> {

@@ -9,6 +9,7 @@ use super::{check_batch, frozen_stages, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec, Init};
+use crate::onnx::{Graph, Value};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 /// Groups of ResNeXt's 3×3 convolutions.
@@ -75,6 +76,17 @@ impl Residual {
         }
         let shortcut = self.downsample.as_ref().map(|downsample| downsample.forward(x, train));
         (out + shortcut.as_ref().unwrap_or(x)).relu()
+    }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let mut out = self.layers[0].onnx(graph, x);
+        for layer in &self.layers[1..] {
+            out = graph.unary("Relu", &out);
+            out = layer.onnx(graph, &out);
+        }
+        let shortcut = self.downsample.as_ref().map(|downsample| downsample.onnx(graph, x));
+        let sum = graph.add(&out, shortcut.as_ref().unwrap_or(x));
+        graph.unary("Relu", &sum)
     }
 }
 
@@ -146,6 +158,22 @@ impl Backbone for ResNet {
                 x = block.forward(&x, norms_at(s));
             }
             maps.push(x.shallow_clone());
+        }
+        Ok(maps)
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        graph.part("backbone/stem");
+        let x = self.stem.onnx(graph, images);
+        let x = graph.unary("Relu", &x);
+        let mut x = graph.pool("MaxPool", &x, [3, 3], [2, 2], 1);
+        let mut maps = Vec::new();
+        for (s, stage) in self.stages.iter().enumerate() {
+            for (i, block) in stage.iter().enumerate() {
+                graph.part(format!("backbone/layer{}.{i}", s + 1));
+                x = block.onnx(graph, &x);
+            }
+            maps.push(x.clone());
         }
         Ok(maps)
     }

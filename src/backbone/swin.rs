@@ -10,6 +10,7 @@ use crate::config::BackboneConfig;
 use crate::nn::cost::{attention, linear as count, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, residual, stochastic_depth, ConvSpec};
 use crate::nn::tokens::{layer_norm, linear, Mlp, Patches, Weights, DEVIATION};
+use crate::onnx::{Graph, Kind as OnnxKind, Value};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 /// Side of a patch, in pixels.
@@ -95,6 +96,99 @@ impl Windows {
     }
 }
 
+/// [`Windows`] of a map as values of a graph.
+struct OnnxWindows {
+    /// (height, width) of the map, int64 `[2]`.
+    map: Value,
+    /// Rows and columns of windows, int64 `[2]`, and their (height, width).
+    grid: Value,
+    size: Value,
+    shift: [i64; 2],
+    channels: i64,
+}
+
+impl OnnxWindows {
+    /// Of a map `[B, H, W, C]`.
+    fn new(graph: &mut Graph, x: &Value, shift: [i64; 2], channels: i64) -> Self {
+        let map = graph.shape(x, 1, 3);
+        let window = graph.int(WINDOW);
+        let grid = graph.plus(&map, (WINDOW - 1) as f64);
+        let grid = graph.div(&grid, &window);
+        let size = graph.mul(&grid, &window);
+        Self { map, grid, size, shift, channels }
+    }
+
+    /// Rolls rows up and columns to the left; negative: the other way.
+    fn roll(&self, graph: &mut Graph, x: &Value, shift: [i64; 2]) -> Value {
+        let mut x = x.clone();
+        for (axis, shift) in [(1, shift[0]), (2, shift[1])].into_iter().filter(|(_, shift)| *shift != 0) {
+            let (before, after) = (graph.slice(&x, axis, 0, shift), graph.slice(&x, axis, shift, i64::MAX));
+            x = graph.concat(&[&after, &before], axis);
+        }
+        x
+    }
+
+    /// [`Windows::cut`], of `channels` channels.
+    fn cut(&self, graph: &mut Graph, x: &Value, channels: i64) -> Value {
+        let [rows, columns] = [0, 1].map(|axis| graph.slice(&self.grid, 0, axis, axis + 1));
+        let (rest, side, last) = (graph.ints(&[-1]), graph.ints(&[WINDOW]), graph.ints(&[WINDOW, channels]));
+        let x = graph.reshape_to(x, &[&rest, &rows, &side, &columns, &last]);
+        let x = graph.transpose(&x, &[0, 1, 3, 2, 4, 5]);
+        graph.reshape(&x, &[-1, AREA, channels])
+    }
+
+    /// [`Windows::split`].
+    fn split(&self, graph: &mut Graph, x: &Value) -> Value {
+        let more = graph.sub(&self.size, &self.map);
+        let (none, one) = (graph.ints(&[0, 0, 0, 0, 0]), graph.ints(&[0]));
+        let pads = graph.concat(&[&none, &more, &one], 0);
+        let x = graph.pad(x, &pads, 0.0);
+        let x = self.roll(graph, &x, self.shift);
+        self.cut(graph, &x, self.channels)
+    }
+
+    /// [`Windows::join`].
+    fn join(&self, graph: &mut Graph, windows: &Value) -> Value {
+        let (rest, last) = (graph.ints(&[-1]), graph.ints(&[WINDOW, WINDOW, self.channels]));
+        let x = graph.reshape_to(windows, &[&rest, &self.grid, &last]);
+        let x = graph.transpose(&x, &[0, 1, 3, 2, 4, 5]);
+        let channels = graph.ints(&[self.channels]);
+        let x = graph.reshape_to(&x, &[&rest, &self.size, &channels]);
+        let x = self.roll(graph, &x, self.shift.map(|shift| -shift));
+        let [height, width] = [0, 1].map(|axis| graph.slice(&self.map, 0, axis, axis + 1));
+        let x = graph.first(&x, 1, &height, None);
+        graph.first(&x, 2, &width, None)
+    }
+
+    /// [`Windows::mask`], in the kind of `like`.
+    fn mask(&self, graph: &mut Graph, like: &Value) -> Value {
+        let parts = [0, 1].map(|axis| {
+            let size = graph.slice(&self.size, 0, axis, axis + 1);
+            let at = graph.range(&size);
+            let parts = match self.shift[axis as usize] {
+                0 => graph.times(&at, 0.0),
+                shift => {
+                    let [last, wrapped] = [WINDOW, shift].map(|before| {
+                        let from = graph.plus(&size, -before as f64);
+                        let beyond = graph.is("GreaterOrEqual", &at, &from);
+                        graph.cast(&beyond, OnnxKind::Int64)
+                    });
+                    graph.add(&last, &wrapped)
+                }
+            };
+            graph.unsqueeze(&parts, if axis == 0 { &[0, 2, 3] } else { &[0, 1, 3] })
+        });
+        let rows = graph.times(&parts[0], 3.0);
+        let parts = graph.add(&rows, &parts[1]);
+        let parts = self.cut(graph, &parts, 1);
+        let others = graph.transpose(&parts, &[0, 2, 1]);
+        let same = graph.is("Equal", &parts, &others);
+        let (here, apart) = (graph.scalar_like(0.0, like), graph.scalar_like(APART, like));
+        let mask = graph.choose(&same, &here, &apart);
+        graph.unsqueeze(&mask, &[1])
+    }
+}
+
 /// Attention within windows, with a learned bias for each relative position (section 3.2).
 #[derive(Debug)]
 struct Attention {
@@ -137,6 +231,33 @@ impl Attention {
         let found = scores.softmax(-1, None::<Kind>).view([-1, heads, AREA, AREA]).matmul(&v);
         self.proj.forward(&found.transpose(1, 2).reshape(x.size()))
     }
+
+    fn onnx(&self, graph: &mut Graph, x: &Value, mask: Option<&Value>) -> Value {
+        let (heads, channels) = (self.heads, self.heads * HEAD);
+        let bias = self.table.index_select(0, &self.pairs).view([AREA, AREA, heads]).permute([2, 0, 1]).unsqueeze(0);
+        let bias = graph.constant(&bias, x.kind());
+        let qkv = graph.linear(x, &self.qkv);
+        let qkv = graph.reshape(&qkv, &[-1, AREA, 3, heads, HEAD]);
+        let qkv = graph.transpose(&qkv, &[2, 0, 3, 1, 4]);
+        let [q, k, v] = [0, 1, 2].map(|i| graph.select(&qkv, 0, i));
+        let q = graph.times(&q, (HEAD as f64).powf(-0.5));
+        let k = graph.transpose(&k, &[0, 1, 3, 2]);
+        let mut scores = graph.matmul(&q, &k);
+        scores = graph.add(&scores, &bias);
+        if let Some(mask) = mask {
+            // [B, windows, heads, 49, 49]
+            let (rest, windows) = (graph.ints(&[-1]), graph.shape(mask, 0, 1));
+            let last = graph.ints(&[heads, AREA, AREA]);
+            let of_windows = graph.reshape_to(&scores, &[&rest, &windows, &last]);
+            scores = graph.add(&of_windows, mask);
+            scores = graph.reshape(&scores, &[-1, heads, AREA, AREA]);
+        }
+        let scores = graph.softmax(&scores);
+        let found = graph.matmul(&scores, &v);
+        let found = graph.transpose(&found, &[0, 2, 1, 3]);
+        let found = graph.reshape(&found, &[-1, AREA, channels]);
+        graph.linear(&found, &self.proj)
+    }
 }
 
 #[derive(Debug)]
@@ -156,6 +277,19 @@ impl Block {
         let x = residual(x, stochastic_depth(windows.join(&branch), self.drop, pass.noise()));
         let branch = self.mlp.forward(&self.norm2.forward(&x));
         residual(&x, stochastic_depth(branch, self.drop, pass.noise()))
+    }
+}
+
+impl Block {
+    fn onnx(&self, graph: &mut Graph, x: &Value, windows: &OnnxWindows, mask: Option<&Value>) -> Value {
+        let normed = graph.layer_norm(x, &self.norm1, EPS);
+        let split = windows.split(graph, &normed);
+        let branch = self.attention.onnx(graph, &split, mask);
+        let branch = windows.join(graph, &branch);
+        let x = graph.add(x, &branch);
+        let normed = graph.layer_norm(&x, &self.norm2, EPS);
+        let branch = self.mlp.onnx(graph, &normed);
+        graph.add(&x, &branch)
     }
 }
 
@@ -183,6 +317,28 @@ impl Merging {
         // The published order: columns outside, rows inside.
         let x = x.view([size[0], height, 2, width, 2, size[3]]).permute([0, 1, 3, 4, 2, 5]);
         self.reduction.forward(&self.norm.forward(&x.reshape([size[0], height, width, 4 * size[3]])))
+    }
+
+    /// Of a map of `channels` channels.
+    fn onnx(&self, graph: &mut Graph, x: &Value, channels: i64) -> Value {
+        let map = graph.shape(x, 1, 3);
+        let two = graph.int(2);
+        let half = graph.plus(&map, 1.0);
+        let half = graph.div(&half, &two);
+        let size = graph.mul(&half, &two);
+        let more = graph.sub(&size, &map);
+        let (none, one) = (graph.ints(&[0, 0, 0, 0, 0]), graph.ints(&[0]));
+        let pads = graph.concat(&[&none, &more, &one], 0);
+        let x = graph.pad(x, &pads, 0.0);
+        let batch = graph.shape(&x, 0, 1);
+        let [height, width] = [0, 1].map(|axis| graph.slice(&half, 0, axis, axis + 1));
+        let (side, last) = (graph.ints(&[2]), graph.ints(&[2, channels]));
+        let x = graph.reshape_to(&x, &[&batch, &height, &side, &width, &last]);
+        let x = graph.transpose(&x, &[0, 1, 3, 4, 2, 5]);
+        let width_of_four = graph.ints(&[4 * channels]);
+        let x = graph.reshape_to(&x, &[&batch, &half, &width_of_four]);
+        let x = graph.layer_norm(&x, &self.norm, EPS);
+        graph.linear(&x, &self.reduction)
     }
 }
 
@@ -296,6 +452,47 @@ impl Backbone for Swin {
                 };
             }
             maps.push(norm.as_ref().map_or(x.shallow_clone(), |norm| norm.forward(&x)).permute([0, 3, 1, 2]));
+        }
+        Ok(maps)
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        let known = graph.options().size;
+        ensure!(
+            known.is_some() || self.of == Use::Detector,
+            "a classifier with a Swin Transformer shifts its windows or not, by the size of its images: give --size"
+        );
+        let x = match known {
+            Some((height, width)) if height % PATCH != 0 || width % PATCH != 0 => {
+                let rest = |side: i64| (PATCH - side % PATCH) % PATCH;
+                let pads = graph.ints(&[0, 0, 0, 0, 0, 0, rest(height), rest(width)]);
+                graph.pad(images, &pads, 0.0)
+            }
+            _ => images.clone(),
+        };
+        graph.part("backbone/patch_embed");
+        let x = self.patches.onnx(graph, &x);
+        let x = graph.transpose(&x, &[0, 2, 3, 1]);
+        let mut x = graph.layer_norm(&x, &self.norm, EPS);
+        let mut maps = Vec::new();
+        for (s, (stage, norm)) in self.stages.iter().zip(&self.norms).enumerate() {
+            graph.part(format!("backbone/layers.{s}"));
+            if let Some(merging) = &stage.merging {
+                x = merging.onnx(graph, &x, self.channels[s - 1]);
+            }
+            let shift = graph.map_size(STRIDES[s]).map_or([SHIFT; 2], |map| self.shifted(map).shift);
+            let plain = OnnxWindows::new(graph, &x, [0; 2], self.channels[s]);
+            let shifted = OnnxWindows::new(graph, &x, shift, self.channels[s]);
+            let mask = (shift != [0; 2]).then(|| shifted.mask(graph, &x));
+            for (i, block) in stage.blocks.iter().enumerate() {
+                graph.part(format!("backbone/layers.{s}.{i}"));
+                x = match i % 2 {
+                    0 => block.onnx(graph, &x, &plain, None),
+                    _ => block.onnx(graph, &x, &shifted, mask.as_ref()),
+                };
+            }
+            let map = norm.as_ref().map_or(x.clone(), |norm| graph.layer_norm(&x, norm, EPS));
+            maps.push(graph.transpose(&map, &[0, 3, 1, 2]));
         }
         Ok(maps)
     }

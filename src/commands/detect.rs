@@ -189,7 +189,7 @@ fn open(args: &Args, weights: &Path, detector: Option<DetectorKind>) -> Result<P
 }
 
 /// The categories of an annotation file, in the order in which training numbers them.
-fn classes_of(path: &Path) -> Result<Classes> {
+pub(super) fn classes_of(path: &Path) -> Result<Classes> {
     let dataset =
         vigdet_coco::read_dataset(path).with_context(|| format!("cannot read classes from {}", path.display()))?;
     Ok(Classes::of_categories(&dataset.categories))

@@ -4,6 +4,7 @@
 pub mod classify;
 pub mod dataset;
 pub mod detect;
+pub mod export;
 pub mod extract_features;
 pub mod model_stats;
 pub mod plot_graph;
@@ -53,6 +54,8 @@ enum Command {
     TestCls(test_cls::Args),
     /// Name the classes of images
     Classify(classify::Args),
+    /// Write a model as an ONNX file
+    Export(export::Args),
     /// Write what a backbone sees
     #[command(alias = "extract-features")]
     ExtractFeatures(extract_features::Args),
@@ -86,6 +89,7 @@ impl Vigdet {
             Command::TrainCls(args) => train_cls::run(args),
             Command::TestCls(args) => test_cls::run(args),
             Command::Classify(args) => classify::run(args),
+            Command::Export(args) => export::run(args),
             Command::ExtractFeatures(args) => extract_features::run(args),
             Command::PlotGraph(args) => plot_graph::run(args),
             Command::PlotRun(args) => plot_run::run(args),

@@ -27,6 +27,19 @@ pub fn prepare(images: &[RgbImage], infos: &[ImageInfo], config: &DataConfig) ->
     assemble(parts.collect(), config.size_in_test(), config)
 }
 
+/// The same settings, with a size in test at which an image of (width, height) pixels fits into a canvas of
+/// (height, width).
+pub fn fitting(config: &DataConfig, (width, height): (u32, u32), canvas: (i64, i64)) -> DataConfig {
+    let size = config.size_in_test();
+    let [short, long] = size.map(f64::from);
+    let (to_width, to_height) = output_size(width, height, short, long, config.resize);
+    let scale = (canvas.0 as f64 / f64::from(to_height)).min(canvas.1 as f64 / f64::from(to_width)).min(1.0);
+    let scaled = |side: u32| ((f64::from(side) * scale).floor() as u32).max(1);
+    let sides = [scaled(to_width.min(to_height)), scaled(to_width.max(to_height))];
+    let test_size = if scale < 1.0 { sides } else { size };
+    DataConfig { test_size: Some(test_size), ..config.clone() }
+}
+
 /// [`prepare`] with objects, at a size of \[shorter side, most of the longer\] that `scales` multiply, one factor per
 /// sample.
 pub(super) fn collate(samples: Vec<Sample>, scales: &[f64], size: [u32; 2], config: &DataConfig) -> Result<Batch> {

@@ -25,7 +25,7 @@ pub mod scale_jitter;
 pub mod shapes;
 
 pub(crate) use ahead::message as panic_message;
-pub use batch::prepare;
+pub use batch::{fitting, prepare};
 pub use coco::{CocoDataset, DataFolder};
 pub use feed::{Epoch, Feed, Source};
 pub use image_folder::ImageFolder;

@@ -62,6 +62,11 @@ impl Normalise {
     pub fn new(mean: [f32; 3], std: [f32; 3]) -> Self {
         Self { scale: std.map(|s| 1.0 / (255.0 * s)), shift: std::array::from_fn(|c| -mean[c] / std[c]) }
     }
+
+    /// What each channel is multiplied by, and what is added then.
+    pub fn factors(&self) -> [[f32; 3]; 2] {
+        [self.scale, self.shift]
+    }
 }
 
 /// Resizes `image` to `(width, height)`, normalises it into the upper left of `slot` and fills the rest of `slot` with

@@ -2,6 +2,7 @@
 
 use super::boxes::Box4;
 use crate::config::AnchorConfig;
+use crate::onnx::{Graph, Kind, Value};
 
 /// Makes the anchors of a pyramid.
 ///
@@ -54,6 +55,32 @@ impl AnchorGenerator {
                 level
             })
             .collect()
+    }
+}
+
+impl AnchorGenerator {
+    /// Anchors of a level at these indices, int64 `[N, k]`, as nodes of a graph: `[N, k, 4]`. `map` and `image` are
+    /// (height, width), int64 `[2]`.
+    pub fn onnx(&self, graph: &mut Graph, level: usize, index: &Value, map: &Value, image: &Value) -> Value {
+        let count = graph.int(self.num_anchors);
+        let (location, cell) = (graph.div(index, &count), graph.op("Mod", &[index, &count], &[]));
+        let width = graph.slice(map, 0, 1, 2);
+        let (row, column) = (graph.div(&location, &width), graph.op("Mod", &[&location, &width], &[]));
+        let stride = match &self.strides {
+            Some(strides) => graph.ints(&[strides[level]; 2]),
+            None => graph.div(image, map),
+        };
+        let [y, x] = [(row, 0), (column, 1)].map(|(at, axis)| {
+            let stride = graph.slice(&stride, 0, axis, axis + 1);
+            let pixels = graph.mul(&at, &stride);
+            let pixels = graph.cast(&pixels, Kind::Float);
+            graph.unsqueeze(&pixels, &[-1])
+        });
+        let shift = graph.concat(&[&x, &y, &x, &y], -1);
+        let cells: Vec<f32> = self.cells[level].iter().flatten().copied().collect();
+        let cells = graph.floats(&cells, &[-1, 4]);
+        let cells = graph.gather(&cells, &cell, 0);
+        graph.add(&cells, &shift)
     }
 }
 

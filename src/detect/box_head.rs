@@ -6,11 +6,12 @@ use tch::{nn, Tensor};
 
 use super::head_conv::HeadConv;
 use super::mask_head::pooler;
-use super::roi_align::{Roi, RoiPooler};
+use super::roi_align::{OnnxPooled, Roi, RoiPooler};
 use crate::config::RoiConfig;
 use crate::nn::cost::Layer;
 use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::precision::full_precision;
+use crate::onnx::{Graph, Value};
 
 /// Pools regions and says of each which class it is and how its box should move.
 #[derive(Debug)]
@@ -70,6 +71,37 @@ impl BoxHead {
         let x = self.convs.iter().fold(x, |x, conv| conv.forward(&x, train).relu()).flatten(1, -1);
         let x = self.hidden.iter().fold(x, |x, layer| layer.forward(&x).relu());
         (full_precision(&self.class.forward(&x)), full_precision(&self.deltas.forward(&x)))
+    }
+
+    /// [`BoxHead::forward`] and softmax as nodes of a graph, for regions `[N, R, 4]` of which some are there: class
+    /// probabilities `[N, R, classes + 1]` and deltas `[N, R, 4 · (classes + 1)]`, zeros of what is not there.
+    pub fn onnx(&self, graph: &mut Graph, levels: &[Value], rois: &Value, there: &Value) -> [Value; 2] {
+        graph.part("roi_heads/box_head");
+        let OnnxPooled { features, places } = self.pooler.onnx(graph, levels, rois, there);
+        let mut x = graph.working(&features);
+        for conv in &self.convs {
+            x = conv.onnx(graph, &x);
+            x = graph.unary("Relu", &x);
+        }
+        let mut x = graph.op("Flatten", &[&x], &[]);
+        for layer in &self.hidden {
+            x = graph.linear(&x, layer);
+            x = graph.unary("Relu", &x);
+        }
+        let [logits, deltas] = [&self.class, &self.deltas].map(|layer| {
+            let said = graph.linear(&x, layer);
+            graph.full(&said)
+        });
+        let scores = graph.softmax(&logits);
+        // Back to the regions' own order.
+        let shape = graph.shape(rois, 0, 2);
+        let count = graph.reduce("ReduceProd", &shape, &[0], true);
+        [(&scores, &self.class), (&deltas, &self.deltas)].map(|(rows, layer)| {
+            let width = graph.ints(&[layer.ws.size()[0]]);
+            let flat = graph.concat(&[&count, &width], 0);
+            let all = graph.scatter(&flat, &places, rows);
+            graph.reshape_to(&all, &[&shape, &width])
+        })
     }
 
     /// Reports every layer to `visit` for so many regions.

@@ -5,7 +5,7 @@
 pub type Box4 = [f32; 4];
 
 /// Largest change of log size that a delta may ask for: 16 becomes 1000 pixels.
-const MAX_LOG_SCALE: f32 = 4.135_166_6;
+pub(super) const MAX_LOG_SCALE: f32 = 4.135_166_6;
 
 /// Width × height; 0 for a box that is turned inside out.
 pub fn area(b: &Box4) -> f32 {

@@ -9,6 +9,7 @@ use crate::nn::cost::{convolution, Layer, Size};
 use crate::nn::layers::{channels_last, ConvSpec, Init};
 use crate::nn::padding::Extents;
 use crate::nn::precision::full_precision;
+use crate::onnx::{Graph, Value};
 
 /// Class and box branch: `convs` × (3×3 convolution, relu), then one convolution that predicts.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct LevelOutput {
     pub map: (i64, i64),
 }
 
+/// Epsilon of the group norms: PyTorch's.
+const NORM_EPS: f64 = 1e-5;
 /// The logit of what is not there: its probability is 0 in float32.
 const NOTHING: f64 = -1e3;
 
@@ -77,6 +80,22 @@ impl Branch {
         // Channels are anchor by anchor; in channels-last memory this is a view.
         let batch = x.size()[0];
         x.permute([0, 2, 3, 1]).reshape([batch, -1, per_anchor])
+    }
+
+    /// [`Branch::forward`], as nodes: `[B, H·W·A·per_anchor]`.
+    fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let mut x = x.clone();
+        for (conv, norm) in &self.convs {
+            x = graph.conv2d(&x, conv, 1);
+            if let Some(norm) = norm {
+                x = graph.group_norm(&x, norm, NORM_EPS);
+            }
+            x = graph.unary("Relu", &x);
+        }
+        let x = graph.conv2d(&x, &self.predict, 1);
+        let x = graph.full(&x);
+        let x = graph.transpose(&x, &[0, 2, 3, 1]);
+        graph.reshape(&x, &[0, -1])
     }
 
     /// The same, image by image, of the part that is (height, width) large; `nothing` beyond. A group norm then sees
@@ -131,6 +150,13 @@ impl DenseHead {
                 }
             })
             .collect()
+    }
+
+    /// What [`DenseHead::forward`] says of a level in inference, as nodes: logits `[B, A·K]`, deltas `[B, A, 4]`.
+    pub fn onnx(&self, graph: &mut Graph, level: &Value) -> [Value; 2] {
+        let logits = self.classification.onnx(graph, level);
+        let deltas = self.regression.onnx(graph, level);
+        [logits, graph.reshape(&deltas, &[0, -1, 4])]
     }
 
     /// Reports every layer to `visit` for levels of these sizes.

@@ -1,13 +1,15 @@
 //! What every detector can do, and what it returns.
 
-use anyhow::Result;
+use anyhow::{bail, Result};
 use tch::Tensor;
 use vigdet_coco::rle::Rle;
 
 use super::instance_mask::InstanceMask;
+use super::postprocess::{OnnxDetections, OnnxImages};
 use crate::backbone::Pass;
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
+use crate::onnx::Graph;
 
 /// A detector in training and in inference. It owns its backbone.
 pub trait Detector: Send {
@@ -17,6 +19,14 @@ pub trait Detector: Send {
 
     /// Inference: what is seen on each image of a batch, in pixels of the original images. Takes no gradients.
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>>;
+
+    /// [`Detector::detect`] as nodes of a graph; boxes are in pixels of the graph's images.
+    ///
+    /// # Errors
+    /// If its backbone, or the graph's options for it, cannot be written.
+    fn onnx(&self, _graph: &mut Graph, _images: &OnnxImages) -> Result<OnnxDetections> {
+        bail!("this detector cannot be written as ONNX yet")
+    }
 
     /// Whether detections come with masks.
     fn has_masks(&self) -> bool {
@@ -75,6 +85,16 @@ impl Detections {
             labels: indices.iter().map(|&i| self.labels[i]).collect(),
             masks: Vec::new(),
         }
+    }
+
+    /// Leaves out those whose score is not above this.
+    pub fn keep_above(&mut self, score: f32) {
+        // They are best first.
+        let count = self.scores.iter().take_while(|own| **own > score).count();
+        self.boxes.truncate(count);
+        self.scores.truncate(count);
+        self.labels.truncate(count);
+        self.masks.truncate(count);
     }
 
     /// The mask of detection `i` on an image of `height × width` pixels, if there are masks.

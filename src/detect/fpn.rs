@@ -10,6 +10,7 @@ use crate::nn::cost::{convolution, Layer, Size};
 use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::padding::{clear, Extents};
 use crate::nn::precision::strided;
+use crate::onnx::{Graph, Resize, Value};
 
 /// Feature pyramid network (Lin et al., 2017, section 3).
 ///
@@ -109,6 +110,38 @@ impl Fpn {
         }
         if let (Coarse::Halved, Some(p5)) = (self.coarse, levels.last()) {
             levels.push(p5.slice(2, None, None, 2).slice(3, None, None, 2));
+        }
+        levels
+    }
+
+    /// [`Fpn::forward`] in inference, as nodes.
+    pub fn onnx(&self, graph: &mut Graph, maps: &[Value]) -> Vec<Value> {
+        graph.part("fpn");
+        let mut levels = Vec::with_capacity(maps.len() + 2);
+        let mut above: Option<Value> = None;
+        for ((map, inner), layer) in maps.iter().zip(&self.inner).zip(&self.layer).rev() {
+            let mut sum = inner.onnx(graph, map);
+            if let Some(above) = above {
+                let size = graph.shape(&sum, 2, 4);
+                let above = graph.resize(&above, &size, Resize::Nearest);
+                sum = graph.add(&sum, &above);
+            }
+            levels.push(layer.onnx(graph, &sum));
+            above = Some(sum);
+        }
+        levels.reverse();
+        if let (Coarse::P6P7 { p6: from, relu }, Some([p6, p7]), Some(c5), Some(p5)) =
+            (self.coarse, &self.extra, maps.last(), levels.last())
+        {
+            let source = if from == P6Source::C5 { c5 } else { p5 };
+            let p6 = graph.conv2d(source, p6, 2);
+            let below = if relu { graph.unary("Relu", &p6) } else { p6.clone() };
+            let p7 = graph.conv2d(&below, p7, 2);
+            levels.extend([p6, p7]);
+        }
+        if let (Coarse::Halved, Some(p5)) = (self.coarse, levels.last()) {
+            // Of windows of one location the largest is its own.
+            levels.push(graph.pool("MaxPool", p5, [1, 1], [2, 2], 0));
         }
         levels
     }

@@ -5,6 +5,7 @@ use tch::{nn, Tensor};
 
 use crate::config::ConvNorm;
 use crate::nn::layers::{ConvBn, ConvSpec};
+use crate::onnx::{Graph, Value};
 
 /// Epsilon of the batch norms: PyTorch's.
 const EPS: f64 = 1e-5;
@@ -32,6 +33,14 @@ impl HeadConv {
         match self {
             Self::Biased(conv) => conv.forward(x),
             Self::Normed(layer) => layer.forward(x, train),
+        }
+    }
+
+    /// [`HeadConv::forward`] in inference, as a node.
+    pub fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        match self {
+            Self::Biased(conv) => graph.conv2d(x, conv, 1),
+            Self::Normed(layer) => layer.onnx(graph, x),
         }
     }
 

@@ -3,7 +3,12 @@
 use vigdet_coco::rle::Rle;
 
 use super::boxes::Box4;
+use super::postprocess::{corners, OnnxDetections};
 use crate::config::PasteKind;
+use crate::onnx::{Graph, Kind, Value};
+
+/// Masks that [`paste_onnx`] puts into their images at a time.
+const TOGETHER: i64 = 8;
 
 /// Probabilities of object over a detection's box. It stays small until it is drawn or written.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +101,82 @@ impl InstanceMask {
 /// A grid line's value; 0 outside.
 fn at(line: &[f32], index: i64) -> f32 {
     usize::try_from(index).ok().and_then(|i| line.get(i)).copied().unwrap_or(0.0)
+}
+
+/// [`InstanceMask::paste`] as nodes of a graph: grids `[N, D, side, side]` to bool `[N, D, H, W]`; `padded` is
+/// (H, W), int64 `[2]`.
+///
+/// Between two points of the grid each pixel is linear, in rows and in columns: so many matrices of weights, `[H, side]`
+/// and `[W, side]`, from left and right.
+pub(super) fn paste_onnx(
+    graph: &mut Graph,
+    (paste, threshold): (PasteKind, f32),
+    found: &OnnxDetections,
+    (grids, side): (&Value, i64),
+    padded: &Value,
+) -> Value {
+    let mut parts = Vec::new();
+    for from in (0..found.rows).step_by(TOGETHER as usize) {
+        let to = (from + TOGETHER).min(found.rows);
+        let [boxes, grids] = [&found.boxes, grids].map(|x| graph.slice(x, 1, from, to));
+        let [left, top, right, bottom] = corners(graph, &boxes);
+        let [down, across] = [(top, bottom, 0), (left, right, 1)].map(|(start, end, axis)| {
+            let count = graph.slice(padded, 0, axis, axis + 1);
+            weights_onnx(graph, paste, [&start, &end], side, &count)
+        });
+        let across = graph.transpose(&across, &[0, 1, 3, 2]);
+        let rows = graph.matmul(&grids, &across);
+        let values = graph.matmul(&down, &rows);
+        parts.push(graph.is_number("Greater", &values, threshold.into()));
+    }
+    graph.concat(&parts.iter().collect::<Vec<_>>(), 1)
+}
+
+/// How much each of `side` grid points counts for each of `pixels` pixels on an axis: `[N, d, pixels, side]`, for boxes
+/// that reach from start to end, `[N, d, 1]` each.
+fn weights_onnx(graph: &mut Graph, paste: PasteKind, [start, end]: [&Value; 2], side: i64, pixels: &Value) -> Value {
+    let pixels = graph.range(pixels);
+    let pixels = graph.cast(&pixels, Kind::Float);
+    let at = match paste {
+        PasteKind::Centres => {
+            let centres = graph.plus(&pixels, 0.5);
+            let (inside, length) = (graph.sub(&centres, start), graph.sub(end, start));
+            let at = graph.div(&inside, &length);
+            let at = graph.times(&at, side as f64);
+            graph.plus(&at, -0.5)
+        }
+        PasteKind::Padded => {
+            let rim = side + 2;
+            let (length, sum) = (graph.sub(end, start), graph.add(end, start));
+            let half = graph.times(&length, 0.5);
+            let half = graph.times(&half, rim as f64 / side as f64);
+            let middle = graph.times(&sum, 0.5);
+            let [from, to] = [graph.sub(&middle, &half), graph.add(&middle, &half)].map(|at| {
+                let whole = graph.cast(&at, Kind::Int64);
+                graph.cast(&whole, Kind::Float)
+            });
+            let length = graph.sub(&to, &from);
+            let length = graph.plus(&length, 1.0);
+            let length = graph.at_least(&length, 1.0);
+            let rim = graph.floats(&[rim as f32], &[1]);
+            let scale = graph.div(&rim, &length);
+            let inside = graph.sub(&pixels, &from);
+            let inside = graph.plus(&inside, 0.5);
+            let at = graph.mul(&inside, &scale);
+            let at = graph.plus(&at, -0.5);
+            let at = graph.at_least(&at, 0.0);
+            // Of the grid without its rim.
+            graph.plus(&at, -1.0)
+        }
+    };
+    let at = graph.unsqueeze(&at, &[-1]);
+    let points: Vec<f32> = (0..side).map(|point| point as f32).collect();
+    let points = graph.floats(&points, &[side]);
+    let away = graph.sub(&at, &points);
+    let away = graph.unary("Abs", &away);
+    let near = graph.times(&away, -1.0);
+    let near = graph.plus(&near, 1.0);
+    graph.unary("Relu", &near)
 }
 
 /// Collects runs, background first.

@@ -7,14 +7,17 @@ use tch::{nn, Kind, Reduction, Tensor};
 
 use super::boxes::Box4;
 use super::head_conv::HeadConv;
+use super::instance_mask::paste_onnx;
 use super::instance_mask::InstanceMask;
-use super::roi_align::{Roi, RoiAlign, RoiPooler};
+use super::postprocess::{OnnxDetections, OnnxMasks};
+use super::roi_align::{OnnxPooled, Roi, RoiAlign, RoiPooler};
 use crate::config::{MaskHeadConfig, MaskTargets, PasteKind, RoiConfig};
 use crate::data::mask::{Drawn, Mask};
 use crate::nn::cost::Layer;
 use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::memory::values;
 use crate::nn::precision::full_precision;
+use crate::onnx::{Attribute, Graph, Value};
 
 /// A positive region in training: where, of which class (from 0), and the mask that it should have.
 #[derive(Debug)]
@@ -131,6 +134,51 @@ impl MaskHead {
         let (side, paste, threshold) = (self.side(), self.paste, self.threshold);
         let mask = |values: &[f32]| InstanceMask { values: values.to_vec(), side, paste, threshold };
         Ok(values.chunks(side * side).map(mask).collect())
+    }
+
+    /// [`MaskHead::masks`] as nodes of a graph; `padded`: (height, width) of the images, int64 `[2]`.
+    pub fn onnx(&self, graph: &mut Graph, levels: &[Value], found: &OnnxDetections, padded: &Value) -> OnnxMasks {
+        graph.part("roi_heads/mask_head");
+        let there = graph.is_number("GreaterOrEqual", &found.labels, 0.0);
+        let OnnxPooled { features, places } = self.pooler.onnx(graph, levels, &found.boxes, &there);
+        let mut x = graph.working(&features);
+        for conv in &self.convs {
+            x = conv.onnx(graph, &x);
+            x = graph.unary("Relu", &x);
+        }
+        let weight = graph.constant(&self.deconv.ws, x.kind());
+        let bias = self.deconv.bs.as_ref().map(|bias| graph.constant(bias, x.kind()));
+        let inputs: Vec<&Value> = [&x, &weight].into_iter().chain(&bias).collect();
+        let doubled = [("kernel_shape", Attribute::Ints(&[2, 2])), ("strides", Attribute::Ints(&[2, 2]))];
+        let x = graph.op("ConvTranspose", &inputs, &doubled);
+        let x = graph.unary("Relu", &x);
+        let labels = graph.reshape(&found.labels, &[-1]);
+        let place = graph.reshape(&places, &[-1]);
+        let own = graph.gather(&labels, &place, 0);
+        let own = graph.plus(&own, 1.0);
+        let channels = self.logits.ws.size()[1];
+        let weights = graph.constant(&self.logits.ws.view([-1, 1, channels]), x.kind());
+        let weights = graph.gather(&weights, &own, 0);
+        let side = self.side() as i64;
+        let x = graph.reshape(&x, &[0, channels, side * side]);
+        let product = graph.matmul(&weights, &x);
+        let product = graph.squeeze(&product, &[1]);
+        let mut logits = graph.full(&product);
+        if let Some(bias) = &self.logits.bs {
+            let bias = graph.constant(&bias.view([-1, 1]), logits.kind());
+            let bias = graph.gather(&bias, &own, 0);
+            logits = graph.add(&logits, &bias);
+        }
+        let values = graph.unary("Sigmoid", &logits);
+        let shape = graph.shape(&found.boxes, 0, 2);
+        let count = graph.reduce("ReduceProd", &shape, &[0], true);
+        let area = graph.ints(&[side * side]);
+        let flat = graph.concat(&[&count, &area], 0);
+        let all = graph.scatter(&flat, &places, &values);
+        let sides = graph.ints(&[side, side]);
+        let grids = graph.reshape_to(&all, &[&shape, &sides]);
+        let pixels = paste_onnx(graph, (self.paste, self.threshold), found, (&grids, side), padded);
+        OnnxMasks { grids, side, pixels }
     }
 
     /// Reports every layer to `visit` for so many regions.

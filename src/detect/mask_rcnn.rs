@@ -7,12 +7,14 @@ use tch::{nn, Tensor};
 use super::boxes::BoxCoder;
 use super::detector::{Detections, Detector, Losses};
 use super::fpn::{stages_of, Coarse, Fpn};
+use super::postprocess::{OnnxDetections, OnnxImages};
 use super::roi_heads::RoiHeads;
 use super::rpn::{ProposalSelector, Rpn, RpnOutput};
 use crate::backbone::{self, Backbone, Pass};
 use crate::config::{ModelConfig, Padding};
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
+use crate::onnx::Graph;
 
 /// Backbone, pyramid, region proposal network, box and mask heads.
 ///
@@ -106,6 +108,14 @@ impl Detector for MaskRcnn {
             }
             Ok(found)
         })
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &OnnxImages) -> Result<OnnxDetections> {
+        let maps = self.backbone.onnx(graph, &images.pixels)?;
+        let maps: Vec<_> = self.stages.iter().map(|&stage| maps[stage].clone()).collect();
+        let levels = self.fpn.onnx(graph, &maps);
+        let proposals = self.rpn.onnx(graph, &levels, &self.in_inference, images);
+        Ok(self.heads.onnx(graph, &levels, proposals, images))
     }
 
     fn has_masks(&self) -> bool {

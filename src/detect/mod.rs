@@ -8,6 +8,8 @@ pub mod boxes;
 pub mod dense_head;
 pub mod dense_losses;
 mod detector;
+#[cfg(feature = "onnx")]
+mod exported;
 pub mod fpn;
 pub mod head_conv;
 pub mod instance_mask;
@@ -16,6 +18,7 @@ pub mod mask_head;
 pub mod mask_rcnn;
 pub mod matcher;
 pub mod nms;
+pub mod postprocess;
 pub mod retinanet;
 pub mod roi_align;
 pub mod roi_heads;
@@ -30,8 +33,11 @@ use crate::classes::Classes;
 use crate::config::{DetectorKind, ModelConfig};
 
 pub use detector::{Detections, Detector, Losses};
+#[cfg(feature = "onnx")]
+pub use exported::Exported;
 pub use instance_mask::InstanceMask;
 pub use mask_rcnn::MaskRcnn;
+pub use postprocess::{OnnxDetections, OnnxImages, OnnxMasks};
 pub use retinanet::RetinaNet;
 
 /// Builds the detector that a config names, with random weights under `path`, for `classes` classes.

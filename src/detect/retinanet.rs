@@ -10,13 +10,15 @@ use super::dense_head::{DenseHead, LevelOutput};
 use super::dense_losses::{Assigner, DenseLoss};
 use super::detector::{Detections, Detector, Losses};
 use super::fpn::{stages_of, Coarse, Fpn};
-use super::select::{LevelValues, Limits, Selector};
+use super::postprocess::{OnnxDetections, OnnxImages};
+use super::select::{LevelValues, Limits, OnnxLevel, Selector};
 use crate::backbone::{self, Backbone, Pass};
 use crate::config::{ModelConfig, Padding};
 use crate::data::Batch;
 use crate::nn::cost::{Layer, Size};
 use crate::nn::memory::values;
 use crate::nn::padding::Extents;
+use crate::onnx::Graph;
 
 /// Backbone, pyramid on its last stages, dense head.
 ///
@@ -138,6 +140,19 @@ impl Detector for RetinaNet {
                 })
                 .collect())
         })
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &OnnxImages) -> Result<OnnxDetections> {
+        let maps = self.backbone.onnx(graph, &images.pixels)?;
+        let maps: Vec<_> = self.stages.iter().map(|&stage| maps[stage].clone()).collect();
+        let levels = self.fpn.onnx(graph, &maps);
+        let mut said = Vec::with_capacity(levels.len());
+        for (l, level) in levels.iter().enumerate() {
+            graph.part(format!("head/level{l}"));
+            let [logits, deltas] = self.head.onnx(graph, level);
+            said.push(OnnxLevel { logits, deltas, map: graph.shape(level, 2, 4) });
+        }
+        Ok(self.selector.onnx(graph, &said, &self.anchors, images))
     }
 
     fn flops(&self, image: Size, visit: &mut dyn FnMut(Layer)) {

@@ -5,7 +5,9 @@ use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::boxes::{area, Box4};
+use super::postprocess::sides;
 use crate::nn::precision::full_precision;
+use crate::onnx::{Attribute, Graph, Kind as OnnxKind, Value};
 
 /// A region of an image of a batch: which image, and where, in pixels of the batch's images.
 pub type Roi = (usize, Box4);
@@ -202,6 +204,64 @@ impl RoiPooler {
                 all.index_select(0, &rank).permute([0, 3, 1, 2])
             }
         }
+    }
+}
+
+/// Regions that were pooled as nodes of a graph: level by level, and those that are not there left out.
+#[derive(Debug)]
+pub struct OnnxPooled {
+    /// `[V, C, size, size]`
+    pub features: Value,
+    /// int64 `[V, 1]`: the place of each among all N·R.
+    pub places: Value,
+}
+
+impl RoiPooler {
+    /// [`RoiPooler::pool`] as nodes of a graph, for regions `[N, R, 4]` of which some are there, bool `[N, R]`.
+    pub fn onnx(&self, graph: &mut Graph, levels: &[Value], rois: &Value, there: &Value) -> OnnxPooled {
+        let number = |stride: Option<&i64>| stride.map_or(0, |stride| i64::from(stride.ilog2()));
+        let (first, last) = (number(self.strides.first()), number(self.strides.last()));
+        let sides = sides(graph, rois).map(|side| graph.at_least(&side, 0.0));
+        let area = graph.mul(&sides[0], &sides[1]);
+        let size = graph.unary("Sqrt", &area);
+        // The level rises by one wherever its formula reaches a whole number; it has 1e-6 added against rounding.
+        let reached: Vec<Value> = (first + 1..=last)
+            .map(|level| {
+                let octaves = (level - self.canonical_level) as f64 - 1e-6;
+                let least = f64::from(self.canonical_size) * octaves.exp2();
+                let reached = graph.is_number("GreaterOrEqual", &size, least);
+                graph.cast(&reached, OnnxKind::Int64)
+            })
+            .collect();
+        let zero = graph.int(0);
+        let of = reached.iter().fold(zero, |sum, reached| graph.add(reached, &sum));
+        let of = graph.or_number(there, &of, -1.0);
+        let of = graph.reshape(&of, &[-1]);
+        let per_image = graph.shape(rois, 1, 2);
+        let rois = graph.reshape(rois, &[-1, 4]);
+        let (mut pooled, mut places) = (Vec::new(), Vec::new());
+        for (l, (level, &stride)) in levels.iter().zip(&self.strides).enumerate() {
+            let own = graph.is_number("Equal", &of, l as f64);
+            let own = graph.node_as(OnnxKind::Int64, "NonZero", &[&own], &[]);
+            let place = graph.reshape(&own, &[-1]);
+            let here = graph.gather(&rois, &place, 0);
+            let image = graph.div(&place, &per_image);
+            let level = graph.full(level);
+            let mode = if self.align.aligned { "half_pixel" } else { "output_half_pixel" };
+            let side = self.align.size as i64;
+            let attributes = [
+                ("coordinate_transformation_mode", Attribute::Text(mode)),
+                ("mode", Attribute::Text("avg")),
+                ("output_height", Attribute::Int(side)),
+                ("output_width", Attribute::Int(side)),
+                ("sampling_ratio", Attribute::Int(self.align.sampling_ratio.into())),
+                ("spatial_scale", Attribute::Float(1.0 / stride as f64)),
+            ];
+            pooled.push(graph.op("RoiAlign", &[&level, &here, &image], &attributes));
+            places.push(graph.unsqueeze(&place, &[1]));
+        }
+        let [features, places] = [pooled, places].map(|values| graph.concat(&values.iter().collect::<Vec<_>>(), 0));
+        OnnxPooled { features, places }
     }
 }
 

@@ -11,6 +11,7 @@ use super::detector::Detections;
 use super::losses::SampledBoxLoss;
 use super::mask_head::{MaskHead, MaskSample};
 use super::matcher::{Match, Matcher};
+use super::postprocess::{OnnxDetections, OnnxImages};
 use super::roi_align::Roi;
 use super::sampler::Sampler;
 use super::select::{Limits, RoiSelector};
@@ -18,6 +19,7 @@ use crate::config::ModelConfig;
 use crate::data::Target;
 use crate::nn::cost::Layer;
 use crate::nn::memory::values;
+use crate::onnx::{Graph, Value};
 
 /// Box head, mask head, and how their outputs become detections and losses.
 #[derive(Debug)]
@@ -170,6 +172,20 @@ impl RoiHeads {
             }
         }
         Ok(found)
+    }
+
+    /// [`RoiHeads::detect`] as nodes of a graph, for proposals `[N, R, 4]` of which some are there, bool `[N, R]`.
+    pub fn onnx(
+        &self,
+        graph: &mut Graph,
+        levels: &[Value],
+        [proposals, there]: [Value; 2],
+        images: &OnnxImages,
+    ) -> OnnxDetections {
+        let [scores, deltas] = self.boxes.onnx(graph, levels, &proposals, &there);
+        let mut found = self.selector.onnx(graph, [&proposals, &scores, &deltas], images);
+        found.masks = self.masks.as_ref().map(|head| head.onnx(graph, levels, &found, &images.padded));
+        found
     }
 
     /// Reports every layer to `visit` for so many proposals, and for as many detections as there are at most.

@@ -12,6 +12,7 @@ use super::boxes::{clip, Box4, BoxCoder};
 use super::losses::SampledBoxLoss;
 use super::matcher::{Match, Matcher};
 use super::nms::batched_nms;
+use super::postprocess::{self, decode, first_rows, rows_or_zeros, suppress, OnnxImages};
 use super::sampler::Sampler;
 use crate::config::{AnchorConfig, ProposalConfig, RpnConfig};
 use crate::data::Target;
@@ -19,6 +20,7 @@ use crate::nn::cost::{convolution, Layer, Size};
 use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::memory::values;
 use crate::nn::precision::full_precision;
+use crate::onnx::{Graph, Value};
 
 /// Proposals with a side shorter than this, in pixels, are dropped.
 const SHORTEST_SIDE: f32 = 1e-3;
@@ -107,6 +109,47 @@ impl Rpn {
                 selector.select(anchors, &objectness[own.clone()], &deltas[4 * own.start..4 * own.end], size)
             })
             .collect())
+    }
+
+    /// [`Rpn::forward`] and [`Rpn::proposals`] as nodes of a graph: boxes `[N, R, 4]` of as many proposals for each
+    /// image, and which of them there are, bool `[N, R]`.
+    pub fn onnx(
+        &self,
+        graph: &mut Graph,
+        levels: &[Value],
+        selector: &ProposalSelector,
+        images: &OnnxImages,
+    ) -> [Value; 2] {
+        let (mut boxes, mut ranks) = (Vec::new(), Vec::new());
+        for (l, level) in levels.iter().enumerate() {
+            graph.part(format!("rpn/level{l}"));
+            let mut x = level.clone();
+            for conv in &self.convs {
+                x = graph.conv2d(&x, conv, 1);
+                x = graph.unary("Relu", &x);
+            }
+            let [objectness, deltas] = [&self.objectness, &self.deltas].map(|conv| {
+                let said = graph.conv2d(&x, conv, 1);
+                let said = graph.full(&said);
+                graph.transpose(&said, &[0, 2, 3, 1])
+            });
+            let (logits, deltas) = (graph.reshape(&objectness, &[0, -1]), graph.reshape(&deltas, &[0, -1, 4]));
+            let all = graph.shape(&logits, 1, 2);
+            let count = graph.at_most(&all, selector.top_k as f64);
+            let (logits, index) = graph.top_k(&logits, &count);
+            let map = graph.shape(level, 2, 4);
+            let anchors = self.anchors.onnx(graph, l, &index, &map, &images.padded);
+            let deltas = graph.rows_at(&deltas, &index);
+            let (found, scores) = selector.onnx_level(graph, &deltas, &anchors, &logits, images);
+            boxes.push(found);
+            ranks.push(scores);
+        }
+        graph.part("rpn");
+        let [boxes, ranks] = [boxes, ranks].map(|values| graph.concat(&values.iter().collect::<Vec<_>>(), 1));
+        let rows = selector.keep as i64;
+        let (ranks, index) = first_rows(graph, &ranks, rows);
+        let there = graph.is_number("GreaterOrEqual", &ranks, 0.0);
+        [rows_or_zeros(graph, &boxes, &index, rows), there]
     }
 
     /// Losses `objectness` and `rpn_box` against the objects of each image.
@@ -203,6 +246,32 @@ impl ProposalSelector {
         let mut kept = batched_nms(&boxes, &scores, &levels, self.nms);
         kept.truncate(self.keep);
         kept.into_iter().map(|i| boxes[i]).collect()
+    }
+}
+
+impl ProposalSelector {
+    /// The proposals of one level, `[N, k, 4]`, from its best anchors, and their probabilities, below 0 for what is
+    /// none.
+    fn onnx_level(
+        &self,
+        graph: &mut Graph,
+        deltas: &Value,
+        anchors: &Value,
+        logits: &Value,
+        images: &OnnxImages,
+    ) -> (Value, Value) {
+        let boxes = decode(graph, &self.coder, deltas, anchors);
+        let boxes = postprocess::clip(graph, &boxes, &images.sizes);
+        let scores = graph.unary("Sigmoid", logits);
+        let mut ranks = postprocess::without_small(graph, &boxes, &scores, SHORTEST_SIDE);
+        if self.score > 0.0 {
+            let probable = graph.is_number("GreaterOrEqual", &scores, self.score.into());
+            ranks = graph.or_number(&probable, &ranks, -1.0);
+        }
+        let alone = graph.unsqueeze(&ranks, &[1]);
+        let kept = suppress(graph, &boxes, &alone, [self.nms, -0.5], self.keep as i64);
+        let ranks = graph.or_number(&kept, &ranks, -1.0);
+        (boxes, ranks)
     }
 }
 

@@ -1,9 +1,12 @@
 //! From what a head says of every anchor or proposal to the detections of an image.
 
+use super::anchors::AnchorGenerator;
 use super::boxes::{clip, Box4, BoxCoder};
 use super::detector::Detections;
 use super::nms::batched_nms;
+use super::postprocess::{decode, OnnxDetections, OnnxImages};
 use crate::config::{ClipKind, TestConfig};
+use crate::onnx::{Graph, Value};
 
 /// Detections of two-stage detectors with a side shorter than this, in pixels, are dropped where the config does not
 /// say otherwise (torchvision).
@@ -114,6 +117,56 @@ impl Selector {
     }
 }
 
+/// What a head says of one level, as values of a graph.
+#[derive(Debug)]
+pub struct OnnxLevel {
+    /// Class logits `[N, A·K]`, anchors first.
+    pub logits: Value,
+    /// Box deltas `[N, A, 4]`.
+    pub deltas: Value,
+    /// (height, width) of its map, int64 `[2]`.
+    pub map: Value,
+}
+
+impl Selector {
+    /// [`Selector::select`] as nodes of a graph.
+    pub fn onnx(
+        &self,
+        graph: &mut Graph,
+        levels: &[OnnxLevel],
+        anchors: &AnchorGenerator,
+        images: &OnnxImages,
+    ) -> OnnxDetections {
+        let (mut boxes, mut scores, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        for (l, level) in levels.iter().enumerate() {
+            graph.part(format!("select/level{l}"));
+            let all = graph.shape(&level.logits, 1, 2);
+            let count = graph.at_most(&all, self.top_k as f64);
+            let (logits, index) = graph.top_k(&level.logits, &count);
+            let classes = graph.int(self.classes as i64);
+            let anchor = graph.div(&index, &classes);
+            labels.push(graph.op("Mod", &[&index, &classes], &[]));
+            scores.push(graph.unary("Sigmoid", &logits));
+            let deltas = graph.rows_at(&level.deltas, &anchor);
+            let anchors = anchors.onnx(graph, l, &anchor, &level.map, &images.padded);
+            boxes.push(decode(graph, &self.coder, &deltas, &anchors));
+        }
+        graph.part("select");
+        let [boxes, scores, labels] =
+            [boxes, scores, labels].map(|of_levels| graph.concat(&of_levels.iter().collect::<Vec<_>>(), 1));
+        let (boxes, scores) = self.limits.candidates_onnx(graph, boxes, scores, &images.sizes, None);
+        // Suppression class by class: each candidate has a score in its own class alone.
+        let classes: Vec<i64> = (0..self.classes as i64).collect();
+        let classes = graph.ints(&classes);
+        let classes = graph.unsqueeze(&classes, &[0, 2]);
+        let [of_label, of_score] = [&labels, &scores].map(|value| graph.unsqueeze(value, &[1]));
+        let own = graph.is("Equal", &of_label, &classes);
+        let by_class = graph.or_number(&own, &of_score, -1.0);
+        let kept = self.limits.kept_onnx(graph, &boxes, &by_class);
+        self.limits.best_onnx(graph, [&boxes, &scores, &labels], &kept, &images.sizes)
+    }
+}
+
 /// Chooses detections of a second stage: every class of every proposal is a candidate if its score is above `score`;
 /// decoded, cut to the image, suppressed class by class, and the `max_detections` best of them.
 #[derive(Clone, Debug)]
@@ -149,6 +202,50 @@ impl RoiSelector {
             }
         }
         self.limits.best(&all, size)
+    }
+}
+
+impl RoiSelector {
+    /// [`RoiSelector::select`] as nodes of a graph, for proposals `[N, R, 4]`, scores `[N, R, K + 1]` and deltas
+    /// `[N, R, (K + 1) · 4]`.
+    pub fn onnx(&self, graph: &mut Graph, said: [&Value; 3], images: &OnnxImages) -> OnnxDetections {
+        let [proposals, scores, deltas] = said;
+        graph.part("select");
+        let (classes, outputs) = (self.classes as i64, self.classes as i64 + 1);
+        // Without background: [N, R, K, …].
+        let scores = graph.slice(scores, 2, 1, outputs);
+        let deltas = graph.reshape(deltas, &[0, 0, outputs, 4]);
+        let deltas = graph.slice(&deltas, 2, 1, outputs);
+        let proposals = graph.unsqueeze(proposals, &[2]);
+        let boxes = decode(graph, &self.coder, &deltas, &proposals);
+        let (boxes, scores) = (graph.reshape(&boxes, &[0, -1, 4]), graph.reshape(&scores, &[0, -1]));
+        let (boxes, scores) = self.limits.candidates_onnx(graph, boxes, scores, &images.sizes, Some(SHORTEST_SIDE));
+        // Suppression class by class: each class of each image is a batch of its own, [N · K, R, …].
+        let of_class = |graph: &mut Graph, x: &Value, order: &[i64]| {
+            let inside = &[0, -1, classes, 4][..order.len()];
+            let x = graph.reshape(x, inside);
+            graph.transpose(&x, order)
+        };
+        let by_class = of_class(graph, &scores, &[0, 2, 1]);
+        let shape = graph.shape(&by_class, 0, 3);
+        let rows = graph.shape(&by_class, 2, 3);
+        let rest = graph.ints(&[-1]);
+        let (one, four) = (graph.ints(&[1]), graph.ints(&[4]));
+        let by_class = graph.reshape_to(&by_class, &[&rest, &one, &rows]);
+        let of_boxes = of_class(graph, &boxes, &[0, 2, 1, 3]);
+        let of_boxes = graph.reshape_to(&of_boxes, &[&rest, &rows, &four]);
+        let kept = self.limits.kept_onnx(graph, &of_boxes, &by_class);
+        let kept = graph.reshape_to(&kept, &[&shape]);
+        let kept = graph.transpose(&kept, &[0, 2, 1]);
+        let kept = graph.reshape(&kept, &[0, -1]);
+        // Labels of all candidates: 0, 1, …, K − 1, 0, 1, …
+        let size = graph.shape(&scores, 0, 2);
+        let count = graph.shape(&scores, 1, 2);
+        let place = graph.range(&count);
+        let classes = graph.int(classes);
+        let labels = graph.op("Mod", &[&place, &classes], &[]);
+        let labels = graph.op("Expand", &[&labels, &size], &[]);
+        self.limits.best_onnx(graph, [&boxes, &scores, &labels], &kept, &images.sizes)
     }
 }
 

@@ -13,10 +13,12 @@ use tch::nn::Module;
 use tch::{nn, Kind, Tensor};
 
 use super::aggregate::{largest, neighbours, popularity, sum, with_max_relative};
+use super::near_onnx::OnnxEdges;
 use crate::config::{GraphConvKind, Search};
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{gelu, ConvBn, ConvSpec};
 use crate::nn::precision::without_autocast;
+use crate::onnx::{Convolution, Graph as OnnxGraph, Value};
 
 /// A graph convolution.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub struct GraphConv {
     operator: Operator,
     update: ConvBn,
     how: Search,
+    /// Groups of the convolutions.
+    heads: i64,
 }
 
 #[derive(Debug)]
@@ -79,7 +83,7 @@ impl GraphConv {
                 (layer("nn2", 2 * channels, output), Operator::Sage { message })
             }
         };
-        Ok(Self { operator, update, how })
+        Ok(Self { operator, update, how, heads })
     }
 
     /// `[B, output, H, W]`, channels last in memory.
@@ -138,6 +142,72 @@ impl GraphConv {
                 Ok(gelu(update.forward(&mixed, train)))
             }
         }
+    }
+
+    /// [`GraphConv::forward`] in inference as nodes of a graph: `nodes` and `candidates` `[B, C, …, …]`, float32.
+    pub fn onnx(&self, graph: &mut OnnxGraph, nodes: &Value, candidates: &Value, edges: &OnnxEdges) -> Value {
+        let (c, update) = (edges.channels, &self.update);
+        match &self.operator {
+            Operator::Mr => {
+                let table = edges.rows(graph, candidates);
+                let [near] = edges.aggregate(graph, &table, ["ReduceMax"]);
+                let near = edges.maps(graph, &near, nodes);
+                let near = graph.sub(&near, nodes);
+                // Interleaved: [B, C, 2, H, W] to [B, 2C, H, W].
+                let pair = [nodes, &near].map(|x| graph.unsqueeze(x, &[2]));
+                let mixed = graph.concat(&[&pair[0], &pair[1]], 2);
+                let (batch, channels, map) = (graph.shape(nodes, 0, 1), graph.ints(&[2 * c]), graph.shape(nodes, 2, 4));
+                let mixed = graph.reshape_to(&mixed, &[&batch, &channels, &map]);
+                let mixed = graph.working(&mixed);
+                let out = update.onnx(graph, &mixed);
+                graph.gelu(&out)
+            }
+            Operator::Edge => {
+                // As `edge`: what all edges of a node share, and what each candidate sends.
+                let negative = graph.unary("Neg", nodes);
+                let both = graph.concat(&[nodes, &negative], 1);
+                let own = graph.convolve(&both, &update.conv.ws, update.conv.bs.as_ref(), self.pointwise());
+                let nothing = graph.times(candidates, 0.0);
+                let both = graph.concat(&[&nothing, candidates], 1);
+                let sent = graph.convolve(&both, &update.conv.ws, None, self.pointwise());
+                let (own, table) = (edges.rows(graph, &own), edges.rows(graph, &sent));
+                let norm = update.affine();
+                let extremes = edges.aggregate(graph, &table, ["ReduceMax", "ReduceMin"]);
+                let [high, low] = extremes.map(|extreme| {
+                    let sum = graph.add(&own, &extreme);
+                    let sum = norm.onnx(graph, &sum);
+                    graph.gelu(&sum)
+                });
+                let out = graph.max(&high, &low);
+                edges.maps(graph, &out, nodes)
+            }
+            Operator::Gin { eps } => {
+                let table = edges.rows(graph, candidates);
+                let [near] = edges.aggregate(graph, &table, ["ReduceSum"]);
+                let near = edges.maps(graph, &near, nodes);
+                let eps = graph.constant(&(eps + 1.0), nodes.kind());
+                let own = graph.mul(nodes, &eps);
+                let sum = graph.add(&own, &near);
+                let sum = graph.working(&sum);
+                let out = update.onnx(graph, &sum);
+                graph.gelu(&out)
+            }
+            Operator::Sage { message } => {
+                let sent = message.onnx(graph, candidates);
+                let sent = graph.gelu(&sent);
+                let table = edges.rows(graph, &sent);
+                let [near] = edges.aggregate(graph, &table, ["ReduceMax"]);
+                let near = edges.maps(graph, &near, nodes);
+                let mixed = graph.concat(&[nodes, &near], 1);
+                let out = update.onnx(graph, &mixed);
+                graph.gelu(&out)
+            }
+        }
+    }
+
+    /// How a 1×1 convolution of `[x, y − x]` moves.
+    fn pointwise(&self) -> Convolution {
+        Convolution { stride: 1, padding: Some([0; 2]), groups: self.heads }
     }
 
     /// Takes the weights out of training.

@@ -9,6 +9,7 @@ use tch::{nn, Kind, Tensor};
 use super::conv::{Graph, GraphConv};
 use super::distances::edge_distances;
 use super::knn::Neighbours;
+use super::near_onnx::OnnxEdges;
 use super::pass::Pass;
 use super::relative::RelativePosition;
 use super::trace::BlockTrace;
@@ -16,6 +17,7 @@ use crate::config::GraphConvKind;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec};
 use crate::nn::precision::full_precision;
+use crate::onnx::{Graph as OnnxGraph, Value};
 
 /// What a Grapher is made from.
 #[derive(Clone, Debug)]
@@ -107,6 +109,30 @@ impl Grapher {
             Some([_, fc2]) => fc2.forward(&out, train),
             None => out,
         })
+    }
+
+    /// [`Grapher::forward`] in inference as nodes of a graph, on a grid of `map` (height, width) nodes; `None`: any, of
+    /// at least as many as a candidate is pooled from. `block` counts the Graphers.
+    pub fn onnx(&self, graph: &mut OnnxGraph, x: &Value, map: Option<(i64, i64)>, block: usize) -> Value {
+        let nodes = match &self.fc {
+            Some([fc1, _]) => fc1.onnx(graph, x),
+            None => x.clone(),
+        };
+        let nodes = graph.full(&nodes);
+        let reduce = self.spec.reduce;
+        let kernel = map.map_or([reduce; 2], |(height, width)| [reduce.min(height), reduce.min(width)]);
+        let candidates = if reduce > 1 { graph.pool("AveragePool", &nodes, kernel, kernel, 0) } else { nodes.clone() };
+        let grids = map.map(|(height, width)| [(height, width), (height / kernel[0], width / kernel[1])]);
+        let edges = match graph.options().neighbours_as_inputs {
+            true => OnnxEdges::given(graph, &self.spec, block, grids),
+            false => OnnxEdges::search(graph, &self.spec, [&nodes, &candidates], grids),
+        };
+        let out = self.conv.onnx(graph, &nodes, &candidates, &edges);
+        let out = graph.working(&out);
+        match &self.fc {
+            Some([_, fc2]) => fc2.onnx(graph, &out),
+            None => out,
+        }
     }
 
     /// The edges of each image in the part of the grids that is its own, `extents` (height, width) nodes large. Nodes

@@ -6,8 +6,10 @@ mod conv;
 mod distances;
 pub mod grapher;
 pub mod knn;
+mod near_onnx;
 mod pass;
 pub mod relative;
+mod relative_onnx;
 mod trace;
 
 pub use conv::{Graph, GraphConv};

@@ -111,21 +111,27 @@ impl RelativePosition {
             .collect()
     }
 
+    /// Factors of the published matrix on the native grid, before they are resized: `[grid², rank]` of the nodes and
+    /// `[native_candidates, rank]` of the candidates, and the rank.
+    pub(crate) fn native_factors(&self) -> (Vec<f64>, Vec<f64>, usize) {
+        let locations = integer_locations(self.grid);
+        let axis = Axis::new(self.frequencies(), locations.clone());
+        let native = product(&axis.factor(&locations), &axis.factor(&locations), axis.rank());
+        let rank = 2 * axis.rank();
+        let pooled = resize(&native, rank, self.native_candidates());
+        (native, pooled, rank)
+    }
+
     /// Columns of the published matrix.
     pub(crate) fn native_candidates(&self) -> usize {
         self.grid * self.grid / (self.reduce * self.reduce)
     }
 
     fn make(&self, nodes: (usize, usize), candidates: (usize, usize)) -> Factors {
-        let frequencies = self.frequencies();
         let single = |values: &[f64]| values.iter().map(|&v| v as f32).collect();
         match self.kind {
             RelativeKind::Published => {
-                let locations = integer_locations(self.grid);
-                let axis = Axis::new(frequencies, locations.clone());
-                let native = product(&axis.factor(&locations), &axis.factor(&locations), axis.rank());
-                let rank = 2 * axis.rank();
-                let pooled = resize(&native, rank, self.native_candidates());
+                let (native, pooled, rank) = self.native_factors();
                 let (n, m) = (nodes.0 * nodes.1, candidates.0 * candidates.1);
                 Factors { u: single(&resize(&native, rank, n)), v: single(&resize(&pooled, rank, m)), rank }
             }
@@ -133,7 +139,7 @@ impl RelativePosition {
                 // Half a cell beyond the native grid's centres on each side lies all that a finer grid can ask for.
                 let steps = (2 * self.grid).max(32);
                 let inside = (0..=steps).map(|i| i as f64 * self.grid as f64 / steps as f64 - 0.5).collect();
-                let axis = Axis::new(frequencies, inside);
+                let axis = Axis::new(self.frequencies(), inside);
                 let [rows, columns] = self.real_locations(nodes, candidates);
                 let factor = |rows: &[f64], columns: &[f64]| {
                     single(&product(&axis.factor(rows), &axis.factor(columns), axis.rank()))
@@ -144,7 +150,7 @@ impl RelativePosition {
     }
 
     /// Angular frequencies per native cell: a 1-D embedding of D / 2 numbers, half sines and half cosines.
-    fn frequencies(&self) -> Vec<f64> {
+    pub(crate) fn frequencies(&self) -> Vec<f64> {
         let width = self.channels / 2;
         (0..width / 2).map(|i| 10000f64.powf(-(i as f64) / (width as f64 / 2.0))).collect()
     }

@@ -9,6 +9,7 @@ use tch::Tensor;
 use super::cost::{convolution, Flops, Layer, Size};
 use super::memory;
 use super::precision::strided;
+use crate::onnx::{Convolution, Graph, Value};
 use vigdet_kernels::{gelu_in_place, Isa};
 
 /// How much of a batch's statistics enters the running ones, if a network does not say otherwise.
@@ -183,6 +184,13 @@ impl Affine {
     pub fn apply(&self, values: &Tensor) -> Tensor {
         values * &self.scale + &self.shift
     }
+
+    /// The same, as nodes.
+    pub fn onnx(&self, graph: &mut Graph, values: &Value) -> Value {
+        let [scale, shift] = [&self.scale, &self.shift].map(|t| graph.constant(t, values.kind()));
+        let scaled = graph.mul(values, &scale);
+        graph.add(&scaled, &shift)
+    }
 }
 
 impl ConvBn {
@@ -245,6 +253,18 @@ impl ConvBn {
         let Affine { scale, shift } = self.affine();
         let weight = &self.conv.ws * scale.view([-1, 1, 1, 1]);
         (weight, self.conv.bs.iter().fold(shift, |shift, bias| bias * &scale + shift))
+    }
+
+    /// [`ConvBn::forward`] in inference, as a node: the weights take the norm in.
+    pub fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        self.onnx_padded(graph, x, Some([self.spec.padding; 2]))
+    }
+
+    /// The same with another padding: down and across, or TensorFlow's `SAME`.
+    pub fn onnx_padded(&self, graph: &mut Graph, x: &Value, padding: Option<[i64; 2]>) -> Value {
+        let (weight, bias) = self.fold();
+        let ConvSpec { stride, groups, .. } = self.spec;
+        graph.convolve(x, &weight, Some(&bias), Convolution { stride, padding, groups })
     }
 
     /// For a layer whose weights all are out of training, how often libtorch has changed its tensors; `None` for one

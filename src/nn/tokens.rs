@@ -6,6 +6,7 @@ use tch::Tensor;
 use super::cost::{linear as count, Flops, Layer, Size};
 use super::layers::{gelu, ConvSpec, Init};
 use super::precision::strided;
+use crate::onnx::{Convolution, Graph, Value};
 
 /// Standard deviation of the first weights of published transformers.
 pub const DEVIATION: f64 = 0.02;
@@ -61,6 +62,13 @@ impl Mlp {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         self.fc2.forward(&gelu(self.fc1.forward(x)))
     }
+
+    /// The same, as nodes.
+    pub fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let hidden = graph.linear(x, &self.fc1);
+        let hidden = graph.gelu(&hidden);
+        graph.linear(&hidden, &self.fc2)
+    }
 }
 
 impl Weights for Mlp {
@@ -99,6 +107,20 @@ impl Patches {
     /// The same with the channels last, `[B, H, W, input]` to `[B, …, output]`.
     pub fn forward_last(&self, x: &Tensor) -> Tensor {
         self.forward(&x.permute([0, 3, 1, 2])).permute([0, 2, 3, 1])
+    }
+
+    /// [`Patches::forward`], as a node.
+    pub fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let ConvSpec { stride, padding, groups, .. } = self.spec;
+        let how = Convolution { stride, padding: Some([padding; 2]), groups };
+        graph.convolve(x, &self.conv.ws, self.conv.bs.as_ref(), how)
+    }
+
+    /// [`Patches::forward_last`], as nodes.
+    pub fn onnx_last(&self, graph: &mut Graph, x: &Value) -> Value {
+        let x = graph.transpose(x, &[0, 3, 1, 2]);
+        let x = self.onnx(graph, &x);
+        graph.transpose(&x, &[0, 2, 3, 1])
     }
 }
 

@@ -7,6 +7,7 @@ use tch::{nn, Tensor};
 use crate::graph::{Grapher, GrapherSpec, Pass};
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{gelu, residual, stochastic_depth, ConvBn, ConvSpec};
+use crate::onnx::{Graph, Value};
 
 /// Grapher and feed-forward network.
 #[derive(Debug)]
@@ -38,6 +39,17 @@ impl Block {
             }
             None => x,
         })
+    }
+
+    /// [`Block::forward`] in inference as nodes of a graph (see [`Grapher::onnx`]).
+    pub fn onnx(&self, graph: &mut Graph, x: &Value, map: Option<(i64, i64)>, block: usize) -> Value {
+        let branch = self.grapher.onnx(graph, x, map, block);
+        let x = graph.add(x, &branch);
+        let Some([fc1, fc2]) = &self.ffn else { return x };
+        let hidden = fc1.onnx(graph, &x);
+        let hidden = graph.gelu(&hidden);
+        let branch = fc2.onnx(graph, &hidden);
+        graph.add(&x, &branch)
     }
 
     /// Takes the weights out of training.

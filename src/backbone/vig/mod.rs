@@ -19,6 +19,7 @@ use crate::graph::GrapherSpec;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, ConvBn, ConvSpec};
 use crate::nn::padding::{clear, Extents};
+use crate::onnx::{Graph, Resize, Value};
 
 /// Where the two kinds of ViG differ.
 #[derive(Debug)]
@@ -240,6 +241,40 @@ impl Backbone for Vig {
                 }
             }
             maps.push(x.shallow_clone());
+        }
+        Ok(maps)
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        graph.part("backbone/stem");
+        let mut x = images.clone();
+        for (i, layer) in self.stem.iter().enumerate() {
+            if i > 0 {
+                x = graph.gelu(&x);
+            }
+            x = layer.onnx(graph, &x);
+        }
+        let positions = match graph.map_size(self.strides[0]) {
+            Some((height, width)) => graph.constant(&self.position(height, width), x.kind()),
+            None => {
+                let (native, size) = (graph.constant(&self.pos_embed, x.kind()), graph.shape(&x, 2, 4));
+                graph.resize(&native, &size, Resize::Cubic)
+            }
+        };
+        x = graph.add(&x, &positions);
+        let (mut maps, mut index) = (Vec::new(), 0);
+        for (s, stage) in self.stages.iter().enumerate() {
+            graph.part(format!("backbone/stage{}", s + 1));
+            if let Some(down) = &stage.down {
+                x = down.onnx(graph, &x);
+            }
+            let map = graph.map_size(self.strides[s]);
+            for (i, block) in stage.blocks.iter().enumerate() {
+                graph.part(format!("backbone/stage{}.{i}", s + 1));
+                x = block.onnx(graph, &x, map, index);
+                index += 1;
+            }
+            maps.push(x.clone());
         }
         Ok(maps)
     }

@@ -1,0 +1,434 @@
+//! A model as an ONNX file: what goes in, what comes out, and what the file says of itself.
+//!
+//! `images` are RGB in 0–255, `[N, 3, H, W]`; normalisation and post-processing are inside. `sizes`, which need not be
+//! given, is (height, width) of each image where it is padded to H × W at the right and the bottom.
+
+use anyhow::{ensure, Context, Result};
+use tch::Tensor;
+
+use crate::backbone::Classifier;
+use crate::classes::Classes;
+use crate::config::{ClassifyConfig, Experiment};
+use crate::data::resize::Normalise;
+use crate::detect::{OnnxDetections, OnnxImages, OnnxMasks};
+use crate::onnx::{Dim, Graph, Kind, Model, Options, Value};
+use crate::predictor::Predictor;
+
+/// The input with the pixels.
+pub const IMAGES: &str = "images";
+/// The input with (height, width) of each image.
+pub const SIZES: &str = "sizes";
+/// Sides of images for any size must be multiples of this, in pixels.
+pub const MULTIPLE: i64 = 32;
+/// More pixels than a side has: an image fills what it is in.
+const ALL: i64 = 1 << 30;
+
+/// How a model is written.
+#[derive(Clone, Debug, Default)]
+pub struct ExportOptions {
+    /// Sizes, batch and precision.
+    pub graph: Options,
+    /// `images` are float32, not uint8.
+    pub float_images: bool,
+    /// Under which licence the weights are, as one line.
+    pub licence: Option<String>,
+}
+
+/// A detector.
+///
+/// # Errors
+/// If its backbone cannot be written, or not with these options.
+pub fn detector(predictor: &Predictor, options: &ExportOptions) -> Result<Model> {
+    check(options)?;
+    let (config, mut graph) = (predictor.config(), Graph::new(options.graph));
+    let input = pixels(&mut graph, options);
+    let images = images(&mut graph, &input, &Normalise::new(config.data.mean, config.data.std));
+    let found = predictor.detector().onnx(&mut graph, &images);
+    let found = found.with_context(|| config.model.backbone.name.clone())?;
+    let batch = batch(options.graph);
+    let OnnxDetections { boxes, scores, labels, counts, rows, masks } = &found;
+    let rows = Dim::Fixed(*rows);
+    let mut outputs = vec![
+        ("boxes", boxes, vec![batch, rows, Dim::Fixed(4)]),
+        ("scores", scores, vec![batch, rows]),
+        ("labels", labels, vec![batch, rows]),
+        ("counts", counts, vec![batch]),
+    ];
+    if let Some(OnnxMasks { grids, side, pixels }) = masks {
+        let [height, width] = sides(options.graph);
+        outputs.push(("masks", pixels, vec![batch, rows, height, width]));
+        outputs.push(("mask_grids", grids, vec![batch, rows, Dim::Fixed(*side), Dim::Fixed(*side)]));
+    }
+    let graph = graph.finish(config.model.detector.name(), &outputs);
+    let (mean, std) = (config.data.mean, config.data.std);
+    Ok(Model::new(graph, DETECTOR, metadata(config, predictor.classes(), [mean, std], options)?))
+}
+
+/// A classifier.
+///
+/// # Errors
+/// As [`detector`].
+pub fn classifier(
+    model: &Classifier,
+    config: &ClassifyConfig,
+    classes: &Classes,
+    options: &ExportOptions,
+) -> Result<Model> {
+    check(options)?;
+    let mut graph = Graph::new(options.graph);
+    let input = pixels(&mut graph, options);
+    let normalised = normalise(&mut graph, &input, &Normalise::new(config.data.mean, config.data.std));
+    let normalised = graph.working(&normalised);
+    let logits = model.onnx(&mut graph, &normalised);
+    let logits = logits.with_context(|| config.model.backbone.name.clone())?;
+    let probabilities = graph.softmax(&logits);
+    let dims = || vec![batch(options.graph), Dim::Fixed(model.classes())];
+    let outputs = [("probabilities", &probabilities, dims()), ("logits", &logits, dims())];
+    let graph = graph.finish(&config.model.backbone.name, &outputs);
+    let (mean, std) = (config.data.mean, config.data.std);
+    Ok(Model::new(graph, CLASSIFIER, metadata(config, classes, [mean, std], options)?))
+}
+
+const DETECTOR: &str = "images: RGB in 0-255. sizes (optional): height and width of each image inside its padding. \
+                        boxes: x1, y1, x2, y2 in pixels of the input; the first counts[i] rows of image i are \
+                        detections, best first. labels: indices of `classes` in the metadata, [[id, name], ...].";
+const CLASSIFIER: &str = "images: RGB in 0-255. probabilities and logits: one for each of `classes` in the metadata.";
+
+fn check(options: &ExportOptions) -> Result<()> {
+    let Options { size, batch, .. } = options.graph;
+    if let Some((height, width)) = size {
+        ensure!(
+            height >= MULTIPLE && width >= MULTIPLE,
+            "images of {height}×{width} pixels are too small to export for: {MULTIPLE}×{MULTIPLE} is the least"
+        );
+    }
+    ensure!(batch.is_none_or(|batch| batch > 0), "a batch has at least one image");
+    ensure!(size.is_some() || !options.graph.neighbours_as_inputs, "neighbours can be given for images of one size");
+    Ok(())
+}
+
+fn batch(options: Options) -> Dim {
+    options.batch.map_or(Dim::Any("batch"), Dim::Fixed)
+}
+
+fn sides(options: Options) -> [Dim; 2] {
+    match options.size {
+        Some((height, width)) => [Dim::Fixed(height), Dim::Fixed(width)],
+        None => [Dim::Any("height"), Dim::Any("width")],
+    }
+}
+
+/// The input with the pixels.
+fn pixels(graph: &mut Graph, options: &ExportOptions) -> Value {
+    graph.part("input");
+    let [height, width] = sides(options.graph);
+    let kind = if options.float_images { Kind::Float } else { Kind::Uint8 };
+    graph.input(IMAGES, kind, &[batch(options.graph), Dim::Fixed(3), height, width])
+}
+
+/// Pixels in 0–255, normalised as [`crate::data::prepare`] does it.
+fn normalise(graph: &mut Graph, pixels: &Value, how: &Normalise) -> Value {
+    let pixels = graph.full(pixels);
+    let [scale, shift] = how.factors().map(|values| graph.floats(&values, &[3, 1, 1]));
+    let scaled = graph.mul(&pixels, &scale);
+    graph.add(&scaled, &shift)
+}
+
+/// Images as a detector sees them: normalised, with zeros beyond each.
+fn images(graph: &mut Graph, pixels: &Value, how: &Normalise) -> OnnxImages {
+    let all = Tensor::from_slice(&[ALL, ALL]).view([1, 2]);
+    let sizes = graph.optional_input(SIZES, &all, Kind::Int64, &[Dim::Any("sizes"), Dim::Fixed(2)]);
+    let (count, padded) = (graph.shape(pixels, 0, 1), graph.shape(pixels, 2, 4));
+    let sizes = graph.min(&sizes, &padded);
+    let two = graph.ints(&[2]);
+    let shape = graph.concat(&[&count, &two], 0);
+    let sizes = graph.op("Expand", &[&sizes, &shape], &[]);
+    let normalised = normalise(graph, pixels, how);
+    let inside = [0, 1].map(|axis| {
+        let pixels = graph.slice(&padded, 0, axis, axis + 1);
+        let place = graph.range(&pixels);
+        let end = graph.slice(&sizes, 1, axis, axis + 1);
+        let inside = graph.is("Less", &place, &end);
+        // [N, 1, H, 1] and [N, 1, 1, W].
+        graph.unsqueeze(&inside, if axis == 0 { &[1, 3] } else { &[1, 2] })
+    });
+    let inside = graph.is("And", &inside[0], &inside[1]);
+    let cleared = graph.or_number(&inside, &normalised, 0.0);
+    let pixels = graph.working(&cleared);
+    OnnxImages { pixels, sizes: graph.cast(&sizes, Kind::Float), padded }
+}
+
+/// What a file says of itself.
+fn metadata(
+    config: &impl Experiment,
+    classes: &Classes,
+    [mean, std]: [[f32; 3]; 2],
+    options: &ExportOptions,
+) -> Result<Vec<(String, String)>> {
+    let licence = options.licence.clone().unwrap_or_else(|| "not stated: ask who trained the weights".into());
+    Ok([
+        ("config", config.to_value()?.to_string()),
+        ("classes", serde_json::to_string(classes)?),
+        ("mean", serde_json::to_string(&mean)?),
+        ("std", serde_json::to_string(&std)?),
+        ("licence", licence),
+    ]
+    .map(|(key, value)| (key.to_string(), value))
+    .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use prost::Message;
+    use tch::{nn, Device};
+    use vigdet_coco::output::Outputs;
+
+    use super::*;
+    use crate::config::{Config, DetectorKind};
+    use crate::onnx::messages::{GraphProto, ModelProto, TensorProto};
+    use crate::predictor::PredictorOptions;
+    use crate::weights::{metadata_of, save, Checkpoint};
+
+    /// A small detector, random but for norms that show where they belong, as a file of weights.
+    fn weights(detector: DetectorKind, backbone: &str, folder: &std::path::Path) -> std::path::PathBuf {
+        let small = match backbone {
+            "pvig_ti" => r#", "channels": [8, 8, 16, 16], "blocks": [1, 1, 2, 1]"#,
+            "swin_t" | "pvt_tiny" | "cyclemlp_b1" | "poolformer_s12" => {
+                r#", "channels": [64, 64, 64, 64], "blocks": [1, 2, 1, 1]"#
+            }
+            _ => "",
+        };
+        let (strides, own) = match detector {
+            DetectorKind::Retinanet => ("[8, 16, 32, 64, 128]", r#""head": {"convs": 1, "channels": 16}"#),
+            DetectorKind::MaskRcnn => (
+                "[4, 8, 16, 32, 64]",
+                r#""roi": {"channels": 16}, "mask_head": {"channels": 16, "convs": 1},
+                   "rpn": {"test": {"top_k": 50, "keep": 30}}"#,
+            ),
+        };
+        let text = format!(
+            r#"{{"model": {{"detector": "{}", "backbone": {{"name": "{backbone}"{small}}}, "fpn": {{"channels": 16}},
+                "anchors": {{"strides": {strides}}}, "test": {{"score": 0.001, "max_detections": 20}}, {own}}},
+               "data": {{"size": [64, 96]}}}}"#,
+            detector.name()
+        );
+        let config = Config::from_json_with(&text, &[]).unwrap();
+        let store = nn::VarStore::new(Device::Cpu);
+        tch::manual_seed(5);
+        crate::detect::build(&store.root(), &config.model, 3).unwrap();
+        tch::no_grad(|| {
+            for (name, mut variable) in store.variables() {
+                if name.ends_with("running_var") {
+                    let _ = variable.uniform_(0.5, 1.5);
+                } else if name.ends_with("cls_logits.weight") || name.ends_with("cls_score.weight") {
+                    // Scores that differ by more than rounding.
+                    let _ = variable.g_mul_scalar_(50.0);
+                } else if variable.dim() == 1 {
+                    let noise = variable.randn_like() * 0.1;
+                    variable += noise;
+                }
+            }
+        });
+        let classes: Classes = [(1, "a"), (4, "b"), (9, "c")].into_iter().collect();
+        let path = folder.join("weights.safetensors");
+        save(&store, &path, &metadata_of(&config, &classes).unwrap()).unwrap();
+        path
+    }
+
+    fn written(predictor: &Predictor, graph: Options, folder: &std::path::Path) -> (std::path::PathBuf, ModelProto) {
+        let options = ExportOptions { graph, ..ExportOptions::default() };
+        let path = folder.join("model.onnx");
+        detector(predictor, &options).unwrap().write(&path, &Outputs::default()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        (path, ModelProto::decode(&bytes[..]).unwrap())
+    }
+
+    /// Refuses a node that uses what no earlier one gives, and a name that two have.
+    fn check_order(graph: &GraphProto, known: &HashSet<String>, taken: &mut HashSet<String>) {
+        let constants = graph.initializer.iter().map(|tensor| tensor.name.clone().unwrap());
+        let inputs = graph.input.iter().map(|input| input.name.clone().unwrap());
+        let mut known: HashSet<String> = known.iter().cloned().chain(constants).chain(inputs).collect();
+        known.insert(String::new());
+        for node in &graph.node {
+            let lost: Vec<&String> = node.input.iter().filter(|input| !known.contains(*input)).collect();
+            assert!(lost.is_empty(), "{:?} uses {lost:?}", node.name);
+            for body in node.attribute.iter().filter_map(|attribute| attribute.g.as_ref()) {
+                check_order(body, &known, taken);
+            }
+            for output in &node.output {
+                assert!(taken.insert(output.clone()), "two nodes give {output}");
+                known.insert(output.clone());
+            }
+        }
+        assert!(graph.output.iter().all(|output| known.contains(output.name.as_ref().unwrap())));
+    }
+
+    #[test]
+    fn a_graph_decodes_in_an_order_that_runs_and_says_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let any = Options::default();
+        let one = Options { size: Some((64, 96)), batch: Some(2), ..any };
+        for (kind, backbone) in [(DetectorKind::Retinanet, "pvig_ti"), (DetectorKind::MaskRcnn, "resnet18")] {
+            let path = weights(kind, backbone, folder.path());
+            let predictor = Predictor::open(&path, &PredictorOptions::default()).unwrap();
+            for options in [any, one, Options { half: true, ..any }] {
+                let (_, model) = written(&predictor, options, folder.path());
+                let graph = model.graph.unwrap();
+                check_order(&graph, &HashSet::new(), &mut HashSet::new());
+                let names: Vec<&str> = graph.output.iter().filter_map(|output| output.name.as_deref()).collect();
+                let masks: &[_] = if kind == DetectorKind::MaskRcnn { &["masks", "mask_grids"] } else { &[] };
+                assert_eq!(names, [&["boxes", "scores", "labels", "counts"], masks].concat());
+                let entries: HashMap<_, _> =
+                    model.metadata_props.into_iter().map(|e| (e.key.unwrap(), e.value)).collect();
+                assert_eq!(entries["classes"].as_deref(), Some(r#"[[1,"a"],[4,"b"],[9,"c"]]"#));
+                let config = Config::from_json_with(entries["config"].as_ref().unwrap(), &[]).unwrap();
+                assert_eq!(config.model, predictor.config().model);
+                // Constants of float16 are half as large.
+                let floats =
+                    graph.initializer.iter().filter(|tensor| tensor.dims.len() == 4 && tensor.data_type == Some(10));
+                assert_eq!(floats.count() > 0, options.half);
+            }
+        }
+    }
+
+    #[test]
+    fn every_weight_is_a_constant_of_the_graph() {
+        let folder = tempfile::tempdir().unwrap();
+        for (kind, backbone) in [(DetectorKind::Retinanet, "pvig_ti"), (DetectorKind::MaskRcnn, "swin_t")] {
+            let path = weights(kind, backbone, folder.path());
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let variables: HashMap<String, Tensor> = checkpoint
+                .file()
+                .names()
+                .unwrap()
+                .into_iter()
+                .map(|name| (name.clone(), checkpoint.file().tensor(&name).unwrap()))
+                .collect();
+            let predictor = Predictor::new(&checkpoint, &PredictorOptions::default()).unwrap();
+            let size = Some((64, 96));
+            let (_, model) = written(&predictor, Options { size, batch: Some(1), ..Options::default() }, folder.path());
+            let constants = model.graph.unwrap().initializer;
+            let known: Vec<Vec<f32>> = constants.iter().map(|tensor| sorted(values(tensor))).collect();
+            for (name, variable) in &variables {
+                let stem = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
+                // A convolution, and the norm behind it.
+                let norm = norm_of(stem, &variables);
+                let is_norm = variables.contains_key(&format!("{stem}.running_var"));
+                // Resized, or read by index: other numbers.
+                if is_norm || name.ends_with("pos_embed") || name.ends_with("relative_position_bias_table") {
+                    continue;
+                }
+                let expected = match norm {
+                    Some(norm) => {
+                        let of = |part: &str| &variables[&format!("{norm}.{part}")];
+                        let scale = of("weight") / (of("running_var") + 1e-5).sqrt();
+                        match name.ends_with("weight") {
+                            true => variable * scale.view([-1, 1, 1, 1]),
+                            false => variable * &scale + of("bias") - of("running_mean") * &scale,
+                        }
+                    }
+                    None => variable.shallow_clone(),
+                };
+                let expected = sorted(Vec::try_from(expected.flatten(0, -1)).unwrap());
+                let near = |known: &&Vec<f32>| {
+                    known.len() == expected.len()
+                        && known.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()))
+                };
+                assert!(known.iter().any(|known| near(&known)), "{name} is not in the graph");
+            }
+        }
+    }
+
+    /// The norm of a convolution at `stem`, by the names of published state dicts.
+    fn norm_of(stem: &str, variables: &HashMap<String, Tensor>) -> Option<String> {
+        let (path, last) = stem.rsplit_once('.')?;
+        let number: usize = last.parse().ok()?;
+        let norm = format!("{path}.{}", number + 1);
+        variables.contains_key(&format!("{norm}.running_var")).then_some(norm)
+    }
+
+    fn values(tensor: &TensorProto) -> Vec<f32> {
+        if tensor.data_type != Some(Kind::Float.data_type()) {
+            return Vec::new();
+        }
+        let raw = tensor.raw_data.as_ref().unwrap();
+        raw.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    }
+
+    /// The values in order of size: whatever the layout.
+    fn sorted(mut values: Vec<f32>) -> Vec<f32> {
+        values.sort_by(f32::total_cmp);
+        values
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = weights(DetectorKind::Retinanet, "pvig_ti", folder.path());
+        let predictor = Predictor::open(&path, &PredictorOptions::default()).unwrap();
+        let failed = |graph| detector(&predictor, &ExportOptions { graph, ..ExportOptions::default() }).unwrap_err();
+        let any = Options::default();
+        assert!(failed(Options { size: Some((16, 96)), ..any }).to_string().contains("too small"));
+        assert!(failed(Options { batch: Some(0), ..any }).to_string().contains("at least one"));
+        assert!(failed(Options { neighbours_as_inputs: true, ..any }).to_string().contains("one size"));
+    }
+
+    /// With ONNX Runtime's library (`ORT_DYLIB_PATH`): the file detects what the weights do.
+    #[cfg(feature = "onnx")]
+    #[test]
+    fn onnx_runtime_finds_what_the_weights_find() {
+        if std::env::var_os("ORT_DYLIB_PATH").is_none() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let image = image::RgbImage::from_fn(90, 70, |x, y| {
+            image::Rgb([(x * 7 % 256) as u8, (y * 5 % 256) as u8, (x * y % 251) as u8])
+        });
+        let any = Options::default();
+        for kind in [DetectorKind::Retinanet, DetectorKind::MaskRcnn] {
+            for backbone in TESTED {
+                let path = weights(kind, backbone, folder.path());
+                let open = |path: &std::path::Path| Predictor::open(path, &PredictorOptions::default()).unwrap();
+                let predictor = open(&path);
+                let wanted = predictor.detect(std::slice::from_ref(&image)).unwrap().remove(0);
+                let of_size = Options { size: Some((64, 96)), batch: Some(2), ..any };
+                for options in [any, of_size] {
+                    let (path, _) = written(&predictor, options, folder.path());
+                    let found = open(&path).detect(std::slice::from_ref(&image)).unwrap().remove(0);
+                    let case = format!("{kind:?} {backbone} {options:?}");
+                    assert_eq!(found.len(), wanted.len(), "{case}");
+                    assert!(!found.is_empty(), "{case}");
+                    let near = |a: f32, b: f32, by: f32| (a - b).abs() < by;
+                    for i in 0..wanted.len() {
+                        let same = |j: &usize| {
+                            found.labels[*j] == wanted.labels[i]
+                                && near(found.scores[*j], wanted.scores[i], 1e-4)
+                                && (0..4).all(|d| near(found.boxes[*j][d], wanted.boxes[i][d], 0.05))
+                        };
+                        let at = (0..found.len()).find(same);
+                        let at = at.unwrap_or_else(|| panic!("{case}: {i} {wanted:?} {found:?}"));
+                        if let Some(mask) = wanted.masks.get(i) {
+                            let apart = mask.values.iter().zip(&found.masks[at].values).map(|(a, b)| (a - b).abs());
+                            assert!(apart.fold(0.0, f32::max) < 1e-4, "{case}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Backbones that are compared: one of each family.
+    #[cfg(feature = "onnx")]
+    const TESTED: [&str; 8] = [
+        "pvig_ti",
+        "resnet18",
+        "resnext50_32x4d",
+        "swin_t",
+        "pvt_tiny",
+        "poolformer_s12",
+        "cyclemlp_b1",
+        "efficientnet_lite0",
+    ];
+}
