@@ -162,7 +162,7 @@ fn every_command_has_a_program_of_its_own_name() {
     };
     let mut commands = names("src/commands");
     // What two commands share, parts of one, and those that are in `vigdet` alone.
-    for other in ["mod", "training", "prelabels", "preview", "weights", "dataset"] {
+    for other in ["mod", "training", "prelabels", "preview", "replay", "weights", "dataset"] {
         assert!(commands.remove(other), "{other}");
     }
     let mut programs = names("src/bin");

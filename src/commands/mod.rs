@@ -10,6 +10,7 @@ pub mod plot_graph;
 pub mod plot_run;
 mod prelabels;
 mod preview;
+pub mod replay;
 pub mod shapes;
 pub mod test_cls;
 pub mod test_det;
@@ -54,6 +55,8 @@ enum Command {
     PlotGraph(plot_graph::Args),
     /// Draw the pictures of a run anew
     PlotRun(plot_run::Args),
+    /// Do a step again whose loss or gradient was not finite
+    Replay(replay::Args),
     /// Print what models cost
     ModelStats(model_stats::Args),
     /// Draw a set of the built-in data
@@ -80,6 +83,7 @@ impl Vigdet {
             Command::ExtractFeatures(args) => extract_features::run(args),
             Command::PlotGraph(args) => plot_graph::run(args),
             Command::PlotRun(args) => plot_run::run(args),
+            Command::Replay(args) => replay::run(args),
             Command::ModelStats(args) => model_stats::run(args),
             Command::Shapes(args) => shapes::run(args),
             Command::Dataset(args) => dataset::run(args),

@@ -7,12 +7,13 @@ use anyhow::{bail, Result};
 use serde_json::Value;
 use tch::Device;
 
-use crate::cli::{change, stop_on_ctrl_c, FetchArgs};
+use crate::cli::{change, FetchArgs};
 use crate::config::Experiment;
 use crate::console::{say, warn};
 use crate::plot::{self, RunPictures};
 use crate::runs::RunDir;
 use crate::train::engine::{Engine, Out, Outcome, TrainOptions};
+use crate::train::requests::Requests;
 use crate::train::resume;
 use crate::train::task::Task;
 use crate::weights::Checkpoint;
@@ -119,7 +120,7 @@ impl RunArgs {
             weights,
             device: plan.device,
             command: std::env::args().collect(),
-            stop: stop_on_ctrl_c()?,
+            requests: Requests::by_signals()?,
         };
         let engine = Engine::<T>::start(config.clone(), options)?;
         hint(engine.task());
@@ -136,9 +137,9 @@ pub fn report(
 ) -> ExitCode {
     let run = &outcome.run;
     let folder = run.path().display();
-    if outcome.interrupted {
+    if let Some(status) = outcome.stopped {
         say(&format!("stopped; this goes on where it was:\n  cargo run --bin {program} --out {folder} --resume"));
-        return ExitCode::from(130);
+        return ExitCode::from(status);
     }
     if let Some(lines) = &outcome.best_lines {
         say(lines.trim_end());

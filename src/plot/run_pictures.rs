@@ -74,6 +74,9 @@ fn detections(run: &RunDir, plots: &Path, options: &RunPictures) -> Result<Vec<P
         .or(config.root)
         .with_context(|| format!("{} does not name the folder of the data", path.display()))?;
     let dataset = CocoDataset::open_with_exif(&config.val, &root, false, config.exif)?;
+    if !config.links {
+        dataset.check_links()?;
+    }
     let boxes = read_results(&run.detections())?;
     let masks = if run.masks().is_file() { read_results(&run.masks())? } else { Vec::new() };
     let mut written = Vec::new();

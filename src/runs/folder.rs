@@ -14,7 +14,7 @@ use super::lines::Line;
 use crate::weights::previous;
 
 /// What a run's folder holds. A new run takes none that has any of these.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "config.json",
     "run.json",
     "log.jsonl",
@@ -24,6 +24,7 @@ const NAMES: [&str; 11] = [
     "ground_truth.json",
     "ground_truth_used.json",
     "checkpoints",
+    "not_finite",
     "plots",
     LOCK,
 ];
@@ -209,6 +210,11 @@ impl RunDir {
     /// Folder of the pictures.
     pub fn plots(&self) -> PathBuf {
         self.path.join("plots")
+    }
+
+    /// Folder of steps whose loss or gradient was not finite.
+    pub fn not_finite(&self) -> PathBuf {
+        self.path.join("not_finite")
     }
 
     /// Folder of weights and state.

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use vigdet_coco::eval::Warning;
 use super::events::EventWriter;
 use super::notices::Notices;
 use crate::console::say;
-use crate::runs::{Evaluation, Line, RunDir, Step};
+use crate::runs::{Evaluation, Line, RunDir, Skipped, Step};
 
 /// How often a run that has no terminal to draw on prints a line.
 const LINE_EVERY: Duration = Duration::from_secs(20);
@@ -21,6 +22,7 @@ const STEPS_TO_GUESS: u64 = 5;
 /// Writes a run's log and shows how it goes.
 #[derive(Debug)]
 pub struct Logger {
+    path: PathBuf,
     file: File,
     events: EventWriter,
     bar: ProgressBar,
@@ -51,6 +53,7 @@ impl Logger {
         bar.set_style(style.progress_chars("=> "));
         bar.set_position(iter);
         Ok(Self {
+            path,
             file,
             events: EventWriter::create(run.path(), iter)?,
             bar,
@@ -115,6 +118,13 @@ impl Logger {
         Ok(())
     }
 
+    /// A step was skipped.
+    pub fn skipped(&mut self, skipped: Skipped) -> Result<()> {
+        self.bar.set_position(skipped.iter);
+        self.say(&format!("step {} is skipped: {}", skipped.iter, skipped.reason));
+        self.line(&Line::Skipped(skipped))
+    }
+
     /// An evaluation was done; `scalars`: tags and values for TensorBoard.
     pub fn evaluation(&mut self, evaluation: Evaluation, scalars: &[(String, f64)]) -> Result<()> {
         self.evaluation = evaluation.seconds;
@@ -161,6 +171,7 @@ impl Logger {
 
     fn line(&mut self, line: &Line) -> Result<()> {
         // One write, so that a kill leaves whole lines but for the last.
-        self.file.write_all(format!("{}\n", line.to_json()).as_bytes()).context("cannot write log.jsonl")
+        let text = format!("{}\n", line.to_json());
+        self.file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
