@@ -28,7 +28,8 @@ mod tests {
 
     #[test]
     fn what_to_make_smaller_is_named_with_how_much_was_asked_for() {
-        let cpu = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried \
+        let cpu =
+            "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried \
                    to allocate 12884901888 bytes. Error code 12 (Cannot allocate memory)";
         let line = out_of_memory(cpu).unwrap();
         assert!(line.contains("12288 MiB") && line.contains("train.micro_batch or data.size"), "{line}");

@@ -15,6 +15,8 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::ahead::caught;
+
 /// More pixels than this are refused, as Pillow does: a small file can claim any size.
 const MOST_PIXELS: u64 = 178_956_970;
 /// Nor may a decoder take more memory than so many pixels of 16 bits with alpha have, in bytes.
@@ -31,7 +33,9 @@ const OTHERS: [ImageFormat; 5] =
 /// Errors name the file: not there, of no format that is known, damaged, truncated, too large.
 pub fn open(path: &Path, exif: bool) -> Result<RgbImage> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read image {}", path.display()))?;
-    from_bytes(&bytes, exif).with_context(|| format!("cannot decode image {}", path.display()))
+    // A decoder that panics has met a file that it cannot read.
+    let decode = || from_bytes(&bytes, exif).with_context(|| format!("cannot decode image {}", path.display()));
+    caught(|| format!("decoding image {}", path.display()), decode)
 }
 
 /// [`open`] for a file that is in memory.

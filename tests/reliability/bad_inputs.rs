@@ -177,11 +177,8 @@ impl Files {
                 vec!["preview", data, "--config", file, "--out", &out],
             ] {
                 // It is a command of `dataset`.
-                let args: Vec<&str> = if args[0] == "preview" {
-                    [&["dataset", "preview"][..], &args[1..]].concat()
-                } else {
-                    args
-                };
+                let args: Vec<&str> =
+                    if args[0] == "preview" { [&["dataset", "preview"][..], &args[1..]].concat() } else { args };
                 cases.push(case(&args, &[name, said]));
             }
         }
@@ -203,7 +200,7 @@ impl Files {
             case(&["extract_features", "vgg", "--input", &image, "--out", &out], &["`vgg`"]),
             case(&["model_stats", "vgg"], &["vgg"]),
             case(&["model_stats", "pvig_ti", "--size", "0,224"], &["--size"]),
-            case(&["model_stats", "pvig_ti", "--classes", "-1"], &["--classes"]),
+            case(&["model_stats", "pvig_ti", "--classes=-1"], &["classes"]),
             case(&["detect", &image, "--weights", &self.weights[0], "--device", "cuda:99"], &["cuda:99"]),
             case(&["shapes", "--side", "8", "--out", &out], &["64 to 8192"]),
             case(&["shapes", "--images", "0", "--out", &out], &["images in each split"]),
@@ -303,10 +300,14 @@ impl Files {
             let root = self.path(&format!("layouts/{name}"));
             let named = path.file_name().unwrap().to_str().unwrap();
             // Some layouts tell of a file that cannot be read and go on with the others: here there is none.
-            let named = if name.starts_with("voc") { name } else { named };
+            let tells = name.starts_with("voc") || name == "labelme";
+            let named = if name.starts_with("voc") || name == "csv" { name } else { named };
             let out = self.path("out");
             for command in [vec!["import"], vec!["check"], vec!["stats"], vec!["export", "--to", "yolo"]] {
                 let mut args = [&["dataset"][..], &command, &[root.as_str()]].concat();
+                if command[0] == "check" && tells {
+                    continue;
+                }
                 if command[0] == "export" {
                     args.extend(["--out", &out]);
                 }
@@ -380,7 +381,8 @@ fn bad_inputs_of_all_commands_give_one_line_that_names_them_and_write_nothing() 
                 if !missing.is_empty() {
                     complain(format!("{missing:?} is not in: {text}"));
                 }
-                if ["Exception raised", "frame #", "panicked", "something went wrong"].iter().any(|t| text.contains(t)) {
+                if ["Exception raised", "frame #", "panicked", "something went wrong"].iter().any(|t| text.contains(t))
+                {
                     complain(text);
                 }
             }

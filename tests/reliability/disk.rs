@@ -38,7 +38,8 @@ fn a_disk_that_is_full_at_any_moment_is_one_line_and_costs_nothing_that_was_save
             let path = run.join("checkpoints").join(name);
             assert_eq!(Checkpoint::open(&path).unwrap().path(), path, "{name} is whole at {at} of {blocks} blocks");
         }
-        let left: Vec<_> = std::fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            std::fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".writing")), "{left:?}");
     }
     succeed("train_det", &strs(&resume));
@@ -62,11 +63,10 @@ fn data_that_is_removed_and_images_that_turn_into_garbage_end_the_run_in_one_lin
 #[test]
 fn a_step_that_no_memory_is_left_for_names_what_makes_it_smaller() {
     let scene = Scene::new();
-    let large = scene.train("run", &set(&["data.size=[8000,12000]", "train.eval_every=0", "batch_size=2"]));
-    // In KiB. The loader's batch fits, the network's first maps do not.
-    let script = "ulimit -v 6000000; exec \"$0\" train_det \"$@\"";
-    let output =
-        Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_vigdet")]).args(&large).output().unwrap();
+    let large = scene.train("run", &set(&["data.size=[2400,3600]", "train.eval_every=0", "batch_size=2", "threads=1"]));
+    // In KiB. The process starts and loads a batch; the network's first maps do not fit.
+    let script = "ulimit -v 1800000; exec \"$0\" train_det \"$@\"";
+    let output = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_vigdet")]).args(&large).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     let line = text.trim_end().lines().last().unwrap_or_default();

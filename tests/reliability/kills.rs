@@ -52,7 +52,7 @@ fn detector(data: &Data, folder: &Path) -> Kind {
         "scale_per=batch",
         "group_by_aspect=true",
         "train.replicas=2",
-        "train.epochs=5",
+        "train.epochs=3",
         "skip_most=3",
         "on_nan=skip",
     ]);
@@ -60,7 +60,7 @@ fn detector(data: &Data, folder: &Path) -> Kind {
     let args = ["retinanet", "--config", &config, "--data", &root, "--device", "cpu"];
     let args = args.iter().chain(&more).map(|s| s.to_string()).collect();
     let files = &["checkpoints/last.safetensors", "checkpoints/best.safetensors", "bbox.json", "metrics.json"];
-    Kind { command: "train_det", args, files, steps: 15 }
+    Kind { command: "train_det", args, files, steps: 9 }
 }
 
 const CLASSIFIER: &str = r#"{
@@ -68,7 +68,7 @@ const CLASSIFIER: &str = r#"{
                             "drop_path": 0.3 } },
   "data": { "size": 32, "repeats": 3, "repeat_round": 4, "workers": 2, "color_jitter": 0.4, "force_color_jitter": true,
             "erase": { "probability": 0.5 }, "mixup": 0.8, "cutmix": 1.0 },
-  "train": { "batch_size": 8, "micro_batch": 4, "epochs": 6, "lr": 0.004, "warmup_epochs": 1, "lr_every": "step",
+  "train": { "batch_size": 8, "micro_batch": 4, "epochs": 4, "lr": 0.004, "warmup_epochs": 1, "lr_every": "step",
              "label_smoothing": 0.1, "ema": 0.9, "clip_norm": 5.0, "seed": 5, "threads": 2 },
   "checkpoint": { "every_iters": 2, "keep": 2 } }"#;
 
@@ -92,7 +92,7 @@ fn classifier(folder: &Path) -> Kind {
     let args = args.iter().map(|s| s.to_string()).collect();
     let files = &["checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.json"];
     // 16 images, of each three views, of which as many are drawn as there are images: two steps an epoch.
-    Kind { command: "train_cls", args, files, steps: 12 }
+    Kind { command: "train_cls", args, files, steps: 8 }
 }
 
 /// Kills a run at random moments, between the start of the process and its end, until `kills` are done. Each time

@@ -9,7 +9,7 @@ use vigdet::train::engine::{Engine, Out, TrainOptions};
 use vigdet::train::requests::Requests;
 use vigdet::weights::{previous, Checkpoint};
 
-use crate::common::{read_json, strs, succeed, Scene};
+use crate::common::{read_json, strs, succeed, Scene, TINY};
 use crate::{cases, Dice};
 
 /// Cuts a file off, or changes one bit of it.
@@ -23,18 +23,22 @@ fn damage(whole: &[u8], dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
-/// Takes the run up as `--resume` does. Gives the step that it goes on from.
-fn resume(run: &Path) -> u64 {
-    let text = std::fs::read_to_string(run.join("config.json")).unwrap();
+fn start(run: &Path, config: &str, changes: &[String], resume: bool) -> Engine<Detection> {
     let options = TrainOptions {
         out: Out::Named(run.to_path_buf()),
-        resume: true,
+        resume,
         weights: None,
         device: Device::Cpu,
         command: Vec::new(),
         requests: Requests::default(),
     };
-    drop(Engine::<Detection>::start(Config::from_json_with(&text, &[]).unwrap(), options).unwrap());
+    Engine::start(Config::from_json_with(config, changes).unwrap(), options).unwrap()
+}
+
+/// Takes the run up as `--resume` does. Gives the step that it goes on from.
+fn resume(run: &Path) -> u64 {
+    let text = std::fs::read_to_string(run.join("config.json")).unwrap();
+    drop(start(run, &text, &[], true));
     let starts = read_json(run.join("run.json"));
     starts["starts"].as_array().unwrap().last().unwrap()["from_iter"].as_u64().unwrap()
 }
@@ -68,5 +72,20 @@ fn no_torn_checkpoint_is_loaded_as_if_it_were_whole_and_the_run_goes_on_from_the
             std::fs::write(&files[i], &whole[i]).unwrap();
             std::fs::write(previous(&files[i]), &before[i]).unwrap();
         }
+    }
+}
+
+#[test]
+fn a_checkpoint_is_written_where_the_last_one_is_as_old_as_the_config_says() {
+    let scene = Scene::new();
+    let root = format!("data.root={}", scene.data.arg());
+    for (minutes, before) in [("1e-9", "2"), ("1e9", "0"), ("null", "0")] {
+        let age = format!("every_minutes={minutes}");
+        let rare = ["train.eval_every=0", "every_epochs=0", "every_iters=null", "max_iters=3", &root, &age];
+        let run = scene.path(minutes);
+        start(&run, TINY, &rare.map(String::from), false).run().unwrap();
+        let state = run.join("checkpoints/last.state");
+        let iter = |path: &Path| Checkpoint::open(path).unwrap().metadata()["iter"].clone();
+        assert_eq!((iter(&state).as_str(), iter(&previous(&state)).as_str()), ("3", before), "{minutes}");
     }
 }
