@@ -2,24 +2,30 @@
 
 /// What libtorch says where the process, and where the GPU has none left.
 const SAYS: [&str; 3] = ["can't allocate memory", "not enough memory", "out of memory"];
+/// What oneDNN, which computes convolutions, says then, and seldom otherwise.
+const MAY_SAY: [&str; 2] = ["could not create a primitive", "could not create a memory object"];
 
 /// The line for an error that is one of memory.
 pub(super) fn out_of_memory(text: &str) -> Option<String> {
-    SAYS.iter().any(|says| text.contains(says)).then(|| {
-        let asked = asked(text).map_or(String::new(), |asked| format!(" (libtorch asked for {asked})"));
-        format!("there is not enough memory{asked}: a smaller train.micro_batch or data.size (--size) takes less")
-    })
+    let found = |says: &[&'static str]| says.iter().copied().find(|says| text.contains(says));
+    let what = match (found(&SAYS), found(&MAY_SAY)) {
+        (Some(_), _) => "there is not enough memory".to_string() + &asked(text),
+        (None, Some(says)) => format!("libtorch {says}, most often for lack of memory"),
+        (None, None) => return None,
+    };
+    Some(format!("{what}: a smaller train.micro_batch or data.size (--size) takes less"))
 }
 
 /// How much libtorch asked for: on the CPU in bytes, on a GPU in words.
-fn asked(text: &str) -> Option<String> {
+fn asked(text: &str) -> String {
     let after = |words: &str| text.split(words).nth(1);
-    if let Some(rest) = after("you tried to allocate ") {
-        let bytes: u64 = rest.split(' ').next()?.parse().ok()?;
-        return Some(format!("{} MiB", bytes.div_ceil(1 << 20)));
+    let bytes = after("you tried to allocate ").and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    let words = after("Tried to allocate ").and_then(|rest| rest.split(". ").next());
+    match (bytes, words) {
+        (Some(bytes), _) => format!(" (libtorch asked for {} MiB)", bytes.div_ceil(1 << 20)),
+        (None, Some(words)) => format!(" (libtorch asked for {})", words.trim_end_matches('.')),
+        (None, None) => String::new(),
     }
-    let rest = after("Tried to allocate ")?;
-    Some(rest.split(". ").next()?.trim_end_matches('.').to_string())
 }
 
 #[cfg(test)]
@@ -35,6 +41,7 @@ mod tests {
         assert!(line.contains("12288 MiB") && line.contains("train.micro_batch or data.size"), "{line}");
         let gpu = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139 GiB";
         assert!(out_of_memory(gpu).unwrap().contains("asked for 2.50 GiB)"));
+        assert!(out_of_memory("Torch(\"could not create a primitive\")").unwrap().contains("lack of memory"));
         assert_eq!(out_of_memory("shapes differ"), None);
     }
 }

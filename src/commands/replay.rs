@@ -52,9 +52,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Some(Task::Classification) => file.replay::<Classification>(&weights, device, &args.set)?,
         None => bail!("{} does not say what was trained", args.file.display()),
     };
-    for (number, images, parts) in &replayed.losses {
-        let parts: Vec<String> = parts.iter().map(|(name, value)| format!("{name} {value}")).collect();
-        say(&format!("micro batch {number}: {} ({})", parts.join(", "), some(images)));
+    for batch in &replayed.batches {
+        let parts: Vec<String> = batch.parts.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        say(&format!("micro batch {}: {} ({})", batch.number, parts.join(", "), some(&batch.images)));
     }
     say(&format!("gradient: {}", replayed.grad_norm));
     if !replayed.variables.is_empty() {

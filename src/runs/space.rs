@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{ensure, Result};
 
-/// Refuses to begin with `bytes` that the disk of a folder, which may be yet to be made, has no room for. A disk that does not say how much room it
-/// has is taken to have enough.
+/// Refuses to begin with `bytes` that the disk of a folder has no room for. The folder may be yet to be made. A disk
+/// that does not say how much room it has is taken to have enough.
 ///
 /// # Errors
 /// Says how much there is.

@@ -72,11 +72,22 @@ pub struct Reproducer {
     about: About,
 }
 
+/// A micro batch that was done again.
+#[derive(Debug)]
+pub struct ReplayedBatch {
+    /// Its number in the run.
+    pub number: u64,
+    /// Its files.
+    pub images: Vec<String>,
+    /// The parts of its loss.
+    pub parts: Vec<(&'static str, f64)>,
+}
+
 /// What a step that was done again gave.
 #[derive(Debug)]
 pub struct Replayed {
-    /// Of each micro batch: its number in the run, its images, and the parts of its loss.
-    pub losses: Vec<(u64, Vec<String>, Vec<(&'static str, f64)>)>,
+    /// Its micro batches.
+    pub batches: Vec<ReplayedBatch>,
     /// 2-norm of the gradient.
     pub grad_norm: f64,
     /// Variables whose gradient is not finite, in the order of their names.
@@ -86,8 +97,8 @@ pub struct Replayed {
 impl Replayed {
     /// Whether something was not finite again.
     pub fn is_not_finite(&self) -> bool {
-        let losses = self.losses.iter().flat_map(|(_, _, parts)| parts);
-        !self.grad_norm.is_finite() || losses.into_iter().any(|(_, value)| !value.is_finite())
+        let mut losses = self.batches.iter().flat_map(|batch| &batch.parts);
+        !self.grad_norm.is_finite() || losses.any(|(_, value)| !value.is_finite())
     }
 }
 
@@ -140,13 +151,13 @@ impl Reproducer {
         // Not as weights are loaded elsewhere: these may hold numbers that are not finite.
         let saved = variables.iter().filter_map(|(name, _)| Some((name.clone(), weights.file().tensor(name).ok()?)));
         copy(&variables, &saved.collect()).with_context(|| format!("weights {}", weights.path().display()))?;
-        let mut losses = Vec::new();
+        let mut batches = Vec::new();
         for (number, rest) in &self.about.batches {
             let tensor = |name: &str| self.file.file().tensor(&format!("{number}.{name}"));
             let batch = <<T::Source as Source>::Batch as Record>::from_record(&tensor, rest)
                 .with_context(|| format!("micro batch {number} in {}", self.file.path().display()))?;
             let learned = learn_micro_batch(&task, &model, *number, batch, device)?;
-            losses.push((*number, learned.names, learned.parts));
+            batches.push(ReplayedBatch { number: *number, images: learned.names, parts: learned.parts });
         }
         let grad_norm = Optimizer::new(&variables, &train).gradient_norm();
         let broken = |(name, variable): (String, tch::Tensor)| {
@@ -154,6 +165,6 @@ impl Reproducer {
             let finite = !gradient.defined() || gradient.isfinite().all().int64_value(&[]) == 1;
             (!finite).then_some(name)
         };
-        Ok(Replayed { losses, grad_norm, variables: variables.into_iter().filter_map(broken).collect() })
+        Ok(Replayed { batches, grad_norm, variables: variables.into_iter().filter_map(broken).collect() })
     }
 }

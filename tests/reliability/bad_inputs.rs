@@ -200,7 +200,7 @@ impl Files {
             case(&["extract_features", "vgg", "--input", &image, "--out", &out], &["`vgg`"]),
             case(&["model_stats", "vgg"], &["vgg"]),
             case(&["model_stats", "pvig_ti", "--size", "0,224"], &["--size"]),
-            case(&["model_stats", "pvig_ti", "--classes=-1"], &["classes"]),
+            case(&["model_stats", "pvig_ti", "--classes=-1"], &["at least one class"]),
             case(&["detect", &image, "--weights", &self.weights[0], "--device", "cuda:99"], &["cuda:99"]),
             case(&["shapes", "--side", "8", "--out", &out], &["64 to 8192"]),
             case(&["shapes", "--images", "0", "--out", &out], &["images in each split"]),

@@ -17,7 +17,8 @@ fn limited(args: &[String], blocks: u64) -> Output {
 #[test]
 fn a_disk_that_is_full_at_any_moment_is_one_line_and_costs_nothing_that_was_saved() {
     let scene = Scene::new();
-    let each = set(&["every_iters=1", "train.epochs=2", "train.eval_every=2"]);
+    // A schedule that does not depend on the number of steps.
+    let each = set(&["every_iters=1", "train.epochs=2", "train.eval_every=2", "train.schedule=step"]);
     succeed("train_det", &strs(&scene.train("whole", &each)));
     succeed("train_det", &strs(&scene.train("run", &[&each[..], &["--max-iters", "2"]].concat())));
     let run = scene.path("run");

@@ -177,7 +177,7 @@ fn steps_that_are_not_finite_leave_no_trace_are_few_in_a_row_and_can_be_done_aga
     let step = &log(&scene.path("well"))[1];
     for part in ["classification", "box"] {
         let of = |losses: &[(&'static str, f64)]| losses.iter().find(|(name, _)| *name == part).unwrap().1;
-        let mean = replayed.losses.iter().map(|(_, _, parts)| of(parts) * 2.0).sum::<f64>() / 4.0;
+        let mean = replayed.batches.iter().map(|batch| of(&batch.parts) * 2.0).sum::<f64>() / 4.0;
         assert_eq!(Some(mean), step[part].as_f64(), "{part}");
     }
     assert_eq!(Some(replayed.grad_norm), step["grad_norm"].as_f64());
