@@ -5,6 +5,8 @@ PYTHON ?= python3
 # Where `make demo` trains, and flags that it adds, for example DEMO_FLAGS="--epochs 2".
 DEMO ?= runs/demo
 DEMO_FLAGS ?=
+# Seconds that `make fuzz` gives each target.
+TIME ?= 60
 
 # Empty is unset: cargo would take an empty LIBTORCH for a folder.
 ifeq ($(strip $(LIBTORCH)),)
@@ -15,7 +17,7 @@ unexport LIBTORCH_USE_PYTORCH
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help libtorch pretrained build demo test lint fmt bench programs wheel dist clean
+.PHONY: help libtorch pretrained build demo test thorough lint fmt bench fuzz sanitize deny programs wheel dist clean
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +45,21 @@ demo: build ## Train RetinaNet on the built-in shapes, evaluate it, draw curves 
 
 test: lint ## Check format and lints, then run all tests
 	$(CARGO) test --workspace --no-fail-fast
+
+thorough: libtorch ## Try every case of docs/reliability.md: an hour
+	VIGDET_THOROUGH=1 $(CARGO) test --test reliability
+
+fuzz: libtorch ## Give every reader changed files for TIME seconds (60)
+	crates/vigdet-coco/fuzz/run.sh $(TIME)
+	crates/vigdet-dataset/fuzz/run.sh $(TIME)
+	FUZZ_SECONDS=$(TIME) $(CARGO) test --test reliability changed -- --test-threads 1 --nocapture
+
+# A nightly compiler has the address sanitizer; else valgrind looks on.
+sanitize: ## Run the tests of the unsafe code that needs no libtorch under a sanitizer, or under valgrind
+	scripts/sanitize.sh
+
+deny: ## Check licences, advisories, duplicates and sources of the dependencies (needs cargo-deny)
+	$(CARGO) deny check
 
 lint: libtorch ## rustfmt and clippy, warnings are errors
 	@$(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1 || \

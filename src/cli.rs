@@ -4,7 +4,6 @@ use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -21,8 +20,10 @@ use crate::console::{self, warn};
 use crate::data::panic_message;
 use crate::weights::{cache, catalogue};
 
+mod out_of_memory;
 mod weights_file;
 
+use out_of_memory::out_of_memory;
 pub use weights_file::{describe, fetch_published, FetchArgs};
 
 /// How a config is put together: a file or preset, then the flags, then `--set`.
@@ -203,21 +204,6 @@ pub fn with_bar<T>(images: usize, evaluate: impl FnOnce(&dyn Fn(usize)) -> Resul
     Ok((evaluated, start.elapsed().as_secs_f64()))
 }
 
-/// A flag that Ctrl-C sets, for a run to end with a checkpoint; the second Ctrl-C ends the program at once.
-pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            // Asked twice: files are written atomically, so what is there is whole.
-            std::process::exit(130);
-        }
-        warn("\nstopping after this step, with a checkpoint (once more: at once)");
-    })
-    .context("cannot listen for Ctrl-C")?;
-    Ok(stop)
-}
-
 /// A change in `--set`'s form.
 pub fn change(key: &str, value: impl Into<Value>) -> String {
     format!("{key}={}", value.into())
@@ -295,7 +281,8 @@ pub fn finish<A>(parsed: clap::error::Result<A>, run: impl FnOnce(A) -> Result<E
     };
     crate::allocator::keep_freed();
     caught(|| run(args)).unwrap_or_else(|error| {
-        console::error(&one_line(&format!("{error:#}")));
+        let text = format!("{error:#}");
+        console::error(&out_of_memory(&text).unwrap_or_else(|| one_line(&text)));
         ExitCode::FAILURE
     })
 }

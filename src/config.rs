@@ -43,7 +43,7 @@ pub use experiment::{Experiment, Task};
 pub use pretraining::{
     ClassifierConfig, ClassifyConfig, ClassifyDataConfig, EraseConfig, FolderConfig, Interpolation, RandAugmentConfig,
 };
-pub use train::{CheckpointConfig, LrEvery, OptimizerKind, ScheduleKind, TrainConfig};
+pub use train::{CheckpointConfig, LrEvery, OnNan, OptimizerKind, ScheduleKind, TrainConfig};
 pub use two_stage::{
     BoxLossConfig, MaskHeadConfig, MaskTargets, PasteKind, ProposalConfig, RoiConfig, RpnConfig, SampleConfig,
     SampleNormalizer,

@@ -26,7 +26,8 @@ fn files(folders: &[&str], endings: &[&str]) -> Vec<PathBuf> {
             let path = folder.join(entry.file_name());
             let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
             if entry.file_type().unwrap().is_dir() {
-                open.push(path);
+                // What is built for fuzzing lies beside its sources.
+                open.extend((entry.file_name() != "target").then_some(path));
             } else if endings.contains(&ending) {
                 found.push(path);
             }
@@ -162,10 +163,110 @@ fn every_command_has_a_program_of_its_own_name() {
     };
     let mut commands = names("src/commands");
     // What two commands share, parts of one, and those that are in `vigdet` alone.
-    for other in ["mod", "training", "prelabels", "preview", "weights", "dataset", "export"] {
+    for other in ["mod", "training", "prelabels", "preview", "replay", "weights", "dataset", "export"] {
         assert!(commands.remove(other), "{other}");
     }
     let mut programs = names("src/bin");
     assert!(programs.remove("vigdet"));
     assert_eq!(commands, programs);
+}
+
+/// Calls that end in a panic, outside of tests: (file, how many, why no input gets there).
+const PANICS: [(&str, usize, &str); 9] = [
+    ("crates/vigdet-coco/src/rle/mod.rs", 2, "a caller's own array has as many pixels as the mask"),
+    ("crates/vigdet-kernels/src/max_relative.rs", 8, "slices and sizes are one tensor's, checked in graph/"),
+    ("crates/vigdet-kernels/src/nearest.rs", 9, "the same; k and candidates are checked in graph/knn.rs"),
+    ("crates/vigdet-kernels/src/x86.rs", 2, "numbers of registers, constants of the kernels"),
+    ("src/detect/instance_mask.rs", 1, "a mask without pixels"),
+    ("src/nn/memory.rs", 2, "two tensors of one model do not share memory; guards unsafe code"),
+    ("src/train/replicas.rs", 1, "the engine takes as many micro batches as there are replicas"),
+    ("src/weights/catalogue.rs", 1, "a file in the program, which a test reads"),
+    // Fuzz targets panic to tell of what they find.
+    ("crates/vigdet-coco/src/json/fuzzing.rs", 15, "only built for fuzzing"),
+];
+
+#[test]
+fn calls_that_can_panic_are_few_and_no_input_gets_there() {
+    const CALLS: [&str; 10] = [
+        ".unwrap()",
+        ".expect(\"",
+        "panic!(",
+        "unreachable!(",
+        "todo!(",
+        "unimplemented!(",
+        "assert!(",
+        "assert_eq!(",
+        "assert_ne!(",
+        ".unwrap_err()",
+    ];
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for path in files(&["src", "crates"], &["rs"]) {
+        let name = path.to_str().unwrap().to_string();
+        if !name.starts_with("src/") && !name.contains("/src/") || name.contains("/fuzz/") {
+            continue;
+        }
+        let code = code(&read(&path)).replace("debug_assert", "");
+        let calls = CALLS.iter().map(|call| code.matches(call).count()).sum::<usize>();
+        if calls > 0 {
+            found.insert(name, calls);
+        }
+    }
+    let listed = PANICS.iter().map(|(file, calls, _)| (file.to_string(), *calls)).collect();
+    assert_eq!(found, listed, "give each a reason in PANICS, or an error in place of the panic");
+}
+
+/// The texts between quotes in the list `name = [ … ]` of deny.toml.
+fn denied(name: &str) -> Vec<String> {
+    let text = read("deny.toml");
+    let list = text.split(&format!("\n{name} = [\n")).nth(1).and_then(|rest| rest.split("\n]").next()).unwrap();
+    list.lines().filter_map(|line| Some(line.split('"').nth(1)?.to_string())).collect()
+}
+
+/// Whether a licence expression (of names, `AND`, `OR`, `/` and parentheses) can be met by those allowed.
+fn is_met(expression: &str, allowed: &[String]) -> bool {
+    let text = expression.replace('/', " OR ");
+    // A part in parentheses first: it is met or not.
+    if let (Some(open), Some(close)) = (text.find('('), text.find(')')) {
+        let inner = if is_met(&text[open + 1..close], allowed) { &allowed[0] } else { "none" };
+        return is_met(&format!("{}{inner}{}", &text[..open], &text[close + 1..]), allowed);
+    }
+    let one = |name: &str| allowed.iter().any(|licence| licence == name.trim());
+    text.split(" OR ").any(|all| all.split(" AND ").all(one))
+}
+
+#[test]
+fn dependencies_have_licences_that_deny_toml_allows_and_two_versions_only_where_it_says_so() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--offline", "--format-version", "1", "--manifest-path"])
+        .arg(root().join("Cargo.toml"))
+        .output()
+        .unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 100);
+    let allowed = denied("allow");
+    let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for package in packages {
+        let text = |key: &str| package[key].as_str().unwrap_or_default();
+        if !is_met(text("license"), &allowed) {
+            wrong.push(format!("{}: {}", text("name"), text("license")));
+        }
+        let ours = package["source"].is_null() || text("source").starts_with("registry+https://github.com/rust-lang/");
+        assert!(ours, "{} is from {}", text("name"), text("source"));
+        versions.entry(text("name")).or_default().push(text("version"));
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    // `name@version` with as much of the version as tells it.
+    let skipped = denied("skip");
+    let is_skipped = |name: &str, version: &str| {
+        skipped.iter().any(|skip| {
+            let (own, begins) = skip.split_once('@').unwrap();
+            own == name && format!("{version}.").starts_with(&format!("{begins}."))
+        })
+    };
+    for (name, mut versions) in versions {
+        versions.retain(|version| !is_skipped(name, version));
+        assert!(versions.len() < 2, "{name} has the versions {versions:?}: deny.toml may skip one, with a reason");
+    }
 }

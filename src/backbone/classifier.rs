@@ -176,6 +176,14 @@ impl Classifier {
                 let logits = graph.conv2d(&hidden, classes, 1);
                 graph.op("Flatten", &[&logits], &[])
             }
+            Head::Distilled { hidden, classes, distilled } => {
+                let mean = graph.mean_map(&last);
+                let hidden = hidden.onnx(graph, &mean);
+                let hidden = graph.gelu(&hidden);
+                let both = [classes, distilled].map(|layer| graph.conv2d(&hidden, layer, 1));
+                let logits = graph.op("Mean", &[&both[0], &both[1]], &[]);
+                graph.op("Flatten", &[&logits], &[])
+            }
             Head::Linear(linear) => {
                 let mean = flat_mean(graph, &last);
                 graph.linear(&mean, linear)

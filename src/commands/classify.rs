@@ -60,12 +60,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
     set_threads(config.train.threads);
     let unnamed = Classes::default();
     let classes = weights.classes().unwrap_or(&unnamed);
-    let mut all = Vec::new();
+    let (mut all, mut count, mut first_error) = (Vec::new(), 0, None);
     for file in &files {
         let image = match decode::open(file, config.data.exif) {
             Ok(image) => image,
             Err(error) => {
-                warn(&format!("skipped: {error:#}"));
+                if files.len() > 1 {
+                    warn(&format!("skipped: {error:#}"));
+                }
+                first_error.get_or_insert(error);
                 continue;
             }
         };
@@ -78,9 +81,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         let entries =
             guesses.iter().map(|(label, p)| json!({ "class": label, "label": classes.name(*label), "probability": p }));
-        all.push(json!({ "file": file, "classes": entries.collect::<Vec<_>>() }));
+        count += 1;
+        if args.json.is_some() {
+            all.push(json!({ "file": file, "classes": entries.collect::<Vec<_>>() }));
+        }
     }
-    ensure!(!all.is_empty(), "none of the {} images could be read", files.len());
+    if let (Some(error), 0) = (first_error, count) {
+        return Err(error.context(format!("none of the {} images could be read", files.len())));
+    }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&all)? + "\n";
         outputs.write(path, |out| out.write_all(text.as_bytes()))?;

@@ -105,15 +105,20 @@ fn detect(args: &Args) -> Result<()> {
     let shown = args.score_threshold.unwrap_or(SHOWN).max(config.model.test.score) as f32;
     let folders = [args.out.as_deref(), args.json.as_deref().and_then(Path::parent)];
     folders.into_iter().flatten().try_for_each(make_folder)?;
-    let mut all = Vec::new();
-    let mut read = Vec::new();
+    // Kept where they are written at the end: memory stays flat otherwise.
+    let kept = args.json.is_some() || args.labels.is_some();
+    let (mut all, mut read, mut count) = (Vec::new(), Vec::new(), 0);
+    let mut first_error = None;
     let mut out = std::io::stdout().lock();
     let start = Instant::now();
     for (i, file) in files.iter().enumerate() {
         let image = match decode::open(file, config.data.exif) {
             Ok(image) => image,
             Err(error) if config.data.on_error == OnError::Skip => {
-                warn(&format!("skipped: {error:#}"));
+                if files.len() > 1 {
+                    warn(&format!("skipped: {error:#}"));
+                }
+                first_error.get_or_insert(error);
                 continue;
             }
             Err(error) => return Err(error),
@@ -131,10 +136,15 @@ fn detect(args: &Args) -> Result<()> {
             let picture = png(&draw_detections(&image, &found, predictor.classes(), shown)?)?;
             outputs.write(path, |out| out.write_all(&picture))?;
         }
-        all.push(entry);
-        read.push(file);
+        count += 1;
+        if kept {
+            all.push(entry);
+            read.push(file);
+        }
     }
-    ensure!(!all.is_empty(), "none of the {} could be read", many(files.len(), "image"));
+    if let (Some(error), 0) = (first_error, count) {
+        return Err(error.context(format!("none of the {} could be read", many(files.len(), "image"))));
+    }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&all)? + "\n";
         outputs.write(path, |out| out.write_all(text.as_bytes()))?;
@@ -145,10 +155,10 @@ fn detect(args: &Args) -> Result<()> {
         let lost = prelabels::write(&seen, predictor.classes(), shown, args.format, folder)?;
         lost.iter().for_each(|line| warn(&format!("labels: {line}")));
     }
-    let each = start.elapsed().as_secs_f64() / all.len() as f64;
-    let mut line = format!("{}, {each:.2} s each", many(all.len(), "image"));
-    if all.len() < files.len() {
-        line += &format!("; {} skipped", files.len() - all.len());
+    let each = start.elapsed().as_secs_f64() / count as f64;
+    let mut line = format!("{}, {each:.2} s each", many(count, "image"));
+    if count < files.len() {
+        line += &format!("; {} skipped", files.len() - count);
     }
     for (what, path) in [("detections", &args.json), ("pictures", &args.out), ("labels", &args.labels)] {
         if let Some(path) = path {

@@ -11,6 +11,7 @@ pub mod plot_graph;
 pub mod plot_run;
 mod prelabels;
 mod preview;
+pub mod replay;
 pub mod shapes;
 pub mod test_cls;
 pub mod test_det;
@@ -65,6 +66,8 @@ enum Command {
     /// Draw the pictures of a run anew
     #[command(alias = "plot-run")]
     PlotRun(plot_run::Args),
+    /// Do a step again whose loss or gradient was not finite
+    Replay(replay::Args),
     /// Print what models cost
     #[command(alias = "model-stats")]
     ModelStats(model_stats::Args),
@@ -93,6 +96,7 @@ impl Vigdet {
             Command::ExtractFeatures(args) => extract_features::run(args),
             Command::PlotGraph(args) => plot_graph::run(args),
             Command::PlotRun(args) => plot_run::run(args),
+            Command::Replay(args) => replay::run(args),
             Command::ModelStats(args) => model_stats::run(args),
             Command::Shapes(args) => shapes::run(args),
             Command::Dataset(args) => dataset::run(args),

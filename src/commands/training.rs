@@ -7,13 +7,14 @@ use anyhow::{bail, Result};
 use serde_json::Value;
 use tch::Device;
 
-use crate::cli::{change, stop_on_ctrl_c, FetchArgs};
+use crate::cli::{change, FetchArgs};
 use crate::config::Experiment;
 use crate::console::{say, warn};
 use crate::plot::{self, RunPictures};
 use crate::ranks::Ranks;
 use crate::runs::RunDir;
 use crate::train::engine::{Engine, Out, Outcome, TrainOptions};
+use crate::train::requests::Requests;
 use crate::train::resume;
 use crate::train::task::Task;
 use crate::weights::Checkpoint;
@@ -142,7 +143,7 @@ impl RunArgs {
             weights,
             device: plan.device,
             command: std::env::args().collect(),
-            stop: stop_on_ctrl_c()?,
+            requests: Requests::by_signals()?,
             ranks,
         };
         let engine = Engine::<T>::start(config.clone(), options)?;
@@ -162,9 +163,9 @@ pub fn report(
 ) -> ExitCode {
     let run = &outcome.run;
     let folder = run.path().display();
-    if outcome.interrupted {
+    if let Some(status) = outcome.stopped {
         say(&format!("stopped; this goes on where it was:\n  {program} --out {folder} --resume"));
-        return ExitCode::from(130);
+        return ExitCode::from(status);
     }
     if !ranks.is_first() {
         return ExitCode::SUCCESS;

@@ -2,7 +2,7 @@
 
 use anyhow::{ensure, Result};
 
-use super::{BackboneConfig, ClassifyConfig, Config, TrainConfig};
+use super::{BackboneConfig, CheckpointConfig, ClassifyConfig, Config, TrainConfig};
 
 /// Longest side that an image may be given, in pixels: a batch of one takes 12 GB.
 const MOST_PIXELS: u32 = 32_768;
@@ -94,6 +94,7 @@ impl Config {
             d.scale
         );
         check_images(d.workers, &d.mean, &d.std)?;
+        check_checkpoints(&self.checkpoint)?;
         check_train(&self.train)
     }
 
@@ -176,6 +177,7 @@ impl ClassifyConfig {
         for (name, lr) in [("train.warmup_lr", t.warmup_lr), ("train.min_lr", t.min_lr)] {
             ensure!((0.0..=t.lr).contains(&lr), "{name} must be between 0 and train.lr, {}, not {lr}", t.lr);
         }
+        check_checkpoints(&self.checkpoint)?;
         check_train(t)
     }
 }
@@ -196,6 +198,11 @@ fn check_images(workers: usize, mean: &[f32; 3], std: &[f32; 3]) -> Result<()> {
     std.iter().try_for_each(|s| positive("data.std", f64::from(*s)))
 }
 
+/// Bounds of what is written.
+fn check_checkpoints(c: &CheckpointConfig) -> Result<()> {
+    c.every_minutes.map_or(Ok(()), |minutes| positive("checkpoint.every_minutes", minutes))
+}
+
 /// Bounds of every training.
 fn check_train(t: &TrainConfig) -> Result<()> {
     positive("train.lr", t.lr)?;
@@ -209,6 +216,7 @@ fn check_train(t: &TrainConfig) -> Result<()> {
     not_negative("train.lr_end", t.lr_end)?;
     not_negative("train.warmup_epochs", t.warmup_epochs)?;
     fraction("train.label_smoothing", t.label_smoothing)?;
+    not_negative("train.grace_seconds", t.grace_seconds)?;
     t.max_minutes.map_or(Ok(()), |minutes| positive("train.max_minutes", minutes))?;
     positive("train.batch_size", t.batch_size as f64)?;
     ensure!(

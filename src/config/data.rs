@@ -59,6 +59,8 @@ section! {
         pub workers: usize = 0,
         /// What an unreadable image does.
         pub on_error: OnError = OnError::Skip,
+        /// Follow links out of the image folder, which `vigdet dataset export` makes too. False: for data of strangers.
+        pub links: bool = true,
         /// Batches of images of like aspect ratio.
         pub group_by_aspect: bool = true,
     }

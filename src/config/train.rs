@@ -75,6 +75,13 @@ section! {
         /// Classifiers: whether the average's decay begins small, (1 + n) / (10 + n) after n updates: for short runs.
         /// The published code's is constant. (A detector's always begins small.)
         pub ema_warmup: bool = true,
+        /// What a loss or gradient that is not finite does.
+        pub on_nan: OnNan = OnNan::Stop,
+        /// `on_nan` is `skip`: this many steps in a row may be skipped; one more stops the run.
+        pub skip_most: usize = 10,
+        /// Seconds from SIGTERM to the end, as Slurm and Kubernetes give them. Where the step at hand takes longer,
+        /// the step before it is saved.
+        pub grace_seconds: f64 = 30.0,
         /// Evaluate after every so many epochs (and after the last); 0: never.
         pub eval_every: usize = 1,
         /// Seed of everything random.
@@ -135,6 +142,17 @@ impl TrainConfig {
     }
 }
 
+/// What becomes of a step whose loss or gradient is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNan {
+    /// The run ends.
+    #[default]
+    Stop,
+    /// The step changes nothing: not the weights, not the running statistics of batch norms.
+    Skip,
+}
+
 /// When a classifier's learning rate changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -175,6 +193,8 @@ section! {
         pub every_epochs: usize = 1,
         /// And after every so many steps.
         pub every_iters: Option<usize> = None,
+        /// And where the last one is so many minutes old. These have no numbers.
+        pub every_minutes: Option<f64> = None,
         /// Numbered checkpoints that stay beside `last` and `best`.
         pub keep: usize = 2,
     }

@@ -235,6 +235,23 @@ impl CocoDataset {
         Ok(Self { folder, source: None, dataset, infos, objects, classes, labels, report })
     }
 
+    /// Refuses images that are links out of the image folder, or lie behind such links.
+    ///
+    /// # Errors
+    /// Names the first.
+    pub fn check_links(&self) -> Result<()> {
+        let folder = self.folder.canonicalize().with_context(|| format!("no folder {}", self.folder.display()))?;
+        let leaves = |i: &usize| self.path(*i).canonicalize().is_ok_and(|path| !path.starts_with(&folder));
+        if let Some(i) = (0..self.len()).into_par_iter().find_first(leaves) {
+            bail!(
+                "image {} is a link out of {} (data.links=true follows it)",
+                self.infos[i].file,
+                self.folder.display()
+            );
+        }
+        Ok(())
+    }
+
     /// The classes: label `i` is `classes()[i]`.
     pub fn classes(&self) -> &Classes {
         &self.classes
@@ -366,7 +383,7 @@ impl CocoDataset {
     }
 }
 
-/// Refuses names that lead out of the image folder. Links inside the folder are its owner's and are followed.
+/// Refuses names that lead out of the image folder. Links in it: see [`CocoDataset::check_links`].
 fn check_name(name: &str) -> Result<()> {
     ensure!(!name.is_empty(), "file_name is empty");
     let inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));

@@ -9,14 +9,18 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, Limits, RgbImage};
 use vigdet_dataset::images::has_end;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::ahead::caught;
+
 /// More pixels than this are refused, as Pillow does: a small file can claim any size.
 const MOST_PIXELS: u64 = 178_956_970;
+/// Nor may a decoder take more memory than so many pixels of 16 bits with alpha have, in bytes.
+const MOST_BYTES: u64 = 8 * MOST_PIXELS;
 
 /// Formats beside JPEG and PNG.
 const OTHERS: [ImageFormat; 5] =
@@ -29,7 +33,9 @@ const OTHERS: [ImageFormat; 5] =
 /// Errors name the file: not there, of no format that is known, damaged, truncated, too large.
 pub fn open(path: &Path, exif: bool) -> Result<RgbImage> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read image {}", path.display()))?;
-    from_bytes(&bytes, exif).with_context(|| format!("cannot decode image {}", path.display()))
+    // A decoder that panics has met a file that it cannot read.
+    let decode = || from_bytes(&bytes, exif).with_context(|| format!("cannot decode image {}", path.display()));
+    caught(|| format!("decoding image {}", path.display()), decode)
 }
 
 /// [`open`] for a file that is in memory.
@@ -75,6 +81,22 @@ fn check_size(width: u64, height: u64) -> Result<()> {
     Ok(())
 }
 
+/// What a decoder may take: a few bytes can unpack to any number.
+fn limits() -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MOST_BYTES);
+    limits
+}
+
+/// All pixels of an image whose header was read.
+fn pixels(decoder: impl ImageDecoder) -> Result<RgbImage> {
+    let (width, height) = decoder.dimensions();
+    check_size(width.into(), height.into())?;
+    let bytes = decoder.total_bytes();
+    ensure!(bytes <= MOST_BYTES, "its pixels take {bytes} bytes, more than the {MOST_BYTES} that they may");
+    Ok(to_rgb8(DynamicImage::from_decoder(decoder)?))
+}
+
 fn jpeg(bytes: &[u8], exif: bool) -> Result<(RgbImage, Orientation)> {
     match jpeg_pixels(bytes, exif, true) {
         Ok(image) => Ok(image),
@@ -106,21 +128,17 @@ fn jpeg_pixels(bytes: &[u8], exif: bool, strict: bool) -> Result<(RgbImage, Orie
 }
 
 fn png(bytes: &[u8], exif: bool) -> Result<(RgbImage, Orientation)> {
-    let mut decoder = image::codecs::png::PngDecoder::new(std::io::Cursor::new(bytes))?;
-    let (width, height) = decoder.dimensions();
-    check_size(width.into(), height.into())?;
+    let mut decoder = image::codecs::png::PngDecoder::with_limits(std::io::Cursor::new(bytes), limits())?;
     let orientation = if exif { decoder.orientation()? } else { Orientation::NoTransforms };
-    let image = DynamicImage::from_decoder(decoder)?;
-    Ok((to_rgb8(image), orientation))
+    Ok((pixels(decoder)?, orientation))
 }
 
 fn other(bytes: &[u8], format: ImageFormat, exif: bool) -> Result<(RgbImage, Orientation)> {
     let reader = image::ImageReader::with_format(std::io::Cursor::new(bytes), format);
     let mut decoder = reader.into_decoder()?;
-    let (width, height) = decoder.dimensions();
-    check_size(width.into(), height.into())?;
+    decoder.set_limits(limits())?;
     let orientation = if exif { decoder.orientation()? } else { Orientation::NoTransforms };
-    Ok((to_rgb8(DynamicImage::from_decoder(decoder)?), orientation))
+    Ok((pixels(decoder)?, orientation))
 }
 
 /// 8-bit RGB without alpha. The upper byte of 16 bits is kept, as libpng, Pillow and OpenCV do; `image` would round.

@@ -108,12 +108,12 @@ pub fn corners_of(points: impl Iterator<Item = (f64, f64)>) -> Option<[f32; 4]> 
 /// is in now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mask {
-    source: Arc<Segmentation>,
+    pub(super) source: Arc<Segmentation>,
     /// (height, width) of the image that was annotated.
-    size: (u32, u32),
-    geometry: Geometry,
+    pub(super) size: (u32, u32),
+    pub(super) geometry: Geometry,
     /// What is seen of it, where its image is a part of a larger one.
-    window: Option<Corners>,
+    pub(super) window: Option<Corners>,
 }
 
 impl Mask {

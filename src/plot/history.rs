@@ -65,6 +65,7 @@ impl RunLog {
                 parts.iter().for_each(|(name, value)| push(&mut self.losses, name, (at, *value)));
                 self.lr.push((at, lr));
             }
+            Line::Skipped(_) => {}
             Line::Evaluation(Evaluation { found, .. }) => {
                 let boxes = found.get("bbox").and_then(|boxes| boxes.as_object()).into_iter().flatten();
                 let boxes = boxes.map(|(name, value)| (name.as_str(), Some(value)));

@@ -11,6 +11,7 @@ use vigdet_coco::types::Detection;
 
 use super::curves::curves;
 use super::deliver::deliver;
+use super::history::RunLog;
 use super::judge::{best_threshold, judge, Judgement, Truth};
 use super::sheet::{beside_truth, HIT};
 use crate::config::{Config, Experiment};
@@ -50,6 +51,8 @@ pub fn run(run_dir: &Path, options: &RunPictures) -> Result<Vec<PathBuf>> {
     let run = RunDir::at(run_dir);
     let (plots, log) = (run.plots(), run.log());
     ensure!(log.is_file(), "{} is not the folder of a run: it has no log.jsonl", run_dir.display());
+    // A log that cannot be read leaves no folder.
+    RunLog::read(&log)?;
     std::fs::create_dir_all(&plots).with_context(|| format!("cannot make the folder {}", plots.display()))?;
     let outputs = Outputs::default();
     if run.config().exists() && !plots.join(MANIFEST).exists() {
@@ -74,6 +77,9 @@ fn detections(run: &RunDir, plots: &Path, options: &RunPictures) -> Result<Vec<P
         .or(config.root)
         .with_context(|| format!("{} does not name the folder of the data", path.display()))?;
     let dataset = CocoDataset::open_with_exif(&config.val, &root, false, config.exif)?;
+    if !config.links {
+        dataset.check_links()?;
+    }
     let boxes = read_results(&run.detections())?;
     let masks = if run.masks().is_file() { read_results(&run.masks())? } else { Vec::new() };
     let mut written = Vec::new();

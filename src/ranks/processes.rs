@@ -3,12 +3,12 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, ExitStatus};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
 
 use super::c10d::Server;
 use super::host_name;
@@ -27,12 +27,12 @@ pub fn start_and_wait(count: usize) -> Result<ExitCode> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on 127.0.0.1")?;
     let port = listener.local_addr()?.port();
     let _server = Server::start(listener)?;
-    let asked = listen_to_signals()?;
+    let mut asked = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1]).context("cannot listen for signals")?;
     let mut children = Children(Vec::new());
     for rank in 0..count {
         children.0.push(start(rank, count, port)?);
     }
-    children.wait(&asked)
+    children.wait(&mut asked)
 }
 
 fn start(rank: usize, count: usize, port: u16) -> Result<Child> {
@@ -43,33 +43,21 @@ fn start(rank: usize, count: usize, port: u16) -> Result<Child> {
     command.env("RANK", &rank).env("LOCAL_RANK", &rank).env("WORLD_SIZE", &count).env("LOCAL_WORLD_SIZE", &count);
     command.env("MASTER_ADDR", Ipv4Addr::LOCALHOST.to_string()).env("MASTER_PORT", port.to_string());
     command.env("TORCHELASTIC_USE_AGENT_STORE", "True");
-    // Ctrl-C comes to this process alone, which passes it on once.
+    // Signals come to this process alone, which passes each on once.
     command.process_group(0);
     command.spawn().with_context(|| format!("cannot start rank {rank}"))
-}
-
-/// Counts how often the process was asked to stop.
-fn listen_to_signals() -> Result<Arc<AtomicUsize>> {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = asked.clone();
-    let heard = move || {
-        count.fetch_add(1, Ordering::Relaxed);
-    };
-    ctrlc::set_handler(heard).context("cannot listen for Ctrl-C")?;
-    Ok(asked)
 }
 
 /// Processes that end with this one.
 struct Children(Vec<Child>);
 
 impl Children {
-    fn wait(&mut self, asked: &AtomicUsize) -> Result<ExitCode> {
+    fn wait(&mut self, asked: &mut Signals) -> Result<ExitCode> {
         let mut ended: Vec<Option<ExitStatus>> = vec![None; self.0.len()];
-        let (mut passed_on, mut failed_at) = (0, None);
+        let mut failed_at = None;
         while ended.iter().any(Option::is_none) {
-            while passed_on < asked.load(Ordering::Relaxed) {
-                self.0.iter().for_each(|child| signal(child, libc::SIGINT));
-                passed_on += 1;
+            for number in asked.pending() {
+                self.0.iter().for_each(|child| signal(child, number));
             }
             for (rank, (child, ended)) in self.0.iter_mut().zip(&mut ended).enumerate() {
                 if ended.is_some() {

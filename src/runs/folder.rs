@@ -14,7 +14,7 @@ use super::lines::Line;
 use crate::weights::previous;
 
 /// What a run's folder holds. A new run takes none that has any of these.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "config.json",
     "run.json",
     "log.jsonl",
@@ -24,6 +24,7 @@ const NAMES: [&str; 11] = [
     "ground_truth.json",
     "ground_truth_used.json",
     "checkpoints",
+    "not_finite",
     "plots",
     LOCK,
 ];
@@ -149,9 +150,11 @@ impl RunDir {
             Err(TryLockError::Error(_)) => {}
         }
         let mut sign = || -> std::io::Result<()> {
-            lock.set_len(0)?;
+            // Written over and then cut: on a full disk the file stays a lock.
             lock.rewind()?;
-            writeln!(lock, "{HOLDER}{}", std::process::id())
+            let text = format!("{HOLDER}{}\n", std::process::id());
+            lock.write_all(text.as_bytes())?;
+            lock.set_len(text.len() as u64)
         };
         sign().with_context(|| format!("cannot write {}", file.display()))?;
         Ok(Self { path: path.to_path_buf(), _lock: Some(Arc::new(lock)) })
@@ -209,6 +212,11 @@ impl RunDir {
     /// Folder of the pictures.
     pub fn plots(&self) -> PathBuf {
         self.path.join("plots")
+    }
+
+    /// Folder of steps whose loss or gradient was not finite.
+    pub fn not_finite(&self) -> PathBuf {
+        self.path.join("not_finite")
     }
 
     /// Folder of weights and state.
@@ -281,10 +289,10 @@ fn numbered(base: &Path) -> impl Iterator<Item = PathBuf> + '_ {
     })
 }
 
-/// Whether a file is one that says who writes to a run.
+/// Whether a file is one that says who writes to a run, or was to say so before the disk was full.
 fn is_lock(path: &Path) -> bool {
     let is_file = path.symlink_metadata().is_ok_and(|data| data.is_file());
-    is_file && std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(HOLDER))
+    is_file && std::fs::read_to_string(path).is_ok_and(|text| text.is_empty() || text.starts_with(HOLDER))
 }
 
 fn make(folder: &Path) -> Result<()> {
@@ -359,6 +367,9 @@ mod tests {
         std::fs::write(folder.path().join("notes.txt"), "mine").unwrap();
         drop(RunDir::create(folder.path()).unwrap());
         // A start that was stopped before it had a config is no run.
+        drop(RunDir::create(folder.path()).unwrap());
+        // Nor one for which the disk was full at its first file.
+        std::fs::write(folder.path().join(LOCK), "").unwrap();
         drop(RunDir::create(folder.path()).unwrap());
         for name in ["metrics.json", "run.lock"] {
             let other = tempfile::tempdir().unwrap();

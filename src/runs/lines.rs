@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 pub enum Line {
     /// A step was done.
     Step(Step),
+    /// A step was skipped.
+    Skipped(Skipped),
     /// An evaluation was done.
     Evaluation(Evaluation),
 }
@@ -35,6 +37,19 @@ pub struct Step {
     pub ranks_wait: f64,
 }
 
+/// One step that changed nothing, as its loss or gradient was not finite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Skipped {
+    /// Number of the step, from 1.
+    pub iter: u64,
+    /// Number of the epoch, from 1.
+    pub epoch: usize,
+    /// What was not finite, and where.
+    pub reason: String,
+    /// Seconds that the step took.
+    pub seconds: f64,
+}
+
 /// One evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
@@ -54,6 +69,8 @@ const BEFORE: [&str; 3] = ["iter", "epoch", "loss"];
 const AFTER: [&str; 4] = ["lr", "grad_norm", "seconds", "data_wait"];
 /// The last, in a line of several processes.
 const RANKS_WAIT: &str = "ranks_wait";
+/// The key that only the line of a skipped step has.
+const SKIPPED: &str = "skipped";
 
 impl Line {
     /// As it stands in the log.
@@ -69,6 +86,12 @@ impl Line {
                 if step.ranks_wait > 0.0 {
                     line.insert(RANKS_WAIT.into(), step.ranks_wait.into());
                 }
+            }
+            Self::Skipped(skipped) => {
+                line.insert("iter".into(), skipped.iter.into());
+                line.insert("epoch".into(), skipped.epoch.into());
+                line.insert(SKIPPED.into(), skipped.reason.as_str().into());
+                line.insert("seconds".into(), skipped.seconds.into());
             }
             Self::Evaluation(evaluation) => {
                 line.insert("iter".into(), evaluation.iter.into());
@@ -92,6 +115,9 @@ impl Line {
         let [lr, grad_norm, seconds, data_wait] = AFTER.map(|key| number(key).unwrap_or(0.0));
         let ranks_wait = number(RANKS_WAIT).unwrap_or(0.0);
         fields.remove(RANKS_WAIT);
+        if let Some(reason) = fields.get(SKIPPED).and_then(Value::as_str) {
+            return Ok(Self::Skipped(Skipped { iter, epoch, reason: reason.to_string(), seconds }));
+        }
         fields.retain(|key, _| !BEFORE.contains(&key.as_str()) && !AFTER.contains(&key.as_str()));
         Ok(match loss {
             Some(loss) => {
@@ -110,6 +136,7 @@ impl Line {
     pub fn iter(&self) -> u64 {
         match self {
             Self::Step(step) => step.iter,
+            Self::Skipped(skipped) => skipped.iter,
             Self::Evaluation(evaluation) => evaluation.iter,
         }
     }
@@ -127,7 +154,8 @@ mod tests {
         );
         let evaluation = r#"{"iter":3,"epoch":1,"bbox":{"AP":0.25},"segm":{"AP":0.125},"seconds":3.0}"#;
         let of_ranks = step.replace(r#""data_wait":0.1"#, r#""data_wait":0.1,"ranks_wait":0.5"#);
-        for text in [step, &of_ranks, evaluation] {
+        let skipped = r#"{"iter":4,"epoch":1,"skipped":"the loss `box` became NaN","seconds":1.0}"#;
+        for text in [step, &of_ranks, skipped, evaluation] {
             assert_eq!(Line::parse(text).unwrap().to_json().to_string(), text);
         }
         assert!(matches!(Line::parse(step).unwrap(), Line::Step(step) if step.parts[1].0 == "classification"));

@@ -3,6 +3,8 @@
 
 mod folder;
 mod lines;
+mod space;
 
 pub use folder::{unix_time, write_text, RunDir};
-pub use lines::{Evaluation, Line, Step};
+pub use lines::{Evaluation, Line, Skipped, Step};
+pub use space::check_space;

@@ -78,6 +78,10 @@ impl Task for Classification {
         Ok((Self { classes: Classes::numbered(&names), config, evaluator }, feed))
     }
 
+    fn without_data(config: ClassifyConfig, classes: Classes) -> Self {
+        Self { config, classes, evaluator: None }
+    }
+
     fn config(&self) -> &ClassifyConfig {
         &self.config
     }

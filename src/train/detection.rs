@@ -88,6 +88,11 @@ impl Task for Detection {
         Ok((Self { config, classes, labels, evaluator, images }, feed))
     }
 
+    fn without_data(config: Config, classes: Classes) -> Self {
+        let labels = (0..classes.len() as i64).collect();
+        Self { config, classes, labels, evaluator: None, images: 0 }
+    }
+
     fn config(&self) -> &Config {
         &self.config
     }
@@ -126,12 +131,15 @@ impl Task for Detection {
 
     fn losses(&self, model: &Self::Model, mut batch: Batch, device: Device, pass: &mut Pass) -> Result<Micro> {
         batch.images = batch.images.to_device(device);
-        for label in batch.targets.iter_mut().flat_map(|target| &mut target.labels) {
-            *label = self.labels[*label as usize];
-        }
         let losses = autocast(self.config.train.amp, device, || model.losses(&batch, pass))?;
         let names = batch.infos.into_iter().map(|info| info.file).collect::<Vec<_>>();
         Ok(Micro { losses, images: names.len(), names })
+    }
+
+    fn relabel(&self, batch: &mut Batch) {
+        for label in batch.targets.iter_mut().flat_map(|target| &mut target.labels) {
+            *label = self.labels[*label as usize];
+        }
     }
 
     fn advice(&self) -> &'static str {
@@ -220,6 +228,9 @@ fn match_classes(config: &ModelConfig, data: &Classes, known: Option<&Classes>) 
 /// As [`CocoDataset::open_with_exif`].
 pub fn open_split(config: &Config, split: &SplitConfig, data: &DataFolder, for_training: bool) -> Result<CocoDataset> {
     let mut dataset = CocoDataset::open_in(data, split, for_training, config.data.exif)?;
+    if !config.data.links {
+        dataset.check_links()?;
+    }
     if config.model.has_masks() {
         dataset.count_masks();
     }

@@ -1,31 +1,33 @@
 //! The training loop, of detectors and classifiers alike.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use serde_json::json;
 use tch::{nn, Device, Kind, Tensor};
 
 use super::data_parallel::{all_remarks, check_same, DataParallel, Sums};
 use super::ema::Ema;
 use super::logger::Logger;
+use super::not_finite;
 use super::notices;
 use super::optimizer::{clip_factor, Optimizer};
 use super::replicas::Replicas;
+use super::requests::Requests;
 use super::schedule::Schedule;
-use super::state::{keep_numbered, progress_of, save_weights, Best, Progress, State};
+use super::standby::{Standby, Statistics};
+use super::state::{self, keep_numbered, progress_of, save_weights, Best, Progress, State};
 use super::task::{Micro, Task};
 use super::time_limit::{is_strong, TimeLimit};
 use crate::backbone::Pass;
-use crate::config::{self, Experiment};
-use crate::console::say;
+use crate::config::{self, Experiment, OnNan};
+use crate::console::{say, warn};
 use crate::data::{Feed, Source};
 use crate::nn::precision::has_bfloat16;
 use crate::ranks::Ranks;
-use crate::runs::{unix_time, write_text, Evaluation, RunDir, Step};
+use crate::runs::{check_space, unix_time, write_text, Evaluation, RunDir, Skipped, Step};
 use crate::threads::set_threads;
 use crate::weights::{metadata_of, sorted_variables, Checkpoint, Metadata};
 
@@ -51,8 +53,8 @@ pub struct TrainOptions {
     pub device: Device,
     /// The command line, for the record.
     pub command: Vec<String>,
-    /// Set from outside to end the run after the step at hand, with a checkpoint.
-    pub stop: Arc<AtomicBool>,
+    /// What is asked from outside while the run goes on.
+    pub requests: Requests,
     /// The processes that train together; all have the same options.
     pub ranks: Ranks,
 }
@@ -60,8 +62,8 @@ pub struct TrainOptions {
 /// How a run ended.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Whether it was stopped from outside; `--resume` goes on with it.
-    pub interrupted: bool,
+    /// The exit status of a run that was stopped from outside; `--resume` goes on with it.
+    pub stopped: Option<u8>,
     /// The best evaluation, if there was one.
     pub best: Option<Best>,
     /// What is to be said of it, if it was done by this process.
@@ -98,9 +100,19 @@ pub struct Engine<T: Task> {
     run: RunDir,
     log: Logger,
     device: Device,
-    stop: Arc<AtomicBool>,
+    requests: Requests,
+    /// The last finished step, for whoever must write it while the next one is at work.
+    standby: Arc<Standby>,
+    statistics: Statistics,
+    /// When the last checkpoint was written.
+    saved: Instant,
+    /// Whether this process has left a file of a step that was not finite.
+    reproducible: bool,
     best_lines: Option<String>,
 }
+
+/// The number of SIGINT: what a rank is asked by that did not hear the signal itself.
+const INTERRUPT: u8 = 2;
 
 /// What became of a piece of work.
 enum Flow {
@@ -164,7 +176,7 @@ impl<T: Task> Engine<T> {
         ema.iter_mut().for_each(|ema| ema.resume(progress.ema_updates));
         let parallel = DataParallel::start(ranks, &variables, &mut optimizer, ema.as_ref())?;
         let ranks = parallel.ranks();
-        let mut state = State { variables: &variables, optimizer: &mut optimizer, ema: ema.as_mut() };
+        let state = State { variables: &variables, optimizer: &mut optimizer, ema: ema.as_mut() };
 
         let micro_steps = t.batch_size.div_ceil(micro_batch);
         ensure!(
@@ -193,6 +205,11 @@ impl<T: Task> Engine<T> {
 
         let metadata = metadata_of(task.config(), task.classes())?;
         let resuming = options.resume;
+        let snapshot = state.snapshot(&progress, |_| None);
+        if let (true, false, Out::Named(path) | Out::Numbered(path)) = (ranks.is_first(), resuming, &options.out) {
+            // Beside each checkpoint there is the one before it.
+            check_space(path, 2 * snapshot.bytes(), "checkpoints")?;
+        }
         let run = match (resumed, &options.out) {
             (Some(run), _) => run,
             (None, Out::Named(path) | Out::Numbered(path)) if !ranks.is_first() => RunDir::at(path),
@@ -201,8 +218,15 @@ impl<T: Task> Engine<T> {
         };
         if !resuming && ranks.is_first() {
             // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
-            state.save(&run, &metadata, &progress)?;
+            snapshot.write(&run, &metadata)?;
+        } else if ranks.is_first() && state::weights_are_of_another_step(&run, &progress) {
+            snapshot.write_weights(&run, &metadata)?;
         }
+        let standby = Arc::new(Standby::new(run.path(), &metadata, t.grace_seconds));
+        if ranks.is_first() {
+            options.requests.stand_by(standby.clone());
+        }
+        let statistics = Statistics::new(&variables);
         let precision = if t.amp && has_bfloat16(options.device) { "float32 and bfloat16" } else { "float32" };
         let device = device_name(options.device);
         let start = json!({
@@ -262,7 +286,11 @@ impl<T: Task> Engine<T> {
             run,
             log,
             device: options.device,
-            stop: options.stop,
+            requests: options.requests,
+            standby,
+            statistics,
+            saved: Instant::now(),
+            reproducible: false,
             best_lines: None,
         })
     }
@@ -279,9 +307,9 @@ impl<T: Task> Engine<T> {
     pub fn run(mut self) -> Result<Outcome> {
         let flow = self.train();
         self.log.finish();
-        let interrupted = matches!(flow?, Flow::Interrupted);
+        let stopped = matches!(flow?, Flow::Interrupted).then(|| self.requests.status());
         let Self { progress, best_lines, run, .. } = self;
-        Ok(Outcome { interrupted, best: progress.best, best_lines, run })
+        Ok(Outcome { stopped, best: progress.best, best_lines, run })
     }
 
     fn train(&mut self) -> Result<Flow> {
@@ -324,13 +352,15 @@ impl<T: Task> Engine<T> {
         if self.progress.iter >= self.total {
             return Ok(Flow::Done);
         }
-        let every = self.task.config().checkpoint().every_iters.filter(|n| *n > 0);
+        let checkpoint = self.task.config().checkpoint();
+        let (every, minutes) = (checkpoint.every_iters.filter(|n| *n > 0), checkpoint.every_minutes);
         let feed = self.feed.clone();
         let mut batches = feed.epoch(self.progress.epoch, self.progress.batch, self.is_strong());
         let mut waited = batches.waited();
+        self.offer();
         loop {
             let start = Instant::now();
-            let mut sum = Accumulated::default();
+            let mut sum = Accumulated { first: (self.progress.batch, self.progress.forwards), ..Default::default() };
             let micro_batches = self.micro_steps.min(feed.batches_per_epoch() - self.progress.batch);
             for numbers in self.parallel.share(micro_batches).chunks(self.at_once()) {
                 let together = batches.by_ref().take(numbers.len()).collect::<Result<Vec<_>>>()?;
@@ -344,21 +374,22 @@ impl<T: Task> Engine<T> {
                 let numbered = numbers.iter().map(|number| first + *number as u64).zip(together);
                 self.learn(numbered.collect(), &mut sum)?;
             }
-            let mut stop = self.stop.load(Ordering::Relaxed);
+            let mut stop = self.requests.is_stopping();
             let learned = Instant::now();
             self.reduce(micro_batches, &mut sum, &mut stop)?;
             let ranks_waited = if self.parallel.ranks().size() > 1 { learned.elapsed() } else { Duration::ZERO };
             self.progress.forwards += micro_batches as u64;
             self.progress.batch += micro_batches;
             if sum.images > 0 {
-                let (lr, grad_norm) = self.update(&sum)?;
+                let updated = self.update(&mut sum)?;
                 let seconds = start.elapsed().as_secs_f64();
                 let now_waited = batches.waited();
                 self.progress.seconds += seconds;
                 let images = sum.images as f64;
-                let step = Step {
-                    iter: self.progress.iter,
-                    epoch: self.progress.epoch + 1,
+                let (iter, epoch) = (self.progress.iter, self.progress.epoch + 1);
+                let step = updated.map(|(lr, grad_norm)| Step {
+                    iter,
+                    epoch,
                     loss: sum.parts.iter().map(|p| p.1).sum::<f64>() / images,
                     parts: sum.parts.iter().map(|(name, sum)| (name.to_string(), sum / images)).collect(),
                     lr,
@@ -366,13 +397,19 @@ impl<T: Task> Engine<T> {
                     seconds,
                     data_wait: (now_waited - waited).as_secs_f64(),
                     ranks_wait: ranks_waited.as_secs_f64(),
-                };
+                });
                 waited = now_waited;
                 let left = self.evaluations_left();
-                self.log.step(step, left)?;
+                match step {
+                    Ok(step) => self.log.step(step, left)?,
+                    Err(reason) => self.log.skipped(Skipped { iter, epoch, reason, seconds })?,
+                }
                 self.plan(seconds)?;
+                self.offer();
             }
-            if stop || (self.parallel.ranks().size() == 1 && self.stop.load(Ordering::Relaxed)) {
+            if stop || (self.parallel.ranks().size() == 1 && self.requests.is_stopping()) {
+                // Another rank may have been asked.
+                self.requests.stop(INTERRUPT);
                 return Ok(Flow::Interrupted);
             }
             if self.progress.batch >= feed.batches_per_epoch() || self.progress.iter >= self.total {
@@ -380,6 +417,12 @@ impl<T: Task> Engine<T> {
             }
             if every.is_some_and(|n| self.progress.iter.is_multiple_of(n as u64)) {
                 self.save_numbered()?;
+            } else if self.is_old(minutes) {
+                self.save()?;
+            }
+            if self.requests.take_save() {
+                self.save()?;
+                self.log.say(&format!("step {} is saved", self.progress.iter));
             }
         }
         self.log.unreadable("train", &all_remarks(self.parallel.ranks(), feed.skipped())?);
@@ -419,21 +462,18 @@ impl<T: Task> Engine<T> {
     /// Adds the gradients of micro batches, each with its number in the run, with replicas of all at the same time.
     fn learn(&mut self, numbered: Vec<(u64, <T::Source as Source>::Batch)>, sum: &mut Accumulated) -> Result<()> {
         let (task, device) = (&self.task, self.device);
-        let work = |model: &T::Model, (number, batch)| learn_micro_batch(task, model, number, batch, device);
+        let work = |model: &T::Model, (number, mut batch)| {
+            task.relabel(&mut batch);
+            learn_micro_batch(task, model, number, batch, device)
+        };
         let learned: Vec<Result<Learned>> = match &mut self.replicas {
             Some(replicas) => replicas.run(&mut self.model, numbered, work),
             None => numbered.into_iter().map(|one| work(&self.model, one)).collect(),
         };
         for one in learned {
             let Learned { parts, images, names } = one?;
-            for (name, value) in &parts {
-                ensure!(
-                    value.is_finite(),
-                    "the loss `{name}` became {value} at step {} on {}; {}",
-                    self.progress.iter + 1,
-                    some(&names),
-                    self.advice()
-                );
+            if let Some((name, value)) = parts.iter().find(|(_, value)| !value.is_finite()) {
+                sum.not_finite.get_or_insert_with(|| format!("the loss `{name}` became {value} on {}", some(&names)));
             }
             sum.parts.resize(parts.len(), ("", 0.0));
             for (sum, (name, value)) in sum.parts.iter_mut().zip(parts) {
@@ -445,55 +485,112 @@ impl<T: Task> Engine<T> {
         Ok(())
     }
 
-    /// Adds up what the ranks have learned from a step's micro batches.
+    /// Adds up what the ranks have learned from a step's micro batches. A step that is not finite ends the run: its
+    /// rank alone knows of it.
     fn reduce(&mut self, micro_batches: usize, sum: &mut Accumulated, stop: &mut bool) -> Result<()> {
         if self.parallel.ranks().size() == 1 {
             return Ok(());
         }
-        let not_finite = format!(
-            "the gradient is not finite at step {} on {}; {}",
-            self.progress.iter + 1,
-            some(&sum.names),
-            self.advice()
-        );
+        let step = self.progress.iter + 1;
+        let advice =
+            format!("{}; the last checkpoint, {}, is from before", self.task.advice(), self.run.last().display());
+        if let Some(reason) = sum.not_finite.take() {
+            bail!("{reason} at step {step}; {advice}");
+        }
+        let not_finite = format!("the gradient is not finite at step {step} on {}; {advice}", some(&sum.names));
         let sums = Sums { images: &mut sum.images, parts: &mut sum.parts, stop };
         self.parallel.reduce(micro_batches, sums, || not_finite)
     }
 
-    /// Clips, updates, averages. Returns the learning rate and the norm of the gradient.
-    fn update(&mut self, sum: &Accumulated) -> Result<(f64, f64)> {
+    /// Clips, updates, averages. Returns the learning rate and the norm of the gradient, or why the step was skipped.
+    fn update(&mut self, sum: &mut Accumulated) -> Result<Result<(f64, f64), String>> {
         let t = self.task.config().train();
         // The last step of an epoch may have fewer images than a batch.
         let mut scale = t.batch_size as f64 / sum.images as f64;
         let norm = self.optimizer.gradient_norm() * scale;
-        ensure!(
-            norm.is_finite(),
-            "the gradient became {norm} at step {} on {}; {}",
-            self.progress.iter + 1,
-            some(&sum.names),
-            self.advice()
-        );
+        if !norm.is_finite() {
+            sum.not_finite.get_or_insert_with(|| format!("the gradient became {norm} on {}", some(&sum.names)));
+        }
+        if let Some(reason) = sum.not_finite.take() {
+            return self.skip(sum, reason).map(Err);
+        }
         if let Some(most) = t.clip_norm {
             scale *= clip_factor(norm, most);
         }
         let lr = self.schedule.lr(self.progress.iter as usize);
+        self.standby.take_back();
         self.optimizer.step(lr, scale);
         if let Some(ema) = &mut self.ema {
             ema.update();
             self.progress.ema_updates = ema.updates();
         }
+        self.statistics.keep();
         self.progress.iter += 1;
-        Ok((lr, norm))
+        self.progress.skipped = 0;
+        Ok(Ok((lr, norm)))
+    }
+
+    /// Takes back a step that is not finite, and gives the reason again; or ends the run. Leaves a file of the first.
+    fn skip(&mut self, sum: &Accumulated, reason: String) -> Result<String> {
+        self.statistics.restore();
+        self.optimizer.clear();
+        if let Some(replicas) = &mut self.replicas {
+            replicas.take_statistics();
+        }
+        let step = self.progress.iter + 1;
+        let mut again = String::new();
+        if !self.reproducible {
+            self.reproducible = true;
+            match self.reproduce(sum, &reason) {
+                Ok(path) => again = format!("; `vigdet replay {}` does the step again", path.display()),
+                Err(error) => warn(&format!("step {step} cannot be kept: {error:#}")),
+            }
+        }
+        let t = self.task.config().train();
+        let reason = match t.on_nan {
+            OnNan::Stop => reason,
+            OnNan::Skip if self.progress.skipped < t.skip_most => {
+                self.standby.take_back();
+                self.progress.iter = step;
+                self.progress.skipped += 1;
+                return Ok(reason + &again);
+            }
+            OnNan::Skip => format!("{reason}, after {} steps that were skipped (train.skip_most)", t.skip_most),
+        };
+        let last = self.run.last();
+        let advice = self.task.advice();
+        bail!("{reason} at step {step}; {advice}{again}; the last checkpoint, {}, is from before", last.display());
+    }
+
+    /// Writes what does a step again. Its batches are made anew, to the bit as they were.
+    fn reproduce(&self, sum: &Accumulated, reason: &str) -> Result<PathBuf> {
+        let (batch, forwards) = sum.first;
+        let batches = self.feed.epoch(self.progress.epoch, batch, self.is_strong()).take(sum.forwards);
+        let mut relabelled = Vec::new();
+        for (number, batch) in (forwards..).zip(batches) {
+            let mut batch = batch?;
+            self.task.relabel(&mut batch);
+            relabelled.push((number, batch));
+        }
+        let step = (self.progress.iter + 1, reason);
+        not_finite::write(&self.run, step, &relabelled, &self.variables, &self.metadata)
+    }
+
+    /// Holds the last finished step ready for whoever must write it.
+    fn offer(&mut self) {
+        let Self { variables, optimizer, ema, statistics, progress, .. } = self;
+        let state = State { variables, optimizer, ema: ema.as_mut() };
+        self.standby.offer(state.snapshot(progress, |name| statistics.kept(name)));
+    }
+
+    /// Whether the last checkpoint is this old.
+    fn is_old(&self, minutes: Option<f64>) -> bool {
+        minutes.is_some_and(|minutes| self.saved.elapsed().as_secs_f64() >= 60.0 * minutes)
     }
 
     /// Micro batches at the same time.
     fn at_once(&self) -> usize {
         self.replicas.as_ref().map_or(1, Replicas::count)
-    }
-
-    fn advice(&self) -> String {
-        let last = self.run.last();
-        format!("{}; the last checkpoint, {}, is from before", self.task.advice(), last.display())
     }
 
     fn evaluations_left(&self) -> usize {
@@ -519,11 +616,11 @@ impl<T: Task> Engine<T> {
 
     fn evaluate_present(&mut self, trained: Duration) -> Result<Flow> {
         let start = Instant::now();
-        let (stop, log) = (self.stop.clone(), &self.log);
+        let (requests, log) = (&self.requests, &self.log);
         let ranks = self.parallel.ranks();
         let scored = self.task.evaluate(&self.model, self.device, ranks, &mut |done, images| {
             log.evaluating(done, images);
-            !stop.load(Ordering::Relaxed)
+            !requests.is_stopping()
         })?;
         let stopped = ranks.from_first(|| Ok(scored.is_none()))?;
         let Some((scored, found)) = scored else {
@@ -574,8 +671,19 @@ impl<T: Task> Engine<T> {
         if !self.parallel.ranks().is_first() {
             return Ok(());
         }
+        let start = Instant::now();
         let (variables, optimizer, ema) = (&self.variables, &mut self.optimizer, self.ema.as_mut());
-        State { variables, optimizer, ema }.save(&self.run, &self.metadata, &self.progress)
+        let snapshot = State { variables, optimizer, ema }.snapshot(&self.progress, |_| None);
+        let bytes = snapshot.bytes();
+        let kept = || format!("{} is the last one", self.run.state().display());
+        check_space(&self.run.checkpoints(), bytes, "the checkpoint").with_context(kept)?;
+        snapshot.write(&self.run, &self.metadata).with_context(kept)?;
+        self.standby.saved(start.elapsed());
+        self.saved = Instant::now();
+        if let Err(error) = check_space(&self.run.checkpoints(), bytes, "the next checkpoint") {
+            self.log.say(&format!("{error:#}"));
+        }
+        Ok(())
     }
 
     fn save_numbered(&mut self) -> Result<()> {
@@ -599,16 +707,17 @@ fn open_state(run: &RunDir) -> Result<Checkpoint> {
 }
 
 /// What came of a micro batch.
-struct Learned {
+pub(super) struct Learned {
     /// The parts of the loss; not always finite.
-    parts: Vec<(&'static str, f64)>,
+    pub parts: Vec<(&'static str, f64)>,
     images: usize,
-    names: Vec<String>,
+    /// Its files.
+    pub names: Vec<String>,
 }
 
 /// Adds the gradient of one micro batch, times its fraction of a full batch, to the model's. `number` counts the run's
 /// micro batches.
-fn learn_micro_batch<T: Task>(
+pub(super) fn learn_micro_batch<T: Task>(
     task: &T,
     model: &T::Model,
     number: u64,
@@ -631,10 +740,15 @@ fn learn_micro_batch<T: Task>(
 /// What the micro batches of a step have added up to.
 #[derive(Default)]
 struct Accumulated {
+    /// The numbers of its first micro batch, in the epoch and in the run.
+    first: (usize, u64),
+    forwards: usize,
     images: usize,
     /// Sum over images of each part of the loss.
     parts: Vec<(&'static str, f64)>,
     names: Vec<String>,
+    /// What was the first thing that is not finite.
+    not_finite: Option<String>,
 }
 
 /// The first few names.

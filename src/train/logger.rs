@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use vigdet_coco::eval::Warning;
 use super::events::EventWriter;
 use super::notices::Notices;
 use crate::console::say;
-use crate::runs::{Evaluation, Line, RunDir, Step};
+use crate::runs::{Evaluation, Line, RunDir, Skipped, Step};
 
 /// How often a run that has no terminal to draw on prints a line.
 const LINE_EVERY: Duration = Duration::from_secs(20);
@@ -21,6 +22,7 @@ const STEPS_TO_GUESS: u64 = 5;
 /// Writes a run's log and shows how it goes.
 #[derive(Debug)]
 pub struct Logger {
+    path: PathBuf,
     /// None of a rank that writes nothing.
     files: Option<(File, EventWriter)>,
     bar: ProgressBar,
@@ -51,6 +53,7 @@ impl Logger {
         bar.set_style(style.progress_chars("=> "));
         bar.set_position(iter);
         Ok(Self {
+            path,
             files: Some((file, EventWriter::create(run.path(), iter)?)),
             bar,
             terminal: std::io::stderr().is_terminal(),
@@ -63,6 +66,7 @@ impl Logger {
     /// Of a rank that writes nothing and draws nothing.
     pub fn silent() -> Self {
         Self {
+            path: PathBuf::new(),
             files: None,
             bar: ProgressBar::hidden(),
             terminal: false,
@@ -129,6 +133,13 @@ impl Logger {
         Ok(())
     }
 
+    /// A step was skipped.
+    pub fn skipped(&mut self, skipped: Skipped) -> Result<()> {
+        self.bar.set_position(skipped.iter);
+        self.say(&format!("step {} is skipped: {}", skipped.iter, skipped.reason));
+        self.line(&Line::Skipped(skipped))
+    }
+
     /// An evaluation was done; `scalars`: tags and values for TensorBoard.
     pub fn evaluation(&mut self, evaluation: Evaluation, scalars: &[(String, f64)]) -> Result<()> {
         self.evaluation = evaluation.seconds;
@@ -181,6 +192,7 @@ impl Logger {
     fn line(&mut self, line: &Line) -> Result<()> {
         let Some((file, _)) = &mut self.files else { return Ok(()) };
         // One write, so that a kill leaves whole lines but for the last.
-        file.write_all(format!("{}\n", line.to_json()).as_bytes()).context("cannot write log.jsonl")
+        let text = format!("{}\n", line.to_json());
+        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
     }
 }

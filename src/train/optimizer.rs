@@ -164,6 +164,16 @@ impl Optimizer {
         total.sqrt()
     }
 
+    /// Clears the gradients without an update.
+    pub fn clear(&mut self) {
+        for parameter in &self.parameters {
+            let mut gradient = parameter.variable.grad();
+            if gradient.defined() {
+                let _ = gradient.zero_();
+            }
+        }
+    }
+
     /// Updates every variable with its gradient times `scale`, at learning rate `lr`, and clears the gradients.
     pub fn step(&mut self, lr: f64, scale: f64) {
         tch::no_grad(|| self.update(lr, scale));

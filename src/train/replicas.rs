@@ -63,6 +63,12 @@ impl<M: Send> Replicas<M> {
         self.pools.len()
     }
 
+    /// Gives all copies the model's statistics, as they are when a step is taken back.
+    pub fn take_statistics(&mut self) {
+        let own = self.copies.iter().flat_map(|copy| &copy.statistics);
+        tch::no_grad(|| own.for_each(|(main, own)| own.shallow_clone().copy_(main)));
+    }
+
     /// Calls `work`, forward and backward, with each micro batch and a model of its own. Afterwards the model's
     /// gradients have the copies' added, and running statistics are means over the micro batches.
     ///

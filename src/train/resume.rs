@@ -11,8 +11,17 @@ use crate::runs::RunDir;
 use crate::weights::Checkpoint;
 
 /// Keys that do not change what a step computes, only how many there are and what is written.
-const FREE: [&str; 6] =
-    ["train.max_iters", "train.eval_every", "train.threads", "checkpoint", "data.workers", "data.root"];
+const FREE: [&str; 9] = [
+    "train.max_iters",
+    "train.eval_every",
+    "train.threads",
+    "train.on_nan",
+    "train.skip_most",
+    "train.grace_seconds",
+    "checkpoint",
+    "data.workers",
+    "data.root",
+];
 /// Free in a detector's run only: of all epochs, the cosine of a classifier's learning rate spans every one.
 const EPOCHS: &str = "train.epochs";
 

@@ -10,13 +10,15 @@ use tch::Tensor;
 use super::ema::Ema;
 use super::optimizer::Optimizer;
 use crate::runs::RunDir;
-use crate::weights::{self, previous, write_tensors, Checkpoint, Metadata};
+use crate::weights::{self, previous, write_tensors, Checkpoint, Metadata, WeightFile};
 
 /// Prefixes of the parts of a state file.
 const MODEL: &str = "model.";
 const OPTIMIZER: &str = "optimizer.";
 const EMA: &str = "ema.";
 const PROGRESS: &str = "progress";
+/// The entry of a file's metadata that says which step it is of.
+const ITER: &str = "iter";
 
 /// Where a run is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,9 @@ pub struct Progress {
     /// Steps of the whole run, where `train.max_minutes` decided them.
     #[serde(default)]
     pub planned: Option<u64>,
+    /// Steps that were skipped just now, in a row (`train.on_nan`).
+    #[serde(default)]
+    pub skipped: usize,
     /// Seconds spent in all, evaluations included.
     pub seconds: f64,
 }
@@ -64,32 +69,92 @@ pub struct State<'a> {
     pub ema: Option<&'a mut Ema>,
 }
 
-impl State<'_> {
+/// The state of a run after a step. The tensors share the run's memory.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Variables of the model, by name.
+    variables: Vec<(String, Tensor)>,
+    optimizer: Vec<(String, Tensor)>,
+    averages: Vec<(String, Tensor)>,
+    progress: Progress,
+}
+
+impl Snapshot {
+    /// The step that it is of.
+    pub fn iter(&self) -> u64 {
+        self.progress.iter
+    }
+
     /// Writes a run's newest weights for others (their average, where there is one), then everything that a resumed
     /// run needs: variables, optimizer, average, progress. The files that were there before stay beside them
-    /// ([`previous`]).
+    /// ([`previous`]). Both files say which step they are of.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&mut self, run: &RunDir, metadata: &Metadata, progress: &Progress) -> Result<()> {
-        self.swap();
-        let saved = save_weights(&run.last(), self.variables, metadata);
-        self.swap();
-        saved?;
-        let mut tensors = Vec::new();
-        let mut add = |prefix: &str, entries: Vec<(String, Tensor)>| {
-            tensors.extend(entries.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
-        };
-        add(MODEL, self.variables.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect());
-        add(OPTIMIZER, self.optimizer.state());
-        add(EMA, self.ema.as_deref().map(Ema::averages).unwrap_or_default());
-        let mut metadata = metadata.clone();
-        metadata.insert(PROGRESS.to_string(), serde_json::to_string(progress)?);
+    pub fn write(&self, run: &RunDir, metadata: &Metadata) -> Result<()> {
+        self.write_weights(run, metadata)?;
+        let mut metadata = self.with_iter(metadata);
+        metadata.insert(PROGRESS.to_string(), serde_json::to_string(&self.progress)?);
         keep_previous(&run.state())?;
-        write_tensors(&tensors, &run.state(), &metadata)
+        write_tensors(&self.everything(), &run.state(), &metadata)
     }
 
-    /// Takes up what [`State::save`] wrote.
+    /// Writes the newest weights alone.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_weights(&self, run: &RunDir, metadata: &Metadata) -> Result<()> {
+        save_weights(&run.last(), &self.averaged(), &self.with_iter(metadata))
+    }
+
+    fn with_iter(&self, metadata: &Metadata) -> Metadata {
+        let mut metadata = metadata.clone();
+        metadata.insert(ITER.to_string(), self.progress.iter.to_string());
+        metadata
+    }
+
+    /// Bytes of the tensors in both files.
+    pub fn bytes(&self) -> u64 {
+        let of = |tensors: &[(String, Tensor)]| -> usize {
+            tensors.iter().map(|(_, tensor)| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
+        };
+        (of(&self.averaged()) + of(&self.everything())) as u64
+    }
+
+    /// The variables, with averages in place of those that have one.
+    fn averaged(&self) -> Vec<(String, Tensor)> {
+        let averages: HashMap<&str, &Tensor> = self.averages.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        let own = |(name, variable): &(String, Tensor)| {
+            let value = averages.get(name.as_str()).copied().unwrap_or(variable);
+            (name.clone(), value.shallow_clone())
+        };
+        self.variables.iter().map(own).collect()
+    }
+
+    fn everything(&self) -> Vec<(String, Tensor)> {
+        let parts = [(MODEL, &self.variables), (OPTIMIZER, &self.optimizer), (EMA, &self.averages)];
+        let named = |prefix: &'static str| {
+            move |(name, tensor): &(String, Tensor)| (format!("{prefix}{name}"), tensor.shallow_clone())
+        };
+        parts.into_iter().flat_map(|(prefix, entries)| entries.iter().map(named(prefix))).collect()
+    }
+}
+
+impl State<'_> {
+    /// The state now; `kept` has the values of variables that count in place of their present ones.
+    pub fn snapshot(&self, progress: &Progress, kept: impl Fn(&str) -> Option<Tensor>) -> Snapshot {
+        let variable = |(name, variable): &(String, Tensor)| {
+            (name.clone(), kept(name).unwrap_or_else(|| variable.shallow_clone()))
+        };
+        Snapshot {
+            variables: self.variables.iter().map(variable).collect(),
+            optimizer: self.optimizer.state(),
+            averages: self.ema.as_deref().map(Ema::averages).unwrap_or_default(),
+            progress: progress.clone(),
+        }
+    }
+
+    /// Takes up what [`Snapshot::write`] wrote.
     ///
     /// # Errors
     /// If the file is for another model or optimizer.
@@ -110,12 +175,6 @@ impl State<'_> {
             ema.resume(progress.ema_updates);
         }
         Ok(())
-    }
-
-    fn swap(&mut self) {
-        if let Some(ema) = &mut self.ema {
-            ema.swap();
-        }
     }
 }
 
@@ -138,6 +197,13 @@ pub fn progress_of(saved: &Checkpoint) -> Result<Progress> {
     read().with_context(|| format!("cannot resume from {}: it does not say where its run was", saved.path().display()))
 }
 
+/// Whether a run's newest weights are of another step than its state, as after a kill between the two files. Those of
+/// versions that did not say so are taken to be of the same.
+pub fn weights_are_of_another_step(run: &RunDir, progress: &Progress) -> bool {
+    let Ok(last) = WeightFile::open(&run.last()) else { return true };
+    last.metadata().get(ITER).is_some_and(|iter| *iter != progress.iter.to_string())
+}
+
 fn keep_previous(path: &Path) -> Result<()> {
     match path.exists() {
         true => link(path, &previous(path)),
@@ -145,7 +211,11 @@ fn keep_previous(path: &Path) -> Result<()> {
     }
 }
 
-fn copy(to: &[(String, Tensor)], from: &HashMap<String, Tensor>) -> Result<()> {
+/// Gives variables the values of those with their names.
+///
+/// # Errors
+/// If one is missing or has another shape.
+pub(super) fn copy(to: &[(String, Tensor)], from: &HashMap<String, Tensor>) -> Result<()> {
     for (name, tensor) in to {
         let saved = from.get(name).with_context(|| format!("it has no {name}: another model?"))?;
         ensure!(
@@ -214,7 +284,7 @@ mod tests {
             let progress = Progress { ema_updates: ema.updates(), ..Progress::default() };
             let mut state = State { variables: &variables, optimizer: &mut optimizer, ema: Some(&mut ema) };
             match updates {
-                Some(_) => state.save(&run, &Metadata::new(), &progress).unwrap(),
+                Some(_) => state.snapshot(&progress, |_| None).write(&run, &Metadata::new()).unwrap(),
                 None => {
                     let saved = Checkpoint::open(&run.state()).unwrap();
                     state.load(&saved, &progress_of(&saved).unwrap()).unwrap();

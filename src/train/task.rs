@@ -9,7 +9,7 @@ use super::schedule::Schedule;
 use crate::backbone::Pass;
 use crate::classes::Classes;
 use crate::config::Experiment;
-use crate::data::{Feed, Source};
+use crate::data::{Feed, Record, Source};
 use crate::detect::Losses;
 use crate::ranks::Ranks;
 use crate::runs::RunDir;
@@ -23,7 +23,7 @@ pub trait Task: Sized + Sync {
     /// The network.
     type Model: Send;
     /// What its batches are made from.
-    type Source: Source;
+    type Source: Source<Batch: Record>;
     /// What an evaluation finds beside scores.
     type Found;
 
@@ -33,6 +33,9 @@ pub trait Task: Sized + Sync {
     /// # Errors
     /// Data that cannot be used, classes that a resumed run does not know.
     fn open(config: Self::Config, known: Option<&Classes>) -> Result<(Self, Feed<Self::Source>)>;
+
+    /// The task without any data: for doing a recorded step again.
+    fn without_data(config: Self::Config, classes: Classes) -> Self;
 
     /// The config in force.
     fn config(&self) -> &Self::Config;
@@ -58,7 +61,7 @@ pub trait Task: Sized + Sync {
     /// The learning rate of each step.
     fn schedule(&self, steps_per_epoch: usize, total: usize) -> Schedule;
 
-    /// The parts of the loss of a micro batch, each a mean over its images.
+    /// The parts of the loss of a micro batch with the network's labels, each a mean over its images.
     ///
     /// # Errors
     /// A batch that cannot be trained on.
@@ -69,6 +72,9 @@ pub trait Task: Sized + Sync {
         device: Device,
         pass: &mut Pass,
     ) -> Result<Micro>;
+
+    /// Gives a batch of the data the labels of the network.
+    fn relabel(&self, _batch: &mut <Self::Source as Source>::Batch) {}
 
     /// What to try when a loss is not finite any more.
     fn advice(&self) -> &'static str;
