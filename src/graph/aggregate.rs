@@ -5,9 +5,10 @@
 //! x (max-relative, Li et al., 2019; ViG, equation 4).
 
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::config::Search;
+use crate::nn::crossings::has_kernels;
 use crate::nn::memory::{filled, slice};
 use vigdet_kernels::{arg_max_rows, interleave_relative, Isa, Neighbours};
 
@@ -22,7 +23,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
     let (_, n, k) = edges.size3()?;
     let index = match how {
         Search::Dense => return Ok(neighbours(y, edges)?.f_amax([2], false)?),
-        Search::Fused if y.device() == Device::Cpu && y.kind() == Kind::Float => {
+        Search::Fused if has_kernels(y.device()) && y.kind() == Kind::Float => {
             let values = y.detach().contiguous();
             let edges = edges.contiguous();
             // SAFETY: the slices are gone with the kernel, and until then this thread writes to nothing but `rows`.
@@ -54,7 +55,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
 /// `x` `[B, N, C]` are the nodes; `y`, `edges` and `how` as for [`largest`].
 pub fn with_max_relative(x: &Tensor, y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
     let (b, n, c) = x.size3()?;
-    let fits = |t: &Tensor| t.device() == Device::Cpu && t.kind() == Kind::Float && !t.requires_grad();
+    let fits = |t: &Tensor| has_kernels(t.device()) && t.kind() == Kind::Float && !t.requires_grad();
     if how == Search::Fused && fits(x) && fits(y) {
         let (m, k) = (y.size()[1], edges.size()[2]);
         let (x, y, edges) = (x.contiguous(), y.contiguous(), edges.contiguous());
@@ -114,6 +115,7 @@ fn flat_edges(edges: &Tensor, candidates: i64) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     #[test]
     fn every_way_gives_the_same_values_and_gradients() {

@@ -14,6 +14,7 @@ use super::relative::RelativePosition;
 use super::trace::BlockTrace;
 use crate::config::GraphConvKind;
 use crate::nn::cost::{Flops, Layer, Size};
+use crate::nn::crossings::send;
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec};
 use crate::nn::precision::full_precision;
 
@@ -119,12 +120,20 @@ impl Grapher {
     ) -> Result<Tensor> {
         let (b, _, height, width) = nodes.size4()?;
         let columns = candidates.size4()?.3;
+        let pooled = |side: i64| (side / self.spec.reduce.min(side)).max(1);
+        if self.spec.stochastic == 0.0 || pass.noise().is_none() {
+            let grid = |h: i64, w: i64| (h as usize, w as usize);
+            let grids: Vec<_> = extents.iter().map(|&(h, w)| [grid(h, w), grid(pooled(h), pooled(w))]).collect();
+            let relative = self.spec.relative.as_ref();
+            if let Some(edges) = self.spec.neighbours.find_together(nodes, candidates, relative, &grids)? {
+                return Ok(edges);
+            }
+        }
         let mut found = Vec::with_capacity(extents.len());
         for (i, &(h, w)) in extents.iter().enumerate() {
             let own = |maps: &Tensor, h: i64, w: i64| {
                 channels_last(&maps.narrow(0, i as i64, 1).narrow(2, 0, h).narrow(3, 0, w))
             };
-            let pooled = |side: i64| (side / self.spec.reduce.min(side)).max(1);
             let edges = self.find(&own(nodes, h, w), &own(candidates, pooled(h), pooled(w)), pass.noise())?;
             // From the image's own grid of candidates to the batch's.
             let row = edges.f_divide_scalar_mode(pooled(w), "floor")?;
@@ -154,7 +163,7 @@ impl Grapher {
                 let all = Neighbours { k: k * dilation, dilation: 1, ..self.spec.neighbours };
                 let found = all.find(nodes, candidates, relative)?;
                 let drawn: Vec<i64> = sample(noise, k * dilation, k).into_iter().map(|i| i as i64).collect();
-                return Ok(found.index_select(2, &Tensor::from_slice(&drawn).to_device(found.device())));
+                return Ok(found.index_select(2, &send(&drawn, found.device())));
             }
         }
         self.spec.neighbours.find(nodes, candidates, relative)

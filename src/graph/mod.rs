@@ -7,6 +7,7 @@ pub mod grapher;
 pub mod knn;
 mod pass;
 pub mod relative;
+mod tensor_search;
 mod trace;
 
 pub use conv::{Graph, GraphConv};

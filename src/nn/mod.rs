@@ -2,8 +2,10 @@
 //! tensors.
 
 pub mod cost;
+pub mod crossings;
 pub mod layers;
 pub(crate) mod memory;
+pub(crate) mod order;
 pub mod padding;
 pub mod precision;
 pub mod tokens;
