@@ -19,10 +19,18 @@ use vigdet_kernels::{arg_max_rows, interleave_relative, Isa, Neighbours};
 /// time: of equal neighbours the one that comes first in `edges` takes the whole gradient. [`Search::Dense`] makes the
 /// `[B, N, k, C]` tensor, as the published code does, and equal neighbours share the gradient.
 pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
+    if how == Search::Dense {
+        return Ok(neighbours(y, edges)?.f_amax([2], false)?);
+    }
+    Ok(y.f_gather(1, &largest_index(y, edges, how)?, false)?)
+}
+
+/// Which candidate has the largest value among each node's neighbours, channel by channel: `[B, N, C]`, int32 or int64.
+/// Of equal ones it is the first in `edges`.
+pub(super) fn largest_index(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
     let (b, m, c) = y.size3()?;
     let (_, n, k) = edges.size3()?;
-    let index = match how {
-        Search::Dense => return Ok(neighbours(y, edges)?.f_amax([2], false)?),
+    Ok(match how {
         Search::Fused if has_kernels(y.device()) && y.kind() == Kind::Float => {
             let values = y.detach().contiguous();
             let edges = edges.contiguous();
@@ -33,7 +41,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
                 arg_max_rows(Isa::best(), graph(values, edges, [b, n, m, c, k]), rows);
             })?
         }
-        Search::Fused | Search::Chunked => tch::no_grad(|| -> Result<Tensor> {
+        _ => tch::no_grad(|| -> Result<Tensor> {
             let neighbour = |j: i64| edges.narrow(2, j, 1).expand([b, n, c], false);
             let mut index = neighbour(0);
             let mut best = y.gather(1, &index, false);
@@ -46,8 +54,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
             }
             Ok(index)
         })?,
-    };
-    Ok(y.f_gather(1, &index, false)?)
+    })
 }
 
 /// Nodes beside their max-relative features, `[B, N, 2C]` with channels interleaved: x₀, max_j y_j₀ − x₀, x₁, ….

@@ -84,10 +84,16 @@ impl Grapher {
             channels_last(&nodes.avg_pool2d(kernel, kernel, [0, 0], false, true, None::<i64>))
         });
         let candidates = pooled.as_ref().unwrap_or(&nodes);
-        let extents = pass.extents().cloned();
-        let mut edges = match extents {
-            Some(extents) => self.find_each(&nodes, candidates, &extents.on((h, w)), pass)?,
-            None => self.find(&nodes, candidates, pass.noise())?,
+        let mut edges = match pass.edges_found_before() {
+            Some(edges) => edges,
+            None => {
+                let edges = match pass.extents().cloned() {
+                    Some(extents) => self.find_each(&nodes, candidates, &extents.on((h, w)), pass)?,
+                    None => self.find(&nodes, candidates, pass.noise())?,
+                };
+                pass.keep_edges(&edges);
+                edges
+            }
         };
         if let Some(trace) = pass.trace() {
             let (_, _, ch, cw) = candidates.size4()?;
@@ -102,11 +108,8 @@ impl Grapher {
                 edges,
             })?;
         }
-        let out = self.conv.forward(Graph { nodes: &nodes, candidates, edges: &edges }, train)?;
-        Ok(match &self.fc {
-            Some([_, fc2]) => fc2.forward(&out, train),
-            None => out,
-        })
+        let graph = Graph { nodes: &nodes, candidates, edges: &edges };
+        self.conv.forward(graph, train, self.fc.as_ref().map(|[_, fc2]| fc2))
     }
 
     /// The edges of each image in the part of the grids that is its own, `extents` (height, width) nodes large. Nodes

@@ -19,6 +19,7 @@ use vigdet_kernels::{nearest_points, Isa, Points};
 
 use crate::nn::crossings::{has_kernels, send_tensor};
 use crate::nn::memory::{filled, rows, slice};
+use crate::nn::order::smallest;
 use crate::nn::precision::{full_precision, without_autocast};
 
 /// What a layer asks of its neighbours.
@@ -131,7 +132,11 @@ impl Neighbours {
         if let Some(position) = position {
             distance -= send_tensor(&whole(position, grids)?, x.device()).to_kind(x.kind());
         }
-        smallest(&distance, k, dilation)
+        let distance = distance.to_kind(Kind::Float).f_nan_to_num(f64::INFINITY, None, None)?;
+        let (_, _, candidates) = distance.size3()?;
+        let want = ((k - 1) * dilation + 1) as i64;
+        let nearest = smallest(&distance, &Tensor::arange(candidates, (Kind::Int64, x.device())), want)?;
+        Ok(nearest.slice(2, 0, want, dilation as i64).contiguous())
     }
 
     fn by_tensors(&self, device: Device) -> bool {
@@ -162,29 +167,6 @@ fn whole(position: &RelativePosition, grids: Grids) -> Result<Tensor> {
         return Ok(native);
     }
     Ok(native.view([1, 1, -1, columns]).f_upsample_bicubic2d([n, m], false, None, None)?.view([n, m]))
-}
-
-/// Of the `(k − 1)·dilation + 1` smallest of every row of `distance` `[B, N, M]`, every `dilation`-th, `[B, N, k]`:
-/// smallest first, equal ones by index, NaN last.
-///
-/// `topk` does not promise which of equal values it takes. Rows where that matters are sorted whole, stably.
-fn smallest(distance: &Tensor, k: usize, dilation: usize) -> Result<Tensor> {
-    let (b, n, m) = distance.size3()?;
-    let want = ((k - 1) * dilation + 1) as i64;
-    let rows = distance.view([b * n, m]);
-    // One more than asked for, to see whether the last has an equal.
-    let (values, index) = rows.f_topk((want + 1).min(m), -1, false, true)?;
-    let found = index.narrow(1, 0, want);
-    let held = values.size()[1];
-    let rising = values.narrow(1, 0, held - 1).lt_tensor(&values.narrow(1, 1, held - 1));
-    let tied = rising.all_dim(1, false).logical_not().nonzero().view([-1]);
-    let found = if held > 1 && tied.numel() > 0 {
-        let (_, sorted) = rows.index_select(0, &tied).f_sort_stable(true, -1, false)?;
-        found.index_copy(0, &tied, &sorted.narrow(1, 0, want))
-    } else {
-        found
-    };
-    Ok(found.slice(1, 0, want, dilation as i64).contiguous().view([b, n, k as i64]))
 }
 
 #[cfg(test)]

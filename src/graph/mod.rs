@@ -13,5 +13,5 @@ mod trace;
 pub use conv::{Graph, GraphConv};
 pub use distances::edge_distances;
 pub use grapher::{Grapher, GrapherSpec};
-pub use pass::Pass;
+pub use pass::{Pass, Tape};
 pub use trace::{BlockTrace, GraphTrace};

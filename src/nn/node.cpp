@@ -43,7 +43,7 @@ struct State : torch::CustomClassHolder {
 
 // Calls back for its gradient.
 struct Callback : torch::autograd::Function<Callback> {
-    static at::Tensor forward(torch::autograd::AutogradContext *context, const variable_list &, const at::Tensor *output,
+    static at::Tensor forward(torch::autograd::AutogradContext *context, at::TensorList, const at::Tensor *output,
                               const c10::intrusive_ptr<State> &state) {
         context->saved_data["state"] = c10::IValue::make_capsule(state);
         return *output;
@@ -85,12 +85,16 @@ template <typename Work> int guarded(char *error, Work &&work) {
 }
 
 template <size_t... I, typename Tuple> void hand_over(Tuple &&tensors, at::Tensor **out, std::index_sequence<I...>) {
-    ((out[I] = new at::Tensor(std::move(std::get<I>(tensors)))), ...);
+    const auto handle = [](at::Tensor &tensor) { return tensor.defined() ? new at::Tensor(std::move(tensor)) : nullptr; };
+    ((out[I] = handle(std::get<I>(tensors))), ...);
 }
 
 } // namespace
 
 extern "C" {
+
+// Whether gradients are recorded in this thread.
+bool vigdet_records() { return at::GradMode::is_enabled(); }
 
 // `output`, which was computed without gradient, as what depends on the inputs: a new handle.
 int vigdet_attach(const at::Tensor *const *inputs, size_t count, const at::Tensor *output, void *state,
@@ -101,7 +105,8 @@ int vigdet_attach(const at::Tensor *const *inputs, size_t count, const at::Tenso
         for (size_t i = 0; i < count; ++i) {
             list.push_back(*inputs[i]);
         }
-        *attached = new at::Tensor(Callback::apply(list, output, owner));
+        // Of a vector, libtorch would not see what is in it.
+        *attached = new at::Tensor(Callback::apply(at::TensorList(list), output, owner));
     });
 }
 
@@ -112,23 +117,23 @@ int vigdet_backward(const at::Tensor *output, const at::Tensor *gradient, char *
 
 // Gradients of input, weight and bias of a convolution in two dimensions.
 int vigdet_convolution_backward(const at::Tensor *gradient, const at::Tensor *input, const at::Tensor *weight,
-                                int64_t stride, int64_t padding, int64_t groups, const bool *wanted, at::Tensor **out,
-                                char *error) {
+                                const int64_t *sizes, const bool *wanted, at::Tensor **out, char *error) {
     return guarded(error, [&] {
-        const int64_t outputs = weight->size(0), strides[] = {stride, stride}, paddings[] = {padding, padding};
+        const int64_t strides[] = {sizes[0], sizes[0]}, paddings[] = {sizes[1], sizes[1]};
+        const int64_t outputs[] = {weight->size(0)};
         auto found = at::convolution_backward(*gradient, *input, *weight, at::IntArrayRef(outputs), strides, paddings,
-                                              {1, 1}, false, {0, 0}, groups, {wanted[0], wanted[1], wanted[2]});
+                                              {1, 1}, false, {0, 0}, sizes[2], {wanted[0], wanted[1], wanted[2]});
         hand_over(found, out, std::make_index_sequence<3>{});
     });
 }
 
 // Gradients of input, weight and bias of a batch norm that took the batch's statistics.
 int vigdet_norm_backward(const at::Tensor *gradient, const at::Tensor *input, const at::Tensor *weight,
-                         const at::Tensor *mean, const at::Tensor *deviation, double eps, const bool *wanted,
-                         at::Tensor **out, char *error) {
+                         const at::Tensor *mean, const at::Tensor *deviation, double eps, at::Tensor **out,
+                         char *error) {
     return guarded(error, [&] {
         auto found = at::native_batch_norm_backward(*gradient, *input, *weight, {}, {}, *mean, *deviation, true, eps,
-                                                    {wanted[0], wanted[1], wanted[2]});
+                                                    {true, true, true});
         hand_over(found, out, std::make_index_sequence<3>{});
     });
 }

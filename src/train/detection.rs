@@ -16,6 +16,7 @@ use crate::config::{self, Config, ModelConfig, SplitConfig};
 use crate::console::say;
 use crate::data::{shapes, Batch, CocoDataset, CocoSource, Feed, Loader, LoaderOptions};
 use crate::detect::{self, classes_of_outputs, Detector};
+use crate::nn::crossings::send_tensor;
 use crate::nn::precision::autocast;
 use crate::runs::RunDir;
 use crate::weights::{Checkpoint, LoadOptions, LoadReport};
@@ -123,7 +124,7 @@ impl Task for Detection {
     }
 
     fn losses(&self, model: &Self::Model, mut batch: Batch, device: Device, pass: &mut Pass) -> Result<Micro> {
-        batch.images = batch.images.to_device(device);
+        batch.images = send_tensor(&batch.images, device);
         for label in batch.targets.iter_mut().flat_map(|target| &mut target.labels) {
             *label = self.labels[*label as usize];
         }

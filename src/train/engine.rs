@@ -22,6 +22,7 @@ use crate::backbone::Pass;
 use crate::config::{self, Experiment};
 use crate::console::say;
 use crate::data::{Feed, Source};
+use crate::nn::crossings::fetch;
 use crate::nn::precision::has_bfloat16;
 use crate::runs::{unix_time, write_text, Evaluation, RunDir, Step};
 use crate::threads::set_threads;
@@ -307,6 +308,7 @@ impl<T: Task> Engine<T> {
                 }
                 self.learn(together, &mut sum)?;
             }
+            self.settle(&mut sum)?;
             if sum.images > 0 {
                 let (lr, grad_norm) = self.update(&sum)?;
                 let seconds = start.elapsed().as_secs_f64();
@@ -383,7 +385,24 @@ impl<T: Task> Engine<T> {
             None => numbered.into_iter().map(|one| work(&self.model, one)).collect(),
         };
         for one in learned {
-            let Learned { parts, images, names } = one?;
+            sum.learned.push(one?);
+            sum.forwards += 1;
+            self.progress.forwards += 1;
+            self.progress.batch += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds up the losses of a step's micro batches, with one copy from the device for all.
+    fn settle(&self, sum: &mut Accumulated) -> Result<()> {
+        let learned = std::mem::take(&mut sum.learned);
+        if learned.is_empty() {
+            return Ok(());
+        }
+        let all: Vec<&Tensor> = learned.iter().map(|one| &one.values).collect();
+        let mut values = Vec::<f64>::try_from(fetch(&Tensor::cat(&all, 0)))?.into_iter();
+        for Learned { parts, images, names, .. } in learned {
+            let parts: Vec<(&str, f64)> = parts.into_iter().zip(values.by_ref()).collect();
             for (name, value) in &parts {
                 ensure!(
                     value.is_finite(),
@@ -398,10 +417,7 @@ impl<T: Task> Engine<T> {
                 *sum = (name, sum.1 + value * images as f64);
             }
             sum.images += images;
-            sum.forwards += 1;
             sum.names.extend(names);
-            self.progress.forwards += 1;
-            self.progress.batch += 1;
         }
         Ok(())
     }
@@ -531,8 +547,10 @@ fn open_state(run: &RunDir) -> Result<Checkpoint> {
 
 /// What came of a micro batch.
 struct Learned {
-    /// The parts of the loss; not always finite.
-    parts: Vec<(&'static str, f64)>,
+    /// The parts of the loss.
+    parts: Vec<&'static str>,
+    /// Their values, float64 on the device; not always finite.
+    values: Tensor,
     images: usize,
     names: Vec<String>,
 }
@@ -547,22 +565,23 @@ fn learn_micro_batch<T: Task>(
     device: Device,
 ) -> Result<Learned> {
     let t = task.config().train();
-    let Micro { losses, images, names } = task.losses(model, batch, device, &mut Pass::training(t.seed, number))?;
+    let mut pass = Pass::training(t.seed, number).recomputing(t.recompute);
+    let Micro { losses, images, names } = task.losses(model, batch, device, &mut pass)?;
     let total = losses.total();
     let fraction = images as f64 / t.batch_size as f64;
     if fraction == 1.0 { total } else { total * fraction }.backward();
-    // One transfer from the device for all parts.
-    let parts = losses.parts.iter().map(|(_, part)| part.detach().to_kind(Kind::Double).reshape([]));
-    let values = Tensor::stack(&parts.collect::<Vec<_>>(), 0).to_device(Device::Cpu);
-    let values: Vec<f64> = values.try_into()?;
-    let parts = losses.parts.iter().map(|(name, _)| *name).zip(values).collect();
-    Ok(Learned { parts, images, names })
+    let values = losses.parts.iter().map(|(_, part)| part.detach().to_kind(Kind::Double).reshape([]));
+    let values = Tensor::stack(&values.collect::<Vec<_>>(), 0);
+    let parts = losses.parts.iter().map(|(name, _)| *name).collect();
+    Ok(Learned { parts, values, images, names })
 }
 
 /// What the micro batches of a step have added up to.
 #[derive(Default)]
 struct Accumulated {
     forwards: usize,
+    /// Micro batches whose losses are still on the device.
+    learned: Vec<Learned>,
     images: usize,
     /// Sum over images of each part of the loss.
     parts: Vec<(&'static str, f64)>,
