@@ -26,6 +26,8 @@ fn compile_node(lib: &std::path::Path) {
     cc::Build::new()
         .cpp(true)
         .std("c++20")
+        .opt_level(1)
+        .debug(false)
         .warnings(false)
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))

@@ -18,8 +18,8 @@ use crate::data::resize::{resize_into, Normalise, Slot};
 use crate::graph::GraphTrace;
 use crate::threads::set_threads;
 use crate::weights::{
-    backbone_config, export_tensors, load_classifier, sorted_variables, Checkpoint, LoadedClassifier,
-    Metadata, WeightFile,
+    backbone_config, export_tensors, load_classifier, sorted_variables, Checkpoint, LoadedClassifier, Metadata,
+    WeightFile,
 };
 
 /// Write a backbone's feature maps, class scores and graphs for an image or a batch

@@ -12,8 +12,8 @@ use super::roi_align::{Roi, RoiAlign, RoiPooler};
 use crate::config::{MaskHeadConfig, MaskTargets, PasteKind, RoiConfig};
 use crate::data::mask::{Drawn, Mask};
 use crate::nn::cost::Layer;
-use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::crossings::send;
+use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::memory::values;
 use crate::nn::precision::full_precision;
 

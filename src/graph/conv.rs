@@ -265,6 +265,40 @@ mod tests {
     use crate::nn::precision::Autocast;
 
     #[test]
+    fn features_gathered_again_have_the_gradients_of_the_published_tensors() {
+        let options = (Kind::Float, Device::Cpu);
+        let wave = |shape: &[i64], step: f64| {
+            channels_last(&(Tensor::arange(shape.iter().product::<i64>(), options) * step).sin().view(shape))
+        };
+        let edges = (Tensor::arange(2 * 30 * 4, (Kind::Int64, Device::Cpu)) * 7).remainder(6).view([2, 30, 4]);
+        let run = |how: Search| {
+            tch::manual_seed(2);
+            let store = nn::VarStore::new(Device::Cpu);
+            let conv = GraphConv::new(&store.root(), GraphConvKind::Mr, 8, 16, 2, 1e-5, how).unwrap();
+            let next = ConvBn::at(store.root() / "next", ConvSpec::new(16, 4, 1), 1e-5);
+            let [nodes, candidates] =
+                [wave(&[2, 8, 5, 6], 0.7), wave(&[2, 8, 2, 3], 1.3)].map(|maps| maps.set_requires_grad(true));
+            let graph = Graph { nodes: &nodes, candidates: &candidates, edges: &edges };
+            let out = conv.forward(graph, true, Some(&next)).unwrap();
+            (&out * wave(&out.size(), 0.3)).sum(Kind::Float).backward();
+            let mut found = vec![out.detach(), nodes.grad(), candidates.grad()];
+            let mut variables: Vec<_> = store.variables().into_iter().collect();
+            variables.sort_by(|a, b| a.0.cmp(&b.0));
+            // A bias before a norm has a gradient of rounding alone.
+            variables.retain(|(name, value)| value.requires_grad() && !name.ends_with("0.bias"));
+            found.extend(variables.iter().map(|(_, value)| value.grad()));
+            found
+        };
+        let expected = run(Search::Dense);
+        for how in [Search::Fused, Search::Chunked] {
+            for (i, (found, expected)) in run(how).iter().zip(&expected).enumerate() {
+                let apart = (found - expected).abs().max().double_value(&[]);
+                assert!(apart < 2e-5, "{how:?}, {i}: {apart}");
+            }
+        }
+    }
+
+    #[test]
     fn convolutions_with_sums_over_edges_stay_in_float32() {
         for kind in [GraphConvKind::Edge, GraphConvKind::Sage] {
             for how in [Search::Fused, Search::Dense] {

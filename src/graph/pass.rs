@@ -150,8 +150,7 @@ impl<'a> Pass<'a> {
     pub fn draw_depth(&mut self, probabilities: impl IntoIterator<Item = f64>, images: i64, device: Device) {
         let Some(noise) = self.noise() else { return };
         let branches = probabilities.into_iter().filter(|probability| *probability > 0.0);
-        let factors: Vec<f32> =
-            branches.flat_map(|probability| depth_factors(images, probability, noise)).collect();
+        let factors: Vec<f32> = branches.flat_map(|probability| depth_factors(images, probability, noise)).collect();
         if !factors.is_empty() {
             self.depth = send(&factors, device).view([-1, images]).unbind(0).into();
         }
@@ -209,7 +208,8 @@ mod tests {
         let (at_once, each) = (run(true), run(false));
         assert_eq!((&at_once.0, at_once.1), (&each.0, each.1));
         assert_eq!((at_once.2, each.2), (1, 4));
-        let share = |branch: i64| at_once.0.get(branch).ne(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+        let share =
+            |branch: i64| at_once.0.get(branch).ne(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
         assert!(share(0) == 1.0 && share(3) < 1.0);
     }
 }

@@ -53,9 +53,11 @@ extern "C" {
 /// The gradient of each input of a function, for the gradient of its output; `None` for one that needs none.
 pub(crate) type Gradients = Vec<Option<Tensor>>;
 
+type Function = Box<dyn FnOnce(&Tensor) -> Result<Gradients> + Send>;
+
 struct State {
     inputs: usize,
-    gradients: Box<dyn FnOnce(&Tensor) -> Result<Gradients> + Send>,
+    gradients: Function,
 }
 
 /// `output`, which was computed without gradient, as a function of the inputs whose gradients the closure gives. What
@@ -144,9 +146,7 @@ pub(crate) fn norm_backward(
     three(|out, error| {
         let (gradient, input, weight) = (gradient.as_ptr(), input.as_ptr(), weight.as_ptr());
         // SAFETY: handles and room for three handles live longer than the call.
-        unsafe {
-            vigdet_norm_backward(gradient, input, weight, mean.as_ptr(), deviation.as_ptr(), eps, out, error)
-        }
+        unsafe { vigdet_norm_backward(gradient, input, weight, mean.as_ptr(), deviation.as_ptr(), eps, out, error) }
     })
 }
 
@@ -179,7 +179,8 @@ unsafe extern "C" fn backward(
     error: *mut c_char,
 ) -> c_int {
     // SAFETY: the caller's promise; nothing else has the state.
-    let (state, gradient) = unsafe { (&mut *state.cast::<Option<State>>(), Tensor::clone_from_ptr(gradient.cast_mut())) };
+    let (state, gradient) =
+        unsafe { (&mut *state.cast::<Option<State>>(), Tensor::clone_from_ptr(gradient.cast_mut())) };
     let work = AssertUnwindSafe(|| {
         let Some(State { inputs, gradients }) = state.take() else { bail!("there is no gradient any more") };
         let found = without_autocast(gradient.device(), || tch::no_grad(|| gradients(&gradient)))?;

@@ -172,7 +172,8 @@ mod tests {
                 let store = nn::VarStore::new(Device::Cpu);
                 let root = store.root();
                 let first = ConvBn::at(&root / "a", ConvSpec { groups, ..ConvSpec::new(6, 8, 3) }, 1e-5);
-                let second = ConvBn::at(&root / "b", ConvSpec { groups, ..ConvSpec::new(8, 4, 3).stride(stride) }, 1e-3);
+                let second =
+                    ConvBn::at(&root / "b", ConvSpec { groups, ..ConvSpec::new(8, 4, 3).stride(stride) }, 1e-3);
                 (store, first, second)
             };
             let (own, by_libtorch) = (build(), build());

@@ -6,7 +6,7 @@ pub mod isotropic;
 pub mod pyramid;
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{ensure, Result};
 use tch::{nn, Device, Kind, Tensor};
@@ -91,26 +91,22 @@ impl Stage {
     }
 }
 
-/// A stage that the graph of a pass may hold, too, to run it again.
+/// A stage that the graph of a pass may hold, too, to run it again: on whichever thread a backward pass runs.
 #[derive(Clone, Debug)]
-struct Shared(Arc<Stage>);
-
-// SAFETY: a backward pass belongs to the thread that works with the model and waits for it, so one thread at a time
-// uses the stage, whichever runs the pass. Handles of tensors are counted atomically.
-unsafe impl Send for Shared {}
+struct Shared(Arc<Mutex<Stage>>);
 
 impl Shared {
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// [`Stage::forward`], of which nothing in between is kept: it is run again for its gradient.
     fn forward_again(&self, x: &Tensor, norms: bool, stride: i64, pass: &mut Pass) -> Result<Tensor> {
         let (start, mut first) = (pass.part(), pass.part());
-        let out = tch::no_grad(|| self.0.forward(x, norms, stride, &mut first))?;
+        let out = tch::no_grad(|| self.stage().forward(x, norms, stride, &mut first))?;
         let tape = pass.go_on_from(first).rewound();
-        let stage = self.clone();
-        checkpoint(x, out, move |x| {
-            // The whole of it: its field is bound to a thread.
-            let stage = &stage;
-            stage.0.forward(x, norms, stride, &mut start.with_tape(tape))
-        })
+        let shared = self.clone();
+        checkpoint(x, out, move |x| shared.stage().forward(x, norms, stride, &mut start.with_tape(tape)))
     }
 }
 
@@ -176,7 +172,7 @@ impl Vig {
                 layer += 1;
                 index += 1;
             }
-            stages.push(Shared(Arc::new(stage)));
+            stages.push(Shared(Arc::new(Mutex::new(stage))));
         }
 
         let convs = path / "stem" / "convs";
@@ -207,10 +203,16 @@ impl Vig {
             model.stem.iter().for_each(ConvBn::freeze);
         }
         for stage in &model.stages[..model.frozen_stages] {
-            stage.0.down.iter().for_each(ConvBn::freeze);
-            stage.0.blocks.iter().for_each(Block::freeze);
+            stage.stage().down.iter().for_each(ConvBn::freeze);
+            stage.stage().blocks.iter().for_each(Block::freeze);
         }
         Ok(model)
+    }
+
+    /// The probabilities of stochastic depth of all branches.
+    fn depth(&self) -> Vec<f64> {
+        let of_stage = |stage: &Shared| stage.stage().blocks.iter().flat_map(Block::depth).collect::<Vec<_>>();
+        self.stages.iter().flat_map(of_stage).collect()
     }
 
     /// The stem: images to nodes, `[B, C₁, H / 4, W / 4]` in a pyramid.
@@ -285,8 +287,7 @@ impl Backbone for Vig {
             None => self.position(height, width),
         };
         if !self.stochastic_dilation {
-            let blocks = self.stages.iter().flat_map(|stage| &stage.0.blocks);
-            pass.draw_depth(blocks.flat_map(Block::depth), x.size()[0], x.device());
+            pass.draw_depth(self.depth(), x.size()[0], x.device());
         }
         let mut maps = Vec::new();
         for (s, stage) in self.stages.iter().enumerate() {
@@ -294,7 +295,7 @@ impl Backbone for Vig {
             let again = (self.frozen_stages..pass.recomputed()).contains(&s) && pass.trace().is_none();
             x = match again {
                 true => stage.forward_again(&x, norms, stride, pass)?,
-                false => stage.0.forward(&x, norms, stride, pass)?,
+                false => stage.stage().forward(&x, norms, stride, pass)?,
             };
             maps.push(x.shallow_clone());
         }
@@ -305,8 +306,9 @@ impl Backbone for Vig {
         let mut size = self.stem.iter().fold(image, |size, layer| layer.flops(size, visit));
         let mut sizes = Vec::new();
         for stage in &self.stages {
-            size = stage.0.down.iter().fold(size, |size, down| down.flops(size, visit));
-            size = stage.0.blocks.iter().fold(size, |size, block| block.flops(size, visit));
+            let stage = stage.stage();
+            size = stage.down.iter().fold(size, |size, down| down.flops(size, visit));
+            size = stage.blocks.iter().fold(size, |size, block| block.flops(size, visit));
             sizes.push(size);
         }
         sizes
@@ -402,7 +404,8 @@ mod tests {
     #[test]
     fn stochastic_depth_rises_linearly_from_nothing() {
         let (_, model) = build(&config("pvig_ti", |c| c.drop_path = 0.8));
-        let drops: Vec<f64> = model.stages.iter().flat_map(|s| &s.0.blocks).map(|block| block.drop).collect();
+        // Each block has two branches.
+        let drops: Vec<f64> = model.depth().into_iter().step_by(2).collect();
         let expected = [0.0, 0.2, 0.4, 0.6, 0.8];
         assert!(drops.iter().zip(expected).all(|(d, e)| (d - e).abs() < 1e-6), "{drops:?}");
     }
@@ -465,7 +468,8 @@ mod tests {
                 let mut pass = Pass::training(7, 3).recomputing(stages);
                 let maps = model.forward(&x, pass.within(extents.clone())).unwrap();
                 // All maps have readers, and the last two of them more than the next stage.
-                let loss: Tensor = maps.iter().zip(1..).map(|(map, i)| (map * f64::from(i)).sin().sum(Kind::Float)).sum();
+                let loss: Tensor =
+                    maps.iter().zip(1..).map(|(map, i)| (map * f64::from(i)).sin().sum(Kind::Float)).sum();
                 loss.backward();
                 let mut found: Vec<(String, Tensor)> = store
                     .variables()
