@@ -1,5 +1,6 @@
 //! Writes libtorch's folder into every binary's run path, so that they start without LD_LIBRARY_PATH, and compiles the
-//! few functions that reach libtorch's c10d, where this libtorch has it: then `cfg(vigdet_ranks)` is set.
+//! few functions that reach libtorch's c10d, where this libtorch has it: then `cfg(vigdet_ranks)` is set. One more file
+//! in C++ holds the nodes of the gradient.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,8 @@ const SOURCE: &str = "src/ranks/c10d.cpp";
 /// Declarations in place of Gloo's headers, which the wheel leaves out.
 const GLOO: &str = "src/ranks/gloo";
 const LIBRARY: &str = "vigdet_c10d";
+/// Nodes of the gradient.
+const NODE: &str = "src/nn/node.cpp";
 
 /// Where libtorch lies when a program is shipped, relative to the program's folder: in a Python wheel beside the
 /// package `torch`, in an archive in `lib` beside `bin`. `scripts/make_wheel.py` and `scripts/make_dist.py` keep one of
@@ -16,13 +19,18 @@ const SHIPPED: [&str; 2] = ["../../torch/lib", "../lib"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed={SOURCE}");
-    println!("cargo:rerun-if-changed={GLOO}");
+    for path in [SOURCE, GLOO, NODE] {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    for variable in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
     println!("cargo:rustc-check-cfg=cfg(vigdet_ranks)");
     // torch-sys hands this to its direct dependents.
     let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") else { return };
     // The CUDA build's `lib` is a link: its libraries look for NVIDIA's relative to where they really are.
     let folder = std::fs::canonicalize(&folder).unwrap_or_else(|_| folder.into());
+    cpp(&include(&folder)).file(NODE).compile("vigdet_node");
     match compile_ranks(&folder) {
         Ok(()) => println!("cargo:rustc-cfg=vigdet_ranks"),
         Err(reason) => println!("cargo:warning=without training in several processes: {reason}"),
@@ -43,15 +51,28 @@ fn main() {
     println!("cargo:rustc-link-arg=-ltorch");
 }
 
+/// The folder of libtorch's headers.
+fn include(lib: &Path) -> PathBuf {
+    let root = std::env::var_os("LIBTORCH_INCLUDE").map_or_else(|| lib.join(".."), PathBuf::from);
+    root.join("include")
+}
+
+/// Compiles C++ against libtorch's headers, as torch-sys compiles its own.
+fn cpp(include: &Path) -> cc::Build {
+    let abi = std::env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+    let mut build = cc::Build::new();
+    build.cpp(true).pic(true).warnings(false).opt_level(1).debug(false).std("c++20");
+    build.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
+    build.include(include).include(include.join("torch/csrc/api/include"));
+    build
+}
+
 /// Compiles the functions, with NCCL where this libtorch and its neighbours have it.
 fn compile_ranks(lib: &Path) -> Result<(), String> {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
         return Err("it is made for Linux".into());
     }
-    let include = match std::env::var_os("LIBTORCH_INCLUDE") {
-        Some(folder) => PathBuf::from(folder).join("include"),
-        None => lib.join("../include"),
-    };
+    let include = include(lib);
     if !include.join("torch/csrc/distributed/c10d/ProcessGroupGloo.hpp").exists() {
         return Err(format!("{} has no headers of c10d", include.display()));
     }
@@ -86,11 +107,8 @@ fn nccl_headers(lib: &Path, include: &Path) -> Option<Vec<PathBuf>> {
 fn compile(lib: &Path, include: &Path, nccl: &[PathBuf]) -> Result<(), String> {
     let one_line = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("no OUT_DIR")?);
-    let abi = std::env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
-    let mut build = cc::Build::new();
-    build.cpp(true).pic(true).warnings(false).opt_level(1).debug(false).std("c++20").cargo_metadata(false);
-    build.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str()).define("USE_C10D_GLOO", None);
-    build.include(Path::new(GLOO).join("..")).include(include).include(include.join("torch/csrc/api/include"));
+    let mut build = cpp(include);
+    build.cargo_metadata(false).define("USE_C10D_GLOO", None).include(Path::new(GLOO).join(".."));
     if !nccl.is_empty() {
         build.define("USE_C10D_NCCL", None).includes(nccl);
     }

@@ -49,7 +49,7 @@ fn neighbours(c: &mut Criterion) {
         let y = pooled(&x, by);
         let position = RelativePosition::new(channels as usize, grid, by as usize, RelativeKind::Published)
             .expect("a stage of Pyramid ViG");
-        for (how, search) in BOTH {
+        for (how, search) in BOTH.into_iter().chain([("chunked", Search::Chunked)]) {
             let neighbours = Neighbours { k: 9, dilation, search };
             group.bench_function(format!("{name}, {how}"), |b| {
                 b.iter(|| neighbours.find(&x, &y, Some(&position)).expect("neighbours"))

@@ -138,6 +138,27 @@ fn one_file_opens_the_memory_of_tensors() {
     assert_eq!(opens, [Path::new("src/nn/memory.rs")]);
 }
 
+/// What waits for a GPU, or has it wait: a network may do so in `nn/crossings.rs` alone, which counts.
+#[test]
+fn one_file_copies_between_devices() {
+    let waits = ["to_device", "int64_value(", "double_value(", "nonzero", "masked_select", "pin_memory", "from_blob"];
+    // Beside it, what looks at graphs, for pictures.
+    let looks = ["src/nn/crossings.rs", "src/graph/trace.rs"].map(Path::new);
+    let mut found = Vec::new();
+    for path in files(&["src/nn", "src/graph", "src/backbone", "src/detect"], &["rs"]) {
+        if looks.contains(&&*path) {
+            continue;
+        }
+        let code = code(&read(&path));
+        // The values of a tensor as a list of numbers.
+        let lists = |line: &str| line.contains("Vec::<f") && line.contains("try_from(") && !line.contains("fetch(");
+        for line in code.lines().filter(|line| waits.iter().any(|call| line.contains(call)) || lists(line)) {
+            found.push(format!("{}: {}", path.display(), line.trim()));
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
+}
+
 #[test]
 fn lines_fit_a_screen() {
     let folders = ["src", "crates", "tests", "examples", "benches", "docs", "datasets"];

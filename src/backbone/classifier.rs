@@ -9,6 +9,7 @@ use tch::{nn, Tensor};
 use super::{build_for, efficientnet_lite, Backbone, Family, Pass, Use};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
+use crate::nn::crossings::send;
 use crate::nn::layers::{relu6, ConvBn, ConvSpec};
 use crate::nn::tokens::linear;
 use crate::onnx::{Graph, Value};
@@ -210,8 +211,8 @@ fn dropout(x: Tensor, noise: Option<&mut ChaCha8Rng>) -> Tensor {
     let Some(noise) = noise else { return x };
     let scale = (1.0 / (1.0 - MOBILE_DROPOUT)) as f32;
     let draw = |_| if noise.random::<f64>() < MOBILE_DROPOUT { 0.0 } else { scale };
-    let mask = Tensor::from_slice(&(0..x.numel()).map(draw).collect::<Vec<f32>>());
-    let mask = mask.view_as(&x).to_device(x.device()).to_kind(x.kind());
+    let mask = send(&(0..x.numel()).map(draw).collect::<Vec<f32>>(), x.device());
+    let mask = mask.view_as(&x).to_kind(x.kind());
     x * mask
 }
 

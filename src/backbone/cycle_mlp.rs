@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use super::{drop_of, frozen_stages, map_norms, Backbone, Pass, Use};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, linear as count, Flops, Layer, Size};
+use crate::nn::crossings::send;
 use crate::nn::layers::{channels_last, residual, stochastic_depth, ConvSpec, Init};
 use crate::nn::tokens::{layer_norm, linear, Mlp, Patches, Weights, DEVIATION};
 use crate::onnx::{Convolution, Graph, Value};
@@ -49,7 +50,7 @@ impl CycleFc {
     /// `side`: (height, width) of the row of locations.
     fn new(path: nn::Path, channels: i64, side: Size) -> Self {
         let places: Vec<i64> = (0..channels).map(|i| (i + 1) % 3).collect();
-        let pick = Tensor::from_slice(&places).one_hot(3).view([channels, 1, side.0, side.1]).to_device(path.device());
+        let pick = send(&places, path.device()).one_hot(3).view([channels, 1, side.0, side.1]);
         Self { fc: ConvSpec::new(channels, channels, 1).init(Init::Normal(DEVIATION)).build(path), pick }
     }
 

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use super::{drop_of, frozen_stages, map_norms, Backbone, Pass, Use};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{attention, linear as count, Flops, Layer, Size};
+use crate::nn::crossings::send;
 use crate::nn::layers::{channels_last, residual, stochastic_depth, ConvSpec};
 use crate::nn::tokens::{layer_norm, linear, Mlp, Patches, Weights, DEVIATION};
 use crate::onnx::{Graph, Kind as OnnxKind, Value};
@@ -90,9 +91,9 @@ impl Windows {
         let row =
             |y: i64| (0..size.1).map(move |x| 3 * part(y, size.0, self.shift[0]) + part(x, size.1, self.shift[1]));
         let parts: Vec<i64> = (0..size.0).flat_map(row).collect();
-        let parts = self.cut(&Tensor::from_slice(&parts).view([1, size.0, size.1, 1]));
+        let parts = self.cut(&send(&parts, like.device()).view([1, size.0, size.1, 1]));
         let apart = parts.ne_tensor(&parts.transpose(1, 2)).unsqueeze(1);
-        apart.to_device(like.device()).to_kind(like.kind()) * APART
+        apart.to_kind(like.kind()) * APART
     }
 }
 
@@ -214,7 +215,7 @@ impl Attention {
             qkv: linear(path / "qkv", channels, 3 * channels, true),
             proj: linear(path / "proj", channels, channels, true),
             table: path.randn("relative_position_bias_table", &[side * side, heads], 0.0, DEVIATION),
-            pairs: Tensor::from_slice(&pairs).to_device(path.device()),
+            pairs: send(&pairs, path.device()),
             heads,
         }
     }

@@ -18,8 +18,8 @@ use crate::data::resize::{resize_into, Normalise, Slot};
 use crate::graph::GraphTrace;
 use crate::threads::set_threads;
 use crate::weights::{
-    backbone_config, export_tensors, is_of_head, load_classifier, sorted_variables, Checkpoint, LoadedClassifier,
-    Metadata, WeightFile,
+    backbone_config, export_tensors, load_classifier, sorted_variables, Checkpoint, LoadedClassifier, Metadata,
+    WeightFile,
 };
 
 /// Write a backbone's feature maps, class scores and graphs for an image or a batch
@@ -119,7 +119,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.backward {
         seconds = f64::INFINITY;
         for _ in 0..args.repeat {
-            seconds = seconds.min(backward(&loaded, &images)?);
+            seconds = seconds.min(backward(&loaded, &images, config.train.recompute)?);
         }
     }
     if args.json {
@@ -181,19 +181,17 @@ fn name_outputs(
 }
 
 /// Seconds of a training pass of the backbone: forward, and the gradient of the sum of the maps' means.
-fn backward(loaded: &LoadedClassifier, images: &Tensor) -> Result<f64> {
-    let model = &loaded.model;
-    let mut weights = loaded.store.variables();
-    weights.retain(|name, weight| weight.requires_grad() && !is_of_head(name));
-    let weights: Vec<Tensor> = weights.into_values().collect();
+fn backward(loaded: &LoadedClassifier, images: &Tensor, recompute: usize) -> Result<f64> {
     let start = Instant::now();
-    let maps = model.backbone().forward(images, &mut Pass::training(0, 0))?;
+    let mut pass = Pass::training(0, 0).recomputing(recompute);
+    let maps = loaded.model.backbone().forward(images, &mut pass)?;
     let means: Vec<Tensor> = maps.iter().map(|map| map.mean(Kind::Float)).collect();
     let sum = Tensor::stack(&means, 0).sum(Kind::Float);
-    // The gradients are let go of, so that the next pass does not add to them.
-    drop(Tensor::f_run_backward(&[&sum], &weights, false, false)?);
+    sum.f_backward()?;
     finish(&sum);
-    Ok(start.elapsed().as_secs_f64())
+    let seconds = start.elapsed().as_secs_f64();
+    loaded.store.trainable_variables().iter_mut().for_each(Tensor::zero_grad);
+    Ok(seconds)
 }
 
 /// Waits until a tensor is computed: on a GPU, work is only queued.

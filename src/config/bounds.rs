@@ -95,7 +95,7 @@ impl Config {
         );
         check_images(d.workers, &d.mean, &d.std)?;
         check_checkpoints(&self.checkpoint)?;
-        check_train(&self.train)
+        check_train(&self.train, &m.backbone.name)
     }
 
     /// [`Config::check_bounds`] of what only two-stage detectors have.
@@ -178,7 +178,7 @@ impl ClassifyConfig {
             ensure!((0.0..=t.lr).contains(&lr), "{name} must be between 0 and train.lr, {}, not {lr}", t.lr);
         }
         check_checkpoints(&self.checkpoint)?;
-        check_train(t)
+        check_train(t, &self.model.backbone.name)
     }
 }
 
@@ -204,7 +204,7 @@ fn check_checkpoints(c: &CheckpointConfig) -> Result<()> {
 }
 
 /// Bounds of every training.
-fn check_train(t: &TrainConfig) -> Result<()> {
+fn check_train(t: &TrainConfig, backbone: &str) -> Result<()> {
     positive("train.lr", t.lr)?;
     ensure!(t.lr_batch != Some(0), "train.lr_batch must be above 0 (null: no scaling)");
     not_negative("train.backbone_lr", t.backbone_lr)?;
@@ -224,6 +224,10 @@ fn check_train(t: &TrainConfig) -> Result<()> {
         "train.micro_batch must be above 0 (null: train.batch_size, divided among train.replicas)"
     );
     ensure!((1..=MOST_THREADS).contains(&t.replicas), "train.replicas must be 1 to {MOST_THREADS}, not {}", t.replicas);
+    ensure!(
+        t.recompute == 0 || backbone.contains("vig_"),
+        "train.recompute is for stages of ViG, and {backbone} keeps all of its own: set it to 0"
+    );
     ensure!(t.clip_norm.is_none_or(|c| c > 0.0), "train.clip_norm must be above 0 (null: no clipping)");
     ensure!(t.ema.is_none_or(|e| (0.0..1.0).contains(&e)), "train.ema must be at least 0 and below 1 (null: none)");
     ensure!(

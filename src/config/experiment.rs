@@ -624,6 +624,8 @@ mod tests {
             let text = classifier_error("{}", &[change]);
             assert!(text.contains(key), "{change}: {text}");
         }
+        let text = classifier_error("{}", &["train.recompute=1", "backbone.name=resnet18"]);
+        assert!(text.contains("train.recompute"), "{text}");
         let config = ClassifyConfig::from_json_with("{}", &["data.rand_augment=null".into()]).unwrap();
         assert_eq!(config.data.rand_augment, None);
     }

@@ -35,6 +35,8 @@ section! {
         /// Mixed precision: the forward pass in bfloat16 where PyTorch's autocast has it so, on CUDA and on processors
         /// with instructions for it (elsewhere float32).
         pub amp: bool = false,
+        /// Stages of a ViG backbone, from the first, that are run again for their gradient: less memory, more time.
+        pub recompute: usize = 0,
         /// Passes through the training split.
         pub epochs: usize = 12,
         /// Detectors: at least so many steps. On a small set `epochs` and `eval_every` are multiplied by the smallest

@@ -11,6 +11,8 @@ use super::losses::{box_loss, quality_focal_loss, sigmoid_focal_loss, BACKGROUND
 use super::matcher::{Match, Matcher};
 use crate::config::{BoxLoss, ClassLoss, LossConfig, LossNormalizer, MatchConfig, MatchKind};
 use crate::data::Target;
+use crate::nn::crossings::send;
+use crate::nn::memory::values;
 use crate::nn::padding::Extents;
 
 /// Which anchors stand for which objects.
@@ -100,8 +102,8 @@ impl DenseLoss {
 
         let maps: Vec<(i64, i64)> = outputs.iter().map(|o| o.map).collect();
         let assigned = self.assign(anchors, &maps, targets, extents);
-        let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
-        let predicted = deltas.index_select(0, &Tensor::from_slice(&assigned.positives).to_device(device));
+        let rows = |values: &[f32]| send(values, device).view([-1, 4]);
+        let predicted = deltas.index_select(0, &send(&assigned.positives, device));
         let Assignment { classes, weights, .. } = &assigned;
         let classification = match self.class_loss {
             ClassLoss::Focal => sigmoid_focal_loss(&logits, classes, weights, self.alpha, self.gamma),
@@ -109,7 +111,7 @@ impl DenseLoss {
                 quality_focal_loss(&logits, classes, &self.qualities(&assigned, &predicted), weights, self.gamma)
             }
         };
-        let weights = Tensor::from_slice(&assigned.box_weights).to_device(device);
+        let weights = send(&assigned.box_weights, device);
         let regression =
             box_loss(&predicted, &rows(&assigned.deltas), &rows(&assigned.anchors), &weights, self.box_loss, self.beta)
                 * self.box_weight;
@@ -118,7 +120,7 @@ impl DenseLoss {
 
     /// For each anchor, the IoU of its predicted box and its object's; 0 where it stands for none.
     fn qualities(&self, assigned: &Assignment, predicted: &Tensor) -> Vec<f32> {
-        let predicted = Vec::<f32>::try_from(predicted.detach().contiguous().view(-1)).unwrap_or_default();
+        let predicted = values(predicted).unwrap_or_default();
         let mut qualities = vec![0.0; assigned.classes.len()];
         let fours = |values: &[f32]| -> Vec<[f32; 4]> { values.as_chunks().0.to_vec() };
         let (predicted, deltas, anchors) = (fours(&predicted), fours(&assigned.deltas), fours(&assigned.anchors));

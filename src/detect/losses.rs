@@ -1,10 +1,12 @@
 //! Losses of the detectors.
 
 use rayon::prelude::*;
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use super::boxes::BoxCoder;
 use crate::config::{BoxLoss, BoxLossConfig, SampleNormalizer};
+use crate::nn::crossings::{has_kernels, send};
+use crate::nn::memory::values;
 
 /// Class of an anchor in [`sigmoid_focal_loss`]: background.
 pub const BACKGROUND: i64 = -1;
@@ -22,7 +24,7 @@ const CHUNK: usize = 4096;
 /// single `[A, K]` tensor, where a chain of tensor operations would keep eight: the gradient G is multiplied with the
 /// logits, which is all that backward needs.
 pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alpha: f64, gamma: f64) -> Tensor {
-    if logits.device() != Device::Cpu || logits.kind() != Kind::Float {
+    if !has_kernels(logits.device()) || logits.kind() != Kind::Float {
         return focal_loss_by_tensors(logits, classes, weights, alpha, gamma);
     }
     let (alpha, gamma) = (alpha as f32, gamma as f32);
@@ -33,7 +35,7 @@ pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alp
 /// scalar tensor. As [`sigmoid_focal_loss`], but the score of an anchor's class learns its `qualities`, one per anchor
 /// from 0 to 1, in place of 1.
 pub fn quality_focal_loss(logits: &Tensor, classes: &[i64], qualities: &[f32], weights: &[f32], beta: f64) -> Tensor {
-    if logits.device() != Device::Cpu || logits.kind() != Kind::Float {
+    if !has_kernels(logits.device()) || logits.kind() != Kind::Float {
         return quality_focal_loss_by_tensors(logits, classes, qualities, weights, beta);
     }
     let beta = beta as f32;
@@ -51,7 +53,7 @@ fn in_one_pass(
 ) -> Tensor {
     let k = logits.size()[1] as usize;
     let source = logits.detach().contiguous();
-    let values = Vec::<f32>::try_from(source.view(-1)).unwrap_or_default();
+    let values = values(&source).unwrap_or_default();
     let mut gradient = vec![0f32; values.len()];
     let sums: Vec<f64> = gradient
         .par_chunks_mut((CHUNK * k).max(1))
@@ -122,8 +124,8 @@ fn quality_focal_loss_by_tensors(
     beta: f64,
 ) -> Tensor {
     let device = logits.device();
-    let column = |values: &[f32]| Tensor::from_slice(values).to_device(device).unsqueeze(1).to_kind(logits.kind());
-    let classes = Tensor::from_slice(classes).to_device(device).unsqueeze(1);
+    let column = |values: &[f32]| send(values, device).unsqueeze(1).to_kind(logits.kind());
+    let classes = send(classes, device).unsqueeze(1);
     let weights = column(weights) * classes.not_equal(IGNORED);
     let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
     let y = column(qualities) * positive;
@@ -135,13 +137,11 @@ fn quality_focal_loss_by_tensors(
 /// The same by tensor operations, for other devices.
 fn focal_loss_by_tensors(logits: &Tensor, classes: &[i64], weights: &[f32], alpha: f64, gamma: f64) -> Tensor {
     let device = logits.device();
-    let classes = Tensor::from_slice(classes).to_device(device).unsqueeze(1);
-    let weights = Tensor::from_slice(weights).to_device(device).unsqueeze(1) * classes.not_equal(IGNORED);
+    let classes = send(classes, device).unsqueeze(1);
+    let weights = send(weights, device).unsqueeze(1) * classes.not_equal(IGNORED);
     let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
     let z = logits.where_self(&positive, &-logits);
-    // In float32: MPS has no float64.
-    let scalar = |value: f64| Tensor::from(value as f32).to_device(device);
-    let alpha_t = scalar(alpha).where_self(&positive, &scalar(1.0 - alpha));
+    let alpha_t = positive.to_kind(logits.kind()) * (2.0 * alpha - 1.0) + (1.0 - alpha);
     let loss = alpha_t * (-&z).sigmoid().pow_tensor_scalar(gamma) * -z.log_sigmoid();
     (loss * weights).sum(Kind::Float)
 }
@@ -195,11 +195,11 @@ impl SampledBoxLoss {
     /// `predicted` is `[P, 4]`; `targets` and `anchors` have 4 values for each: deltas and corners.
     pub fn loss(&self, predicted: &Tensor, targets: &[f32], anchors: &[f32], sampled: usize) -> Tensor {
         let device = predicted.device();
-        let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 4]).to_device(device);
+        let rows = |values: &[f32]| send(values, device).view([-1, 4]);
         let (mut predicted, mut targets) = (predicted.shallow_clone(), rows(targets));
         let Self { kind, beta, weight, normalizer, .. } = *self;
         if kind == BoxLoss::Giou {
-            let factors = Tensor::from_slice(&self.coder.weights).to_device(device);
+            let factors = send(&self.coder.weights, device);
             (predicted, targets) = (predicted / &factors, targets / factors);
         }
         let positives = targets.size()[0];
@@ -237,6 +237,7 @@ fn generalized_iou_loss(a: &Tensor, b: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     /// The fused pass against the chain of tensor operations, values and gradients.
     #[test]

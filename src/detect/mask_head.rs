@@ -14,6 +14,7 @@ use super::roi_align::{OnnxPooled, Roi, RoiAlign, RoiPooler};
 use crate::config::{MaskHeadConfig, MaskTargets, PasteKind, RoiConfig};
 use crate::data::mask::{Drawn, Mask};
 use crate::nn::cost::Layer;
+use crate::nn::crossings::send;
 use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::memory::values;
 use crate::nn::precision::full_precision;
@@ -101,7 +102,7 @@ impl MaskHead {
         }
         let x = self.deconv.forward(&x).relu();
         let own: Vec<i64> = labels.iter().map(|label| label + 1).collect();
-        let own = Tensor::from_slice(&own).to_device(x.device());
+        let own = send(&own, x.device());
         // A 1×1 convolution is a product with one row of weights per class.
         let weights = self.logits.ws.flatten(1, -1).index_select(0, &own).unsqueeze(1);
         let product = full_precision(&weights.bmm(&x.flatten(2, 3)).squeeze_dim(1));
@@ -116,7 +117,7 @@ impl MaskHead {
             return Tensor::zeros([], (Kind::Float, device));
         }
         let expected = mask_targets(samples, self.targets, self.side()).concat();
-        let expected = Tensor::from_slice(&expected).view([samples.len() as i64, -1]).to_device(device);
+        let expected = send(&expected, device).view([samples.len() as i64, -1]);
         let rois: Vec<Roi> = samples.iter().map(|s| s.roi).collect();
         let labels: Vec<i64> = samples.iter().map(|s| s.label).collect();
         let logits = self.forward(levels, &rois, &labels, train);

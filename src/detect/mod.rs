@@ -5,6 +5,7 @@ pub mod assignment;
 pub mod atss;
 pub mod box_head;
 pub mod boxes;
+mod candidates;
 pub mod dense_head;
 pub mod dense_losses;
 mod detector;
@@ -74,7 +75,8 @@ mod tests {
     use crate::backbone::Pass;
     use crate::config::GraphConvKind;
     use crate::data::mask::Mask;
-    use crate::data::{Batch, Target};
+    use crate::data::{Batch, ImageInfo, Target};
+    use crate::nn::crossings::{crossings, without_kernels};
     use crate::nn::precision::Autocast;
 
     /// Two images with one object each.
@@ -103,6 +105,86 @@ mod tests {
         let pieces: Vec<Tensor> =
             variables.iter().flat_map(|v| [of(Kind::Float)(v), of(Kind::BFloat16)(v), of(Kind::BFloat16)(v)]).collect();
         drop(pieces);
+    }
+
+    /// A small detector of each kind, with weights that let it detect something.
+    fn small(detector: DetectorKind) -> (nn::VarStore, Box<dyn Detector>) {
+        let mut config = ModelConfig { detector, ..ModelConfig::default() };
+        config.backbone.name = "pvig_ti".into();
+        config.backbone.channels = Some(vec![8, 8, 16, 16]);
+        config.backbone.blocks = Some(vec![1, 2, 1, 1]);
+        (config.fpn.channels, config.head.channels, config.head.convs) = (16, 16, 1);
+        (config.roi.channels, config.mask_head.channels) = (16, 16);
+        (config.test.score, config.backbone.drop_path) = (0.0, 0.3);
+        config.mask = detector == DetectorKind::MaskRcnn;
+        if detector == DetectorKind::MaskRcnn {
+            config.anchors.strides = vec![4, 8, 16, 32, 64];
+        }
+        tch::manual_seed(3);
+        let store = nn::VarStore::new(Device::Cpu);
+        let model = build(&store.root(), &config, 2).unwrap();
+        (store, model)
+    }
+
+    /// What runs on other devices, run on the CPU: how often it waits is counted.
+    #[test]
+    fn without_kernels_a_training_pass_has_the_same_losses_and_waits_for_no_more_than_its_proposals() {
+        let cases = [(DetectorKind::Retinanet, 0, 7, (64, 96)), (DetectorKind::MaskRcnn, 1, 32, (96, 64))];
+        for (detector, fetched, most_sent, (height, width)) in cases {
+            let (store, model) = small(detector);
+            let batch = batch(height, width);
+            let run = || {
+                let before = crossings();
+                let losses = model.losses(&batch, &mut Pass::training(0, 0)).unwrap();
+                losses.total().backward();
+                let after = crossings();
+                let gradients: Vec<Tensor> = store.trainable_variables().iter().map(|v| v.grad().copy()).collect();
+                store.trainable_variables().iter_mut().for_each(Tensor::zero_grad);
+                let parts: Vec<f64> = losses.parts.iter().map(|(_, part)| part.double_value(&[])).collect();
+                (parts, gradients, (after.sent - before.sent, after.fetched - before.fetched))
+            };
+            let (expected, gradients, _) = run();
+            // The first pass of a size sends the factors of relative positions, two for each stage.
+            let first = without_kernels(run).2 .0;
+            let (found, by_tensors, (sent, waited)) = without_kernels(run);
+            assert_eq!((waited, first - sent), (fetched, 8), "{detector:?}");
+            assert!(sent <= most_sent, "{detector:?} sends {sent} times");
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{detector:?}: {found} {expected}");
+            }
+            for (found, expected) in by_tensors.iter().zip(&gradients) {
+                let apart = (found - expected).abs().max().double_value(&[]);
+                let most = expected.abs().max().double_value(&[]);
+                assert!(apart <= 2e-3 * most + 1e-6, "{detector:?}: a gradient of {most} differs by {apart}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_kernels_an_image_has_the_same_detections() {
+        for (detector, fetched) in [(DetectorKind::Retinanet, 1), (DetectorKind::MaskRcnn, 4)] {
+            let (_store, model) = small(detector);
+            let info = ImageInfo { id: 1, file: "a.png".into(), width: 128, height: 64 };
+            let batch = Batch { infos: vec![info.clone(), info], ..batch(64, 128) };
+            let kernels = model.detect(&batch).unwrap();
+            let before = crossings().fetched;
+            let tensors = without_kernels(|| model.detect(&batch).unwrap());
+            assert_eq!(crossings().fetched - before, fetched, "{detector:?}");
+            for (kernels, tensors) in kernels.iter().zip(&tensors) {
+                assert_eq!(tensors.len(), kernels.len());
+                assert!(kernels.len() > 20, "{detector:?} detects {}", kernels.len());
+                // Rounding may turn the order of two.
+                let same = |i: usize| {
+                    let other = (0..tensors.len()).find(|&j| {
+                        let near = tensors.boxes[j].iter().zip(&kernels.boxes[i]).all(|(a, b)| (a - b).abs() < 1e-2);
+                        near && tensors.labels[j] == kernels.labels[i]
+                    });
+                    other.is_some_and(|j| (tensors.scores[j] - kernels.scores[i]).abs() < 1e-4)
+                };
+                let found = (0..kernels.len()).filter(|&i| same(i)).count();
+                assert!(found + 1 >= kernels.len(), "{detector:?}: {found} of {}", kernels.len());
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use tch::{nn, Tensor};
 
 use super::anchors::AnchorGenerator;
 use super::boxes::{Box4, BoxCoder};
+use super::candidates::{fetch_best, Candidates, LevelOutputs};
 use super::dense_head::{DenseHead, LevelOutput};
 use super::dense_losses::{Assigner, DenseLoss};
 use super::detector::{Detections, Detector, Losses};
@@ -14,8 +15,9 @@ use super::postprocess::{OnnxDetections, OnnxImages};
 use super::select::{LevelValues, Limits, OnnxLevel, Selector};
 use crate::backbone::{self, Backbone, Pass};
 use crate::config::{ModelConfig, Padding};
-use crate::data::Batch;
+use crate::data::{Batch, ImageInfo};
 use crate::nn::cost::{Layer, Size};
+use crate::nn::crossings::has_kernels;
 use crate::nn::memory::values;
 use crate::nn::padding::Extents;
 use crate::onnx::Graph;
@@ -121,6 +123,21 @@ impl Detector for RetinaNet {
             let extents = batch.extents(self.padding)?;
             let outputs = self.outputs(&batch.images, extents.as_ref(), &mut Pass::inference())?;
             let anchors = self.anchors_of(&outputs, &batch.images);
+            let finish = |mut found: Detections, (size, info): (&(i64, i64), &ImageInfo)| {
+                found.rescale(*size, (i64::from(info.height), i64::from(info.width)));
+                found
+            };
+            let selector = &self.selector;
+            if !has_kernels(batch.images.device()) {
+                let levels: Vec<LevelOutputs> =
+                    outputs.iter().map(|o| (o.logits.flatten(1, -1), o.deltas.shallow_clone())).collect();
+                let anchors: Vec<&[Box4]> = anchors.iter().map(|anchors| &anchors[..]).collect();
+                let best = fetch_best(&levels, selector.top_k)?;
+                let of_image = |(best, of): (&Vec<Candidates>, (&(i64, i64), &ImageInfo))| {
+                    finish(selector.choose(&anchors, best, *of.0), of)
+                };
+                return Ok(best.par_iter().zip(batch.sizes.par_iter().zip(&batch.infos)).map(of_image).collect());
+            }
             let mut images = Vec::with_capacity(batch.len());
             for i in 0..batch.len() as i64 {
                 let levels = outputs.iter().zip(&anchors).map(|(o, anchors)| {
@@ -128,17 +145,10 @@ impl Detector for RetinaNet {
                 });
                 images.push(levels.collect::<Result<Vec<_>>>()?);
             }
-            let selector = &self.selector;
-            Ok(images
-                .par_iter()
-                .zip(&batch.sizes)
-                .zip(&batch.infos)
-                .map(|((levels, &size), info)| {
-                    let mut found = selector.select(levels, size);
-                    found.rescale(size, (i64::from(info.height), i64::from(info.width)));
-                    found
-                })
-                .collect())
+            let of_image = |(levels, of): (&Vec<LevelValues>, (&(i64, i64), &ImageInfo))| {
+                finish(selector.select(levels, *of.0), of)
+            };
+            Ok(images.par_iter().zip(batch.sizes.par_iter().zip(&batch.infos)).map(of_image).collect())
         })
     }
 

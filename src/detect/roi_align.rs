@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::boxes::{area, Box4};
 use super::postprocess::sides;
+use crate::nn::crossings::{has_kernels, send};
 use crate::nn::precision::full_precision;
 use crate::onnx::{Attribute, Graph, Kind as OnnxKind, Value};
 
@@ -51,6 +52,9 @@ impl RoiAlign {
         let (channels, height, width) = (size[1], size[2] as usize, size[3] as usize);
         let side = self.size as i64;
         let shape = [rois.len() as i64, side, side, channels];
+        if !has_kernels(map.device()) && self.sampling_ratio > 0 && !rois.is_empty() {
+            return self.pool_by_tensors(map, rois, scale).view(shape).permute([0, 3, 1, 2]);
+        }
         let bins = self.size * self.size;
         let parts: Vec<(Vec<i64>, Vec<f32>, Vec<i64>)> = rois
             .par_iter()
@@ -89,18 +93,60 @@ impl RoiAlign {
             offsets.extend(ends.iter().map(|end| before + end));
         }
         let table = full_precision(map).permute([0, 2, 3, 1]).reshape([-1, channels]);
-        let to = |t: Tensor| t.to_device(map.device());
+        let device = map.device();
         let (pooled, ..) = Tensor::embedding_bag(
             &table,
-            &to(Tensor::from_slice(&index)),
-            &to(Tensor::from_slice(&offsets)),
+            &send(&index, device),
+            &send(&offsets, device),
             false,
             0,
             false,
-            Some(&to(Tensor::from_slice(&weights))),
+            Some(&send(&weights, device)),
             true,
         );
         pooled.view(shape).permute([0, 3, 1, 2])
+    }
+
+    /// [`RoiAlign::pool`] with taps that are made on the map's device: `[R · size², C]`. All regions have as many.
+    fn pool_by_tensors(&self, map: &Tensor, rois: &[Roi], scale: f32) -> Tensor {
+        let (size, device) = (map.size(), map.device());
+        let corners: Vec<f32> = rois.iter().flat_map(|roi| roi.1).collect();
+        let corners = send(&corners, device).view([-1, 4]) * f64::from(scale);
+        let images: Vec<i64> = rois.iter().map(|roi| roi.0 as i64 * size[2] * size[3]).collect();
+        let first = send(&images, device).view([-1, 1, 1, 1, 1]);
+        let axis = |from: i64, pixels: i64| {
+            let (index, weight) = self.tensor_taps(&corners.select(1, from), &corners.select(1, from + 2), pixels);
+            // [R, 1, size, 1, taps]
+            [index, weight].map(|taps| taps.unsqueeze(1).unsqueeze(3))
+        };
+        let [columns, across] = axis(0, size[3]);
+        let [rows, down] = axis(1, size[2]).map(|taps| taps.permute([0, 2, 1, 4, 3]));
+        let index = (rows * size[3] + columns + first).flatten(0, -1);
+        let weights = (down * across).flatten(0, -1);
+        let taps = 4 * i64::from(self.sampling_ratio).pow(2);
+        let offsets = Tensor::arange_start_step(0, index.numel() as i64 + 1, taps, (Kind::Int64, device));
+        let table = full_precision(map).permute([0, 2, 3, 1]).reshape([-1, size[1]]);
+        Tensor::embedding_bag(&table, &index, &offsets, false, 0, false, Some(&weights), true).0
+    }
+
+    /// As [`RoiAlign::taps`], of all regions: pixels, int64, and weights, `[R, size, 2 · sampling_ratio]`.
+    fn tensor_taps(&self, start: &Tensor, end: &Tensor, pixels: i64) -> (Tensor, Tensor) {
+        let offset = if self.aligned { 0.5 } else { 0.0 };
+        let (start, end) = (start - offset, end - offset);
+        let length = if self.aligned { end - &start } else { (end - &start).clamp_min(1.0) };
+        let count = i64::from(self.sampling_ratio);
+        let bin = (length / self.size as f64).view([-1, 1, 1]);
+        let number = |count: i64| Tensor::arange(count, (Kind::Float, start.device()));
+        let points = (number(count) + 0.5).view([1, 1, -1]) * &bin / count as f64;
+        let at = start.view([-1, 1, 1]) + number(self.size as i64).view([1, -1, 1]) * bin + points;
+        let inside = at.ge(-1.0).logical_and(&at.le(pixels as f64)).to_kind(Kind::Float) / count as f64;
+        let at = at.clamp(0.0, (pixels - 1) as f64);
+        let low = at.floor();
+        let next = (at - &low).unsqueeze(3);
+        let weight = Tensor::cat(&[1.0 - &next, next], 3) * inside.unsqueeze(3);
+        let low = low.to_kind(Kind::Int64);
+        let index = Tensor::stack(&[&low, &(&low + 1).clamp_max(pixels - 1)], 3);
+        (index.flatten(2, 3), weight.flatten(2, 3))
     }
 
     /// The taps of a region that reaches from `start` to `end` on an axis of `pixels` pixels, in pixels of the map.
@@ -198,7 +244,7 @@ impl RoiPooler {
             // One level has all of them, in their order.
             1 => pooled.remove(0),
             _ => {
-                let rank = Tensor::from_slice(&rank).to_device(levels[0].device());
+                let rank = send(&rank, levels[0].device());
                 let rows = |t: &Tensor| t.permute([0, 2, 3, 1]);
                 let all = Tensor::cat(&pooled.iter().map(rows).collect::<Vec<_>>(), 0);
                 all.index_select(0, &rank).permute([0, 3, 1, 2])
@@ -268,6 +314,7 @@ impl RoiPooler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::crossings::without_kernels;
     use tch::Device;
 
     fn ramp(height: i64, width: i64) -> Tensor {
@@ -311,6 +358,32 @@ mod tests {
         }
         let none = RoiAlign { size: 3, sampling_ratio: 2, aligned: true }.pool(&map, &[], 1.0);
         assert_eq!(none.size(), [0, 1, 3, 3]);
+    }
+
+    #[test]
+    fn tensor_operations_pool_as_the_taps_of_the_cpu_do() {
+        let values = (Tensor::arange(2 * 3 * 9 * 14, (Kind::Float, Device::Cpu)) * 0.7).sin().view([2, 3, 9, 14]);
+        let rois = [
+            (0, [3.0, 4.0, 41.5, 30.25]),
+            (1, [-9.0, 20.0, 70.0, 60.0]),
+            (1, [50.0, 30.0, 56.0, 36.0]),
+            (0, [7.0, 7.0, 7.0, 7.0]),
+            (0, [-90.0, -50.0, -80.0, -40.0]),
+        ];
+        for (aligned, sampling_ratio, size) in [(true, 2, 3), (false, 2, 7), (true, 3, 2)] {
+            let align = RoiAlign { size, sampling_ratio, aligned };
+            let run = || {
+                let map = values.copy().set_requires_grad(true);
+                let pooled = align.pool(&map, &rois, 0.25);
+                (&pooled * pooled.detach().cos()).sum(Kind::Float).backward();
+                (pooled.detach(), map.grad())
+            };
+            let (expected, found) = (run(), without_kernels(run));
+            let apart = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+            assert!(apart(&expected.0, &found.0) < 1e-5, "{align:?}");
+            assert!(apart(&expected.1, &found.1) < 1e-4, "{align:?}");
+            assert!(expected.0.abs().max().double_value(&[]) > 0.5);
+        }
     }
 
     #[test]

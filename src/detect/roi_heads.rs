@@ -18,6 +18,7 @@ use super::select::{Limits, RoiSelector};
 use crate::config::ModelConfig;
 use crate::data::Target;
 use crate::nn::cost::Layer;
+use crate::nn::crossings::send;
 use crate::nn::memory::values;
 use crate::onnx::{Graph, Value};
 
@@ -90,7 +91,7 @@ impl RoiHeads {
             vec![("classification", nothing()), ("box", nothing())]
         } else {
             let (logits, deltas) = self.boxes.forward(levels, &chosen.rois, self.train_norms);
-            let index = |indices: &[i64]| Tensor::from_slice(indices).to_device(device);
+            let index = |indices: &[i64]| send(indices, device);
             let classification =
                 logits.cross_entropy_loss(&index(&chosen.classes), None::<&Tensor>, Reduction::Mean, -100, 0.0);
             let predicted = deltas.view([-1, 4]).index_select(0, &index(&chosen.indices));
@@ -150,9 +151,11 @@ impl RoiHeads {
             return Ok(vec![Detections::default(); sizes.len()]);
         }
         let (logits, deltas) = self.boxes.forward(levels, &rois, false);
-        let (scores, deltas) = (values(&logits.softmax(1, Kind::Float))?, values(&deltas)?);
+        // One copy from the device.
+        let outputs = logits.size()[1] as usize;
+        let both = values(&Tensor::cat(&[logits.softmax(1, Kind::Float).flatten(0, 1), deltas.flatten(0, 1)], 0))?;
+        let (scores, deltas) = both.split_at(rois.len() * outputs);
         let selector = &self.selector;
-        let outputs = selector.classes + 1;
         let mut starts = vec![0];
         for boxes in proposals {
             starts.push(starts[starts.len() - 1] + boxes.len());

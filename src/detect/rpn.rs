@@ -9,6 +9,7 @@ use tch::{nn, Reduction, Tensor};
 
 use super::anchors::AnchorGenerator;
 use super::boxes::{clip, Box4, BoxCoder};
+use super::candidates::{fetch_best, Candidates, LevelOutputs};
 use super::losses::SampledBoxLoss;
 use super::matcher::{Match, Matcher};
 use super::nms::batched_nms;
@@ -17,6 +18,7 @@ use super::sampler::Sampler;
 use crate::config::{AnchorConfig, ProposalConfig, RpnConfig};
 use crate::data::Target;
 use crate::nn::cost::{convolution, Layer, Size};
+use crate::nn::crossings::{has_kernels, send};
 use crate::nn::layers::{ConvSpec, Init};
 use crate::nn::memory::values;
 use crate::nn::precision::full_precision;
@@ -98,6 +100,9 @@ impl Rpn {
         sizes: &[(i64, i64)],
         selector: &ProposalSelector,
     ) -> Result<Vec<Vec<Box4>>> {
+        if !has_kernels(output.objectness.device()) {
+            return self.fetch_proposals(output, sizes, selector);
+        }
         let (objectness, deltas) = (values(&output.objectness)?, values(&output.deltas)?);
         let all: usize = output.anchors.iter().map(Vec::len).sum();
         let anchors = &output.anchors;
@@ -152,6 +157,30 @@ impl Rpn {
         [rows_or_zeros(graph, &boxes, &index, rows), there]
     }
 
+    /// [`Rpn::proposals`], where the best anchors are chosen on the device.
+    fn fetch_proposals(
+        &self,
+        output: &RpnOutput,
+        sizes: &[(i64, i64)],
+        selector: &ProposalSelector,
+    ) -> Result<Vec<Vec<Box4>>> {
+        let mut first = 0;
+        let levels: Vec<LevelOutputs> = output
+            .anchors
+            .iter()
+            .map(|anchors| {
+                let count = anchors.len() as i64;
+                let of = |t: &Tensor| t.detach().narrow(1, first, count);
+                let level = (of(&output.objectness), of(&output.deltas));
+                first += count;
+                level
+            })
+            .collect();
+        let best = fetch_best(&levels, selector.top_k)?;
+        let anchors = &output.anchors;
+        Ok(best.par_iter().zip(sizes).map(|(best, &size)| selector.choose(anchors, best, size)).collect())
+    }
+
     /// Losses `objectness` and `rpn_box` against the objects of each image.
     pub fn losses(&self, output: &RpnOutput, targets: &[Target], rng: &mut impl Rng) -> [(&'static str, Tensor); 2] {
         let anchors: Vec<Box4> = output.anchors.concat();
@@ -173,9 +202,9 @@ impl Rpn {
                 box_anchors.extend(anchors[i]);
             }
         }
-        let tensor = |indices: &[i64]| Tensor::from_slice(indices).to_device(device);
+        let tensor = |indices: &[i64]| send(indices, device);
         let sampled = output.objectness.flatten(0, 1).index_select(0, &tensor(&indices));
-        let labels = Tensor::from_slice(&labels).to_device(device);
+        let labels = send(&labels, device);
         let objectness =
             sampled.binary_cross_entropy_with_logits(&labels, None::<&Tensor>, None::<&Tensor>, Reduction::Sum)
                 / indices.len().max(1) as f64;
@@ -225,23 +254,35 @@ impl ProposalSelector {
     /// Proposals of one image of (height, width) pixels, best first. `objectness` (logits, `[A]`) and `deltas`
     /// (`[A, 4]`) are of the anchors of all levels.
     pub fn select(&self, anchors: &[Vec<Box4>], objectness: &[f32], deltas: &[f32], size: (i64, i64)) -> Vec<Box4> {
+        let mut first = 0;
+        let best: Vec<Candidates> = anchors
+            .iter()
+            .map(|anchors| {
+                let logits = &objectness[first..first + anchors.len()];
+                let indices = top(logits, self.top_k);
+                let delta = |i: &usize| [0, 1, 2, 3].map(|d| deltas[4 * (first + i) + d]);
+                let deltas = indices.iter().map(delta).collect();
+                first += anchors.len();
+                Candidates { logits: indices.iter().map(|&i| logits[i]).collect(), deltas, indices }
+            })
+            .collect();
+        self.choose(anchors, &best, size)
+    }
+
+    /// Proposals from the best anchors of each level.
+    fn choose(&self, anchors: &[Vec<Box4>], best: &[Candidates], size: (i64, i64)) -> Vec<Box4> {
         let (height, width) = (size.0 as f32, size.1 as f32);
         let (mut boxes, mut scores, mut levels) = (Vec::new(), Vec::new(), Vec::new());
-        let mut first = 0;
-        for (l, anchors) in anchors.iter().enumerate() {
-            let logits = &objectness[first..first + anchors.len()];
-            for i in top(logits, self.top_k) {
-                let at = 4 * (first + i);
-                let delta = [0, 1, 2, 3].map(|d| deltas[at + d]);
-                let b = clip(&self.coder.decode(&delta, &anchors[i]), height, width);
-                let score = 1.0 / (1.0 + (-logits[i]).exp());
+        for (l, (anchors, best)) in anchors.iter().zip(best).enumerate() {
+            for ((&i, logit), delta) in best.indices.iter().zip(&best.logits).zip(&best.deltas) {
+                let b = clip(&self.coder.decode(delta, &anchors[i]), height, width);
+                let score = 1.0 / (1.0 + (-logit).exp());
                 if b[2] - b[0] >= SHORTEST_SIDE && b[3] - b[1] >= SHORTEST_SIDE && score >= self.score {
                     boxes.push(b);
                     scores.push(score);
                     levels.push(l as i64);
                 }
             }
-            first += anchors.len();
         }
         let mut kept = batched_nms(&boxes, &scores, &levels, self.nms);
         kept.truncate(self.keep);

@@ -2,6 +2,7 @@
 
 use super::anchors::AnchorGenerator;
 use super::boxes::{clip, Box4, BoxCoder};
+use super::candidates::Candidates;
 use super::detector::Detections;
 use super::nms::batched_nms;
 use super::postprocess::{decode, OnnxDetections, OnnxImages};
@@ -92,21 +93,43 @@ pub struct Selector {
 impl Selector {
     /// Detections of one image of (height, width) pixels, in its pixels, best first.
     pub fn select(&self, levels: &[LevelValues], size: (i64, i64)) -> Detections {
-        let mut all = Detections::default();
-        for level in levels {
-            let mut found: Vec<(f32, usize)> = level
-                .logits
-                .iter()
-                .enumerate()
-                .map(|(i, x)| (1.0 / (1.0 + (-x).exp()), i))
-                .filter(|(score, _)| *score > self.limits.score)
-                .collect();
-            found.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let best: Vec<Candidates> = levels.iter().map(|level| self.best(level)).collect();
+        let anchors: Vec<&[Box4]> = levels.iter().map(|level| level.anchors).collect();
+        self.choose(&anchors, &best, size)
+    }
+
+    /// The best candidates of a level.
+    fn best(&self, level: &LevelValues) -> Candidates {
+        // Most logits are far below: to compare is quicker than to exponentiate.
+        let least = least_logit(self.limits.score);
+        let mut found: Vec<(f32, usize)> =
+            level.logits.iter().enumerate().filter(|(_, x)| **x >= least).map(|(i, x)| (*x, i)).collect();
+        found.retain(|(logit, _)| sigmoid(*logit) > self.limits.score);
+        let by = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if found.len() > self.top_k {
+            found.select_nth_unstable_by(self.top_k, by);
             found.truncate(self.top_k);
-            for (score, i) in found {
-                let anchor = i / self.classes;
-                let delta = [0, 1, 2, 3].map(|d| level.deltas[anchor * 4 + d]);
-                let b = self.coder.decode(&delta, &level.anchors[anchor]);
+        }
+        found.sort_unstable_by(by);
+        let delta = |i: usize| [0, 1, 2, 3].map(|d| level.deltas[i / self.classes * 4 + d]);
+        Candidates {
+            deltas: found.iter().map(|(_, i)| delta(*i)).collect(),
+            logits: found.iter().map(|(logit, _)| *logit).collect(),
+            indices: found.into_iter().map(|(_, i)| i).collect(),
+        }
+    }
+
+    /// Detections of one image from the best candidates of each level.
+    pub(super) fn choose(&self, anchors: &[&[Box4]], best: &[Candidates], size: (i64, i64)) -> Detections {
+        let mut all = Detections::default();
+        for (anchors, best) in anchors.iter().zip(best) {
+            for ((&i, &logit), delta) in best.indices.iter().zip(&best.logits).zip(&best.deltas) {
+                let score = sigmoid(logit);
+                // Not a number is not above.
+                if !(score > self.limits.score) {
+                    continue;
+                }
+                let b = self.coder.decode(delta, &anchors[i / self.classes]);
                 let Some(b) = self.limits.candidate(b, size, None) else { continue };
                 all.boxes.push(b);
                 all.scores.push(score);
@@ -164,6 +187,20 @@ impl Selector {
         let by_class = graph.or_number(&own, &of_score, -1.0);
         let kept = self.limits.kept_onnx(graph, &boxes, &by_class);
         self.limits.best_onnx(graph, [&boxes, &scores, &labels], &kept, &images.sizes)
+    }
+}
+
+fn sigmoid(logit: f32) -> f32 {
+    1.0 / (1.0 + (-logit).exp())
+}
+
+/// A logit below which no [`sigmoid`] is above `score`, whichever way it is rounded.
+fn least_logit(score: f32) -> f32 {
+    let low = f64::from(score) - f64::from(f32::EPSILON) * 2.0;
+    if low <= 0.0 {
+        f32::NEG_INFINITY
+    } else {
+        ((low / (1.0 - low)).ln() - 1e-3) as f32
     }
 }
 
@@ -270,6 +307,24 @@ mod tests {
         assert_eq!(selector.select(std::slice::from_ref(&level), (30, 50)).labels, [0, 1]);
         selector.top_k = 1;
         assert_eq!(selector.select(&[level], (30, 50)).labels, [0]);
+    }
+
+    #[test]
+    fn no_score_above_the_threshold_is_passed_over_by_its_logit() {
+        for score in [0.0, 1e-7, 1e-3, 0.05, 0.5, 0.999, 0.999_999_9, 1.0f32.next_down()] {
+            // The smallest logit whose score is above, by halves.
+            let (mut below, mut above) = (-200f32, 200f32);
+            while below < above.next_down() {
+                let middle = (below + above) / 2.0;
+                let middle = if middle > below && middle < above { middle } else { below.next_up() };
+                *(if sigmoid(middle) > score { &mut above } else { &mut below }) = middle;
+            }
+            let least = least_logit(score);
+            assert!(least <= above, "{score}: {least} {above}");
+            // And few others pass.
+            assert!(!(1e-6..0.999_99).contains(&score) || least > above - 0.01, "{score}: {least} {above}");
+        }
+        assert!([1.0, 1.5, f32::NAN].iter().all(|score| !(sigmoid(100.0) > *score)));
     }
 
     /// detectron2's RetinaNet: what overlaps inside the image only, or is empty there.

@@ -5,9 +5,10 @@
 //! x (max-relative, Li et al., 2019; ViG, equation 4).
 
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::config::Search;
+use crate::nn::crossings::has_kernels;
 use crate::nn::memory::{filled, slice};
 use vigdet_kernels::{arg_max_rows, interleave_relative, Isa, Neighbours};
 
@@ -18,11 +19,19 @@ use vigdet_kernels::{arg_max_rows, interleave_relative, Isa, Neighbours};
 /// time: of equal neighbours the one that comes first in `edges` takes the whole gradient. [`Search::Dense`] makes the
 /// `[B, N, k, C]` tensor, as the published code does, and equal neighbours share the gradient.
 pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
+    if how == Search::Dense {
+        return Ok(neighbours(y, edges)?.f_amax([2], false)?);
+    }
+    Ok(y.f_gather(1, &largest_index(y, edges, how)?, false)?)
+}
+
+/// Which candidate has the largest value among each node's neighbours, channel by channel: `[B, N, C]`, int32 or int64.
+/// Of equal ones it is the first in `edges`.
+pub(super) fn largest_index(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
     let (b, m, c) = y.size3()?;
     let (_, n, k) = edges.size3()?;
-    let index = match how {
-        Search::Dense => return Ok(neighbours(y, edges)?.f_amax([2], false)?),
-        Search::Fused if y.device() == Device::Cpu && y.kind() == Kind::Float => {
+    Ok(match how {
+        Search::Fused if has_kernels(y.device()) && y.kind() == Kind::Float => {
             let values = y.detach().contiguous();
             let edges = edges.contiguous();
             // SAFETY: the slices are gone with the kernel, and until then this thread writes to nothing but `rows`.
@@ -32,7 +41,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
                 arg_max_rows(Isa::best(), graph(values, edges, [b, n, m, c, k]), rows);
             })?
         }
-        Search::Fused | Search::Chunked => tch::no_grad(|| -> Result<Tensor> {
+        _ => tch::no_grad(|| -> Result<Tensor> {
             let neighbour = |j: i64| edges.narrow(2, j, 1).expand([b, n, c], false);
             let mut index = neighbour(0);
             let mut best = y.gather(1, &index, false);
@@ -45,8 +54,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
             }
             Ok(index)
         })?,
-    };
-    Ok(y.f_gather(1, &index, false)?)
+    })
 }
 
 /// Nodes beside their max-relative features, `[B, N, 2C]` with channels interleaved: x₀, max_j y_j₀ − x₀, x₁, ….
@@ -54,7 +62,7 @@ pub fn largest(y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
 /// `x` `[B, N, C]` are the nodes; `y`, `edges` and `how` as for [`largest`].
 pub fn with_max_relative(x: &Tensor, y: &Tensor, edges: &Tensor, how: Search) -> Result<Tensor> {
     let (b, n, c) = x.size3()?;
-    let fits = |t: &Tensor| t.device() == Device::Cpu && t.kind() == Kind::Float && !t.requires_grad();
+    let fits = |t: &Tensor| has_kernels(t.device()) && t.kind() == Kind::Float && !t.requires_grad();
     if how == Search::Fused && fits(x) && fits(y) {
         let (m, k) = (y.size()[1], edges.size()[2]);
         let (x, y, edges) = (x.contiguous(), y.contiguous(), edges.contiguous());
@@ -114,6 +122,7 @@ fn flat_edges(edges: &Tensor, candidates: i64) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     #[test]
     fn every_way_gives_the_same_values_and_gradients() {

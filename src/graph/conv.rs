@@ -12,12 +12,13 @@ use anyhow::{ensure, Result};
 use tch::nn::Module;
 use tch::{nn, Kind, Tensor};
 
-use super::aggregate::{largest, neighbours, popularity, sum, with_max_relative};
+use super::aggregate::{largest, largest_index, neighbours, popularity, sum, with_max_relative};
 use super::near_onnx::OnnxEdges;
 use crate::config::{GraphConvKind, Search};
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{gelu, ConvBn, ConvSpec};
 use crate::nn::precision::without_autocast;
+use crate::nn::recompute::{after_gelu, convolution_of, keeps_less};
 use crate::onnx::{Convolution, Graph as OnnxGraph, Value};
 
 /// A graph convolution.
@@ -86,15 +87,25 @@ impl GraphConv {
         Ok(Self { operator, update, how, heads })
     }
 
-    /// `[B, output, H, W]`, channels last in memory.
-    pub fn forward(&self, graph: Graph, train: bool) -> Result<Tensor> {
-        match &self.operator {
+    /// `[B, output, H, W]`, channels last in memory; what `next` makes of it, where there is such a layer.
+    pub fn forward(&self, graph: Graph, train: bool, next: Option<&ConvBn>) -> Result<Tensor> {
+        let update = &self.update;
+        let keeps_less = || keeps_less(update, &[graph.nodes, graph.candidates], train);
+        if matches!(self.operator, Operator::Mr) && self.how != Search::Dense && keeps_less() {
+            let mixed = max_relative(update, graph, self.how)?;
+            return Ok(match next {
+                Some(next) => next.normalize(&after_gelu(update, next, &mixed, None)?),
+                None => gelu(update.normalize(&mixed)),
+            });
+        }
+        let out = match &self.operator {
             Operator::Mr | Operator::Gin { .. } => self.apply(graph, train),
             // What follows has differences of sums over edges and of neighbours, which bfloat16 would lose.
             Operator::Edge | Operator::Sage { .. } => {
                 without_autocast(graph.nodes.device(), || self.apply(graph, train))
             }
-        }
+        }?;
+        Ok(next.map_or_else(|| out.shallow_clone(), |next| next.forward(&out, train)))
     }
 
     fn apply(&self, graph: Graph, train: bool) -> Result<Tensor> {
@@ -242,6 +253,29 @@ impl GraphConv {
     }
 }
 
+/// The update's convolution of nodes beside their max-relative features, which are not kept but gathered again for its
+/// gradient.
+fn max_relative(update: &ConvBn, graph: Graph, how: Search) -> Result<Tensor> {
+    let (b, c, h, w) = graph.nodes.size4()?;
+    let (_, _, ch, cw) = graph.candidates.size4()?;
+    let (x, y) = (rows(graph.nodes)?.detach(), rows(graph.candidates)?.detach());
+    let edges = graph.edges.shallow_clone();
+    let on_grid = move |mixed: Tensor| mixed.view([b, h, w, 2 * c]).permute([0, 3, 1, 2]);
+    let mixed = on_grid(with_max_relative(&x, &y, &edges, how)?);
+    convolution_of(update, mixed, &[graph.nodes, graph.candidates], move || {
+        let index = largest_index(&y, &edges, how)?;
+        let relative = y.f_gather(1, &index, false)? - &x;
+        let mixed = on_grid(Tensor::stack(&[&x, &relative], -1));
+        let gradients = move |gradient: Tensor| {
+            let gradient = rows(&gradient)?.view([b, h * w, c, 2]);
+            let (own, relative) = (gradient.select(3, 0), gradient.select(3, 1));
+            let to_candidates = y.zeros_like().f_scatter_add_(1, &index, &relative)?;
+            Ok(vec![Some(maps(&(own - relative), h, w)), Some(maps(&to_candidates, ch, cw))])
+        };
+        Ok((mixed, gradients))
+    })
+}
+
 /// EdgeConv by sums, maxima and minima.
 fn edge(update: &ConvBn, graph: Graph, how: Search, train: bool) -> Result<Tensor> {
     let (x, y) = (graph.nodes, graph.candidates);
@@ -301,6 +335,40 @@ mod tests {
     use crate::nn::precision::Autocast;
 
     #[test]
+    fn features_gathered_again_have_the_gradients_of_the_published_tensors() {
+        let options = (Kind::Float, Device::Cpu);
+        let wave = |shape: &[i64], step: f64| {
+            channels_last(&(Tensor::arange(shape.iter().product::<i64>(), options) * step).sin().view(shape))
+        };
+        let edges = (Tensor::arange(2 * 30 * 4, (Kind::Int64, Device::Cpu)) * 7).remainder(6).view([2, 30, 4]);
+        let run = |how: Search| {
+            tch::manual_seed(2);
+            let store = nn::VarStore::new(Device::Cpu);
+            let conv = GraphConv::new(&store.root(), GraphConvKind::Mr, 8, 16, 2, 1e-5, how).unwrap();
+            let next = ConvBn::at(store.root() / "next", ConvSpec::new(16, 4, 1), 1e-5);
+            let [nodes, candidates] =
+                [wave(&[2, 8, 5, 6], 0.7), wave(&[2, 8, 2, 3], 1.3)].map(|maps| maps.set_requires_grad(true));
+            let graph = Graph { nodes: &nodes, candidates: &candidates, edges: &edges };
+            let out = conv.forward(graph, true, Some(&next)).unwrap();
+            (&out * wave(&out.size(), 0.3)).sum(Kind::Float).backward();
+            let mut found = vec![out.detach(), nodes.grad(), candidates.grad()];
+            let mut variables: Vec<_> = store.variables().into_iter().collect();
+            variables.sort_by(|a, b| a.0.cmp(&b.0));
+            // A bias before a norm has a gradient of rounding alone.
+            variables.retain(|(name, value)| value.requires_grad() && !name.ends_with("0.bias"));
+            found.extend(variables.iter().map(|(_, value)| value.grad()));
+            found
+        };
+        let expected = run(Search::Dense);
+        for how in [Search::Fused, Search::Chunked] {
+            for (i, (found, expected)) in run(how).iter().zip(&expected).enumerate() {
+                let apart = (found - expected).abs().max().double_value(&[]);
+                assert!(apart < 2e-5, "{how:?}, {i}: {apart}");
+            }
+        }
+    }
+
+    #[test]
     fn convolutions_with_sums_over_edges_stay_in_float32() {
         for kind in [GraphConvKind::Edge, GraphConvKind::Sage] {
             for how in [Search::Fused, Search::Dense] {
@@ -313,7 +381,7 @@ mod tests {
                 let out = |on: bool, train: bool| {
                     let _autocast = Autocast::set(Device::Cpu, on);
                     let graph = Graph { nodes: &nodes, candidates: &nodes, edges: &edges };
-                    tch::no_grad(|| conv.forward(graph, train)).unwrap()
+                    tch::no_grad(|| conv.forward(graph, train, None)).unwrap()
                 };
                 for train in [true, false] {
                     assert_eq!(out(true, train), out(false, train), "{kind:?} {how:?} {train}");

@@ -2,9 +2,10 @@
 
 use anyhow::{ensure, Result};
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::relative::RelativePosition;
+use crate::nn::crossings::fetch;
 use crate::nn::memory::{filled, rows, slice};
 
 /// The distance along each edge, float32 `[B, N, k]` on the CPU.
@@ -25,7 +26,7 @@ pub fn edge_distances(
     let ((_, _, h, w), (_, _, ch, cw)) = (nodes.size4()?, candidates.size4()?);
     let (x, y) = (rows(nodes)?, rows(candidates)?);
     let ((b, n, c), (by, m, cy)) = (x.size3()?, y.size3()?);
-    let edges = edges.to_device(Device::Cpu).to_kind(Kind::Int64).contiguous();
+    let edges = fetch(edges).to_kind(Kind::Int64).contiguous();
     let (be, ne, k) = edges.size3()?;
     ensure!(
         (b, c) == (by, cy) && (b, n) == (be, ne),
@@ -69,6 +70,7 @@ mod tests {
     use super::super::knn::Neighbours;
     use super::*;
     use crate::config::{RelativeKind, Search};
+    use tch::Device;
 
     #[test]
     fn distances_are_those_of_unit_features() {

@@ -15,6 +15,7 @@ use super::relative::RelativePosition;
 use super::trace::BlockTrace;
 use crate::config::GraphConvKind;
 use crate::nn::cost::{Flops, Layer, Size};
+use crate::nn::crossings::send;
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec};
 use crate::nn::precision::full_precision;
 use crate::onnx::{Graph as OnnxGraph, Value};
@@ -85,10 +86,16 @@ impl Grapher {
             channels_last(&nodes.avg_pool2d(kernel, kernel, [0, 0], false, true, None::<i64>))
         });
         let candidates = pooled.as_ref().unwrap_or(&nodes);
-        let extents = pass.extents().cloned();
-        let mut edges = match extents {
-            Some(extents) => self.find_each(&nodes, candidates, &extents.on((h, w)), pass)?,
-            None => self.find(&nodes, candidates, pass.noise())?,
+        let mut edges = match pass.edges_found_before() {
+            Some(edges) => edges,
+            None => {
+                let edges = match pass.extents().cloned() {
+                    Some(extents) => self.find_each(&nodes, candidates, &extents.on((h, w)), pass)?,
+                    None => self.find(&nodes, candidates, pass.noise())?,
+                };
+                pass.keep_edges(&edges);
+                edges
+            }
         };
         if let Some(trace) = pass.trace() {
             let (_, _, ch, cw) = candidates.size4()?;
@@ -104,11 +111,8 @@ impl Grapher {
                 edges,
             })?;
         }
-        let out = self.conv.forward(Graph { nodes: &nodes, candidates, edges: &edges }, train)?;
-        Ok(match &self.fc {
-            Some([_, fc2]) => fc2.forward(&out, train),
-            None => out,
-        })
+        let graph = Graph { nodes: &nodes, candidates, edges: &edges };
+        self.conv.forward(graph, train, self.fc.as_ref().map(|[_, fc2]| fc2))
     }
 
     /// [`Grapher::forward`] in inference as nodes of a graph, on a grid of `map` (height, width) nodes; `None`: any, of
@@ -146,12 +150,20 @@ impl Grapher {
     ) -> Result<Tensor> {
         let (b, _, height, width) = nodes.size4()?;
         let columns = candidates.size4()?.3;
+        let pooled = |side: i64| (side / self.spec.reduce.min(side)).max(1);
+        if self.spec.stochastic == 0.0 || pass.noise().is_none() {
+            let grid = |h: i64, w: i64| (h as usize, w as usize);
+            let grids: Vec<_> = extents.iter().map(|&(h, w)| [grid(h, w), grid(pooled(h), pooled(w))]).collect();
+            let relative = self.spec.relative.as_ref();
+            if let Some(edges) = self.spec.neighbours.find_together(nodes, candidates, relative, &grids)? {
+                return Ok(edges);
+            }
+        }
         let mut found = Vec::with_capacity(extents.len());
         for (i, &(h, w)) in extents.iter().enumerate() {
             let own = |maps: &Tensor, h: i64, w: i64| {
                 channels_last(&maps.narrow(0, i as i64, 1).narrow(2, 0, h).narrow(3, 0, w))
             };
-            let pooled = |side: i64| (side / self.spec.reduce.min(side)).max(1);
             let edges = self.find(&own(nodes, h, w), &own(candidates, pooled(h), pooled(w)), pass.noise())?;
             // From the image's own grid of candidates to the batch's.
             let row = edges.f_divide_scalar_mode(pooled(w), "floor")?;
@@ -181,7 +193,7 @@ impl Grapher {
                 let all = Neighbours { k: k * dilation, dilation: 1, ..self.spec.neighbours };
                 let found = all.find(nodes, candidates, relative)?;
                 let drawn: Vec<i64> = sample(noise, k * dilation, k).into_iter().map(|i| i as i64).collect();
-                return Ok(found.index_select(2, &Tensor::from_slice(&drawn).to_device(found.device())));
+                return Ok(found.index_select(2, &send(&drawn, found.device())));
             }
         }
         self.spec.neighbours.find(nodes, candidates, relative)

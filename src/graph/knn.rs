@@ -6,21 +6,21 @@
 //!
 //! - [`Search::Fused`], the CPU kernel, with tiles of the product and selection in the tile;
 //! - [`Search::Dense`], the whole distance matrix and top-k, as the published code does it;
-//! - [`Search::Chunked`], tensor operations on some rows at a time, for any device at bounded memory.
+//! - [`Search::Chunked`], tensor operations on some rows at a time, for any device at bounded memory: [`TensorSearch`].
 //!
 //! Equal distances are ordered by index in all of them. Indices carry no gradient, and none is recorded.
 
-use super::relative::{native_matrix, Factors, RelativePosition};
+use super::relative::{native_matrix, RelativePosition};
+use super::tensor_search::{Grids, TensorSearch};
 use crate::config::{RelativeKind, Search};
 use anyhow::{ensure, Result};
 use tch::{no_grad, Device, Kind, Tensor};
 use vigdet_kernels::{nearest_points, Isa, Points};
 
+use crate::nn::crossings::{has_kernels, send_tensor};
 use crate::nn::memory::{filled, rows, slice};
+use crate::nn::order::smallest;
 use crate::nn::precision::{full_precision, without_autocast};
-
-/// Distances that [`Search::Chunked`] holds at a time: 64 MB.
-const CHUNK: i64 = 16 << 20;
 
 /// What a layer asks of its neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +65,35 @@ impl Neighbours {
         no_grad(|| {
             without_autocast(x.device(), || match self.search {
                 Search::Dense => self.dense(x, y, position, grids),
-                Search::Fused if x.device() == Device::Cpu => self.fused(x, y, position, grids),
-                Search::Fused | Search::Chunked => self.chunked(x, y, position, grids),
+                _ if self.by_tensors(x.device()) => {
+                    let (k, dilation) = self.among(grids[1].0 * grids[1].1);
+                    TensorSearch { k, dilation, position, own: None }.find(x, y)
+                }
+                _ => self.fused(x, y, position, grids),
             })
         })
+    }
+
+    /// As [`Neighbours::find`], of images that end before the map does: `own` has for each the part of the nodes' grid
+    /// and of the candidates' that is its own. Nodes beyond it point to the first candidate. `None` where that is no
+    /// gain over finding them image by image, or where images have candidates for different numbers of neighbours.
+    ///
+    /// # Errors
+    /// As [`Neighbours::find`].
+    pub fn find_together(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        position: Option<&RelativePosition>,
+        own: &[Grids],
+    ) -> Result<Option<Tensor>> {
+        let mut numbers = own.iter().map(|[_, (height, width)]| self.among(height * width));
+        let Some((k, dilation)) = numbers.next() else { return Ok(None) };
+        if !self.by_tensors(x.device()) || numbers.any(|other| other != (k, dilation)) {
+            return Ok(None);
+        }
+        let search = TensorSearch { k, dilation, position, own: Some(own) };
+        no_grad(|| without_autocast(x.device(), || search.find(x, y))).map(Some)
     }
 
     fn fused(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, grids: Grids) -> Result<Tensor> {
@@ -105,41 +130,23 @@ impl Neighbours {
         distance += square(&x).unsqueeze(2);
         distance += square(&y).unsqueeze(1);
         if let Some(position) = position {
-            distance -= whole(position, grids)?.to_device(x.device()).to_kind(x.kind());
+            distance -= send_tensor(&whole(position, grids)?, x.device()).to_kind(x.kind());
         }
-        smallest(&distance, k, dilation)
+        let distance = distance.to_kind(Kind::Float).f_nan_to_num(f64::INFINITY, None, None)?;
+        let (_, _, candidates) = distance.size3()?;
+        let want = ((k - 1) * dilation + 1) as i64;
+        let nearest = smallest(&distance, &Tensor::arange(candidates, (Kind::Int64, x.device())), want)?;
+        Ok(nearest.slice(2, 0, want, dilation as i64).contiguous())
     }
 
-    fn chunked(&self, x: &Tensor, y: &Tensor, position: Option<&RelativePosition>, grids: Grids) -> Result<Tensor> {
-        let m = grids[1].0 * grids[1].1;
-        let (k, dilation) = self.among(m);
-        let (mut x, mut y) = (unit(&x.detach()), unit(&y.detach()));
-        let (b, _, n) = x.size3()?;
-        // distance / 2, without what is the same for all candidates of a node
-        let bias = (&y * &y).sum_dim_intlist([1i64].as_slice(), true, None::<Kind>) * 0.5;
-        if let Some(position) = position {
-            let Factors { u, v, rank } = &*position.factors(grids[0], grids[1]);
-            let columns = |values: &[f32], like: &Tensor| {
-                let t = Tensor::from_slice(values).to_device(like.device()).to_kind(like.kind());
-                t.view([-1, *rank as i64]).transpose(0, 1).unsqueeze(0).expand([b, -1, -1], false)
-            };
-            x = Tensor::cat(&[&x, &(columns(u, &x) * 0.5)], 1);
-            y = Tensor::cat(&[&y, &columns(v, &y)], 1);
+    fn by_tensors(&self, device: Device) -> bool {
+        match self.search {
+            Search::Dense => false,
+            Search::Chunked => true,
+            Search::Fused => !has_kernels(device),
         }
-        let x = x.transpose(1, 2);
-        let rows = (CHUNK / (b * m as i64)).clamp(1, n);
-        let mut found = Vec::new();
-        for start in (0..n).step_by(rows as usize) {
-            let part = x.narrow(1, start, rows.min(n - start));
-            let distance = &bias - part.f_matmul(&y)?;
-            found.push(smallest(&distance, k, dilation)?);
-        }
-        Ok(Tensor::cat(&found, 1))
     }
 }
-
-/// (height, width) of the nodes' grid and of the candidates'.
-type Grids = [(usize, usize); 2];
 
 /// `[B, C, H, W]` to `[B, C, H·W]`, every column of norm one, in at least float32.
 fn unit(maps: &Tensor) -> Tensor {
@@ -162,31 +169,11 @@ fn whole(position: &RelativePosition, grids: Grids) -> Result<Tensor> {
     Ok(native.view([1, 1, -1, columns]).f_upsample_bicubic2d([n, m], false, None, None)?.view([n, m]))
 }
 
-/// Of the `(k − 1)·dilation + 1` smallest of every row of `distance` `[B, N, M]`, every `dilation`-th, `[B, N, k]`:
-/// smallest first, equal ones by index, NaN last.
-///
-/// `topk` does not promise which of equal values it takes. Rows where that matters are sorted whole, stably.
-fn smallest(distance: &Tensor, k: usize, dilation: usize) -> Result<Tensor> {
-    let (b, n, m) = distance.size3()?;
-    let want = ((k - 1) * dilation + 1) as i64;
-    let rows = distance.view([b * n, m]);
-    // One more than asked for, to see whether the last has an equal.
-    let (values, index) = rows.f_topk((want + 1).min(m), -1, false, true)?;
-    let found = index.narrow(1, 0, want);
-    let held = values.size()[1];
-    let rising = values.narrow(1, 0, held - 1).lt_tensor(&values.narrow(1, 1, held - 1));
-    let tied = rising.all_dim(1, false).logical_not().nonzero().view([-1]);
-    let found = if held > 1 && tied.numel() > 0 {
-        let (_, sorted) = rows.index_select(0, &tied).f_sort_stable(true, -1, false)?;
-        found.index_copy(0, &tied, &sorted.narrow(1, 0, want))
-    } else {
-        found
-    };
-    Ok(found.slice(1, 0, want, dilation as i64).contiguous().view([b, n, k as i64]))
-}
-
 #[cfg(test)]
 mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
 
     const ALL: [Search; 3] = [Search::Fused, Search::Dense, Search::Chunked];
@@ -327,6 +314,71 @@ mod tests {
             let found = found.get(0);
             assert_eq!(found.get(3).int64_value(&[24]), 11, "{search:?}");
             assert_eq!(Vec::<i64>::try_from(found.get(11)).unwrap(), (0..25).collect::<Vec<_>>(), "{search:?}");
+        }
+    }
+
+    /// Features whose products have no rounding, most of them several times: whole numbers in four of the channels,
+    /// whose squares add up to 16, so that a length of one takes nothing but a division by four.
+    fn duplicates(b: i64, c: i64, h: i64, w: i64, seed: i64) -> Tensor {
+        let rows = [[4, 0, 0, 0], [2, 2, 2, 2], [-2, 2, 2, -2], [0, 0, -4, 0], [2, -2, 2, 2], [0, 4, 0, 0]];
+        let rows = Tensor::from_slice(&rows.concat()).view([6, 4]).to_kind(Kind::Float);
+        let drawn = ((noise(&[b * h * w], seed) + 0.5) * 6.0).to_kind(Kind::Int64).clamp(0, 5);
+        let rows = rows.index_select(0, &drawn).view([b, h, w, 4]);
+        rows.constant_pad_nd([0, c - 4]).permute([0, 3, 1, 2])
+    }
+
+    #[test]
+    fn tensor_operations_find_what_the_kernel_finds_ties_and_numbers_that_are_none_too() {
+        let mut generator = ChaCha8Rng::seed_from_u64(5);
+        for case in 0..60 {
+            let mut draw = |least: i64, most: i64| generator.random_range(least..=most);
+            let (b, c) = (draw(1, 3), draw(4, 12));
+            let (h, w) = (draw(1, 24), draw(1, 24));
+            let (k, dilation) = (draw(1, 12) as usize, draw(1, 4) as usize);
+            let reduce = draw(1, 3);
+            let x = duplicates(b, c, h, w, case);
+            let y = duplicates(b, c, (h / reduce).max(1), (w / reduce).max(1), case + 1000);
+            if case % 3 == 0 {
+                // A node and a candidate of every image.
+                let _ = x.narrow(2, h / 2, 1).narrow(3, w / 2, 1).fill_(f64::NAN);
+                let _ = y.narrow(2, 0, 1).narrow(3, y.size()[3] / 3, 1).fill_(f64::NAN);
+            }
+            let [kernel, tensors] = [Search::Fused, Search::Chunked]
+                .map(|search| Neighbours { k, dilation, search }.find(&x, &y, None).unwrap());
+            assert_eq!(tensors, kernel, "{case}: {b}×{c}×{h}×{w}, {k} of every {dilation}, pooled by {reduce}");
+        }
+    }
+
+    #[test]
+    fn images_that_end_before_their_batch_are_searched_together_as_alone() {
+        let (b, c, h, w) = (3, 16, 20, 28);
+        let x = noise(&[b, c, h, w], 8);
+        let y = pool(&x, 2);
+        // Features beyond an image that are nearer than all that is its own would be seen.
+        let own = [[(20, 28), (10, 14)], [(12, 28), (6, 14)], [(20, 9), (10, 4)]];
+        let positions = [RelativeKind::Published, RelativeKind::Grid]
+            .map(|kind| RelativePosition::new(c as usize, 14, 2, kind).unwrap());
+        let lost = x.copy();
+        let _ = lost.narrow(2, 3, 1).narrow(3, 5, 1).fill_(f64::NAN);
+        for (x, position) in [(&x, None), (&x, Some(&positions[0])), (&x, Some(&positions[1])), (&lost, None)] {
+            let search = Neighbours { k: 5, dilation: 3, search: Search::Chunked };
+            let together = search.find_together(x, &y, position, &own).unwrap().expect("as many neighbours for each");
+            assert_eq!(together.size(), [b, h * w, 5]);
+            for (i, own) in own.iter().enumerate() {
+                let [(oh, ow), (ch, cw)] = own.map(|(h, w)| (h as i64, w as i64));
+                let part = |t: &Tensor, h: i64, w: i64| t.narrow(0, i as i64, 1).narrow(2, 0, h).narrow(3, 0, w);
+                let alone = search.find(&part(x, oh, ow), &part(&y, ch, cw), position).unwrap().view([oh, ow, 5]);
+                let alone = &alone + alone.divide_scalar_mode(cw, "floor") * (14 - cw);
+                let found = together.get(i as i64).view([h, w, 5]);
+                assert_eq!(found.narrow(0, 0, oh).narrow(1, 0, ow), alone, "image {i} with {position:?}");
+                let beyond = found.sum(Kind::Int64) - alone.sum(Kind::Int64);
+                assert_eq!(beyond.int64_value(&[]), 0, "nodes beyond image {i} point elsewhere");
+            }
+        }
+        let few = [[(20, 28), (10, 14)], [(2, 2), (1, 1)], [(20, 28), (10, 14)]];
+        for (search, own) in [(Search::Fused, &own), (Search::Dense, &own), (Search::Chunked, &few)] {
+            let search = Neighbours { k: 5, dilation: 3, search };
+            assert!(search.find_together(&x, &y, None, own).unwrap().is_none(), "{search:?}");
         }
     }
 

@@ -10,10 +10,11 @@ mod near_onnx;
 mod pass;
 pub mod relative;
 mod relative_onnx;
+mod tensor_search;
 mod trace;
 
 pub use conv::{Graph, GraphConv};
 pub use distances::edge_distances;
 pub use grapher::{Grapher, GrapherSpec};
-pub use pass::Pass;
+pub use pass::{Pass, Tape};
 pub use trace::{BlockTrace, GraphTrace};

@@ -1,10 +1,15 @@
 //! One forward pass: training or inference, what is random in it, and who watches.
 
+use std::collections::VecDeque;
+
 use anyhow::{Context, Result};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use tch::{Device, Tensor};
 
 use super::trace::GraphTrace;
+use crate::nn::crossings::send;
+use crate::nn::layers::{depth_factors, scale_images, stochastic_depth};
 use crate::nn::padding::Extents;
 
 /// Keeps what a detector samples apart from what its backbone draws.
@@ -16,10 +21,31 @@ pub struct Pass<'a> {
     random: Option<Random>,
     trace: Option<&'a mut GraphTrace>,
     extents: Option<Extents>,
+    /// Stages to be run again for their gradient.
+    recompute: usize,
+    tape: Option<Tape>,
+    /// Factors of stochastic depth that have been drawn ahead, of the branches to come.
+    depth: VecDeque<Tensor>,
+}
+
+/// What one run of a part of the network leaves to the next, which must do the same: the edges of each block, and where
+/// the generator was when they had been found.
+#[derive(Debug, Default)]
+pub struct Tape {
+    blocks: Vec<(Tensor, Option<ChaCha8Rng>)>,
+    /// The block that comes next, in the second run.
+    next: Option<usize>,
+}
+
+impl Tape {
+    /// The same, to run after.
+    pub fn rewound(self) -> Self {
+        Self { next: Some(0), ..self }
+    }
 }
 
 /// The generators of a training pass.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Random {
     network: ChaCha8Rng,
     sampling: ChaCha8Rng,
@@ -28,7 +54,7 @@ struct Random {
 impl<'a> Pass<'a> {
     /// A pass with the running statistics of the batch norms, in which nothing is random.
     pub fn inference() -> Self {
-        Self { random: None, trace: None, extents: None }
+        Self { random: None, trace: None, extents: None, recompute: 0, tape: None, depth: VecDeque::new() }
     }
 
     /// A pass with batch statistics, stochastic depth and dilation, and sampled regions. All that is random in it is
@@ -41,7 +67,60 @@ impl<'a> Pass<'a> {
             generator
         };
         let random = Random { network: generator(iteration), sampling: generator(SAMPLING | iteration) };
-        Self { random: Some(random), trace: None, extents: None }
+        Self { random: Some(random), ..Self::inference() }
+    }
+
+    /// The same pass, with so many stages of the backbone, from the first, run again for their gradient, in place of
+    /// keeping what is between: less memory, more time, the same numbers.
+    pub fn recomputing(self, stages: usize) -> Self {
+        Self { recompute: stages, ..self }
+    }
+
+    /// How many stages are run again.
+    pub fn recomputed(&self) -> usize {
+        self.recompute
+    }
+
+    /// A pass of its own over the next part of the network, which draws what this one would, with an empty tape.
+    pub fn part(&self) -> Pass<'static> {
+        Pass {
+            random: self.random.clone(),
+            extents: self.extents.clone(),
+            tape: Some(Tape::default()),
+            depth: self.depth.iter().map(Tensor::shallow_clone).collect(),
+            ..Pass::inference()
+        }
+    }
+
+    /// Goes on where a [`Pass::part`] has ended. Gives its tape.
+    pub fn go_on_from(&mut self, part: Pass) -> Tape {
+        (self.random, self.depth) = (part.random, part.depth);
+        part.tape.unwrap_or_default()
+    }
+
+    /// Records on this tape, or runs after it.
+    pub fn with_tape(self, tape: Tape) -> Self {
+        Self { tape: Some(tape), ..self }
+    }
+
+    /// The edges of the next block, where the first run has found them.
+    pub(super) fn edges_found_before(&mut self) -> Option<Tensor> {
+        let tape = self.tape.as_mut()?;
+        let next = tape.next.as_mut()?;
+        let (edges, network) = tape.blocks.get(*next)?;
+        *next += 1;
+        if let (Some(random), Some(network)) = (&mut self.random, network) {
+            random.network = network.clone();
+        }
+        Some(edges.shallow_clone())
+    }
+
+    /// Leaves the edges of a block to the second run, if there is to be one.
+    pub(super) fn keep_edges(&mut self, edges: &Tensor) {
+        let network = self.random.as_ref().map(|random| random.network.clone());
+        if let Some(tape) = &mut self.tape {
+            tape.blocks.push((edges.shallow_clone(), network));
+        }
     }
 
     /// The same pass, with the graph of each block collected in `trace`, where there is one.
@@ -66,6 +145,26 @@ impl<'a> Pass<'a> {
         self.random.is_some()
     }
 
+    /// Draws stochastic depth for the branches to come, of these probabilities, and sends all of it at once. The
+    /// numbers are those that each would draw, where nothing else is drawn in between.
+    pub fn draw_depth(&mut self, probabilities: impl IntoIterator<Item = f64>, images: i64, device: Device) {
+        let Some(noise) = self.noise() else { return };
+        let branches = probabilities.into_iter().filter(|probability| *probability > 0.0);
+        let factors: Vec<f32> = branches.flat_map(|probability| depth_factors(images, probability, noise)).collect();
+        if !factors.is_empty() {
+            self.depth = send(&factors, device).view([-1, images]).unbind(0).into();
+        }
+    }
+
+    /// [`stochastic_depth`] of a branch: as drawn ahead, or drawn now.
+    pub fn stochastic_depth(&mut self, branch: Tensor, probability: f64) -> Tensor {
+        let ahead = if probability > 0.0 { self.depth.pop_front() } else { None };
+        match ahead {
+            Some(factors) => scale_images(&branch, &factors),
+            None => stochastic_depth(branch, probability, self.noise()),
+        }
+    }
+
     /// Draws stochastic depth and dilation; `None` in inference.
     pub fn noise(&mut self) -> Option<&mut ChaCha8Rng> {
         self.random.as_mut().map(|random| &mut random.network)
@@ -83,5 +182,34 @@ impl<'a> Pass<'a> {
     /// What collects the graphs, if anything does.
     pub fn trace(&mut self) -> Option<&mut GraphTrace> {
         self.trace.as_deref_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::crossings::crossings;
+    use tch::Kind;
+
+    #[test]
+    fn depth_drawn_ahead_is_sent_once_and_is_what_each_branch_would_draw() {
+        let probabilities = [0.0, 0.3, 0.3, 0.8, 0.5];
+        let run = |ahead: bool| {
+            let mut pass = Pass::training(4, 9);
+            let before = crossings().sent;
+            if ahead {
+                pass.draw_depth(probabilities, 6, Device::Cpu);
+            }
+            let branch = || Tensor::ones([6, 2, 1, 1], (Kind::Float, Device::Cpu));
+            let found: Vec<Tensor> = probabilities.map(|p| pass.stochastic_depth(branch(), p)).into();
+            let next = pass.noise().map(|noise| noise.get_word_pos());
+            (Tensor::stack(&found, 0), next, crossings().sent - before)
+        };
+        let (at_once, each) = (run(true), run(false));
+        assert_eq!((&at_once.0, at_once.1), (&each.0, each.1));
+        assert_eq!((at_once.2, each.2), (1, 4));
+        let share =
+            |branch: i64| at_once.0.get(branch).ne(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+        assert!(share(0) == 1.0 && share(3) < 1.0);
     }
 }

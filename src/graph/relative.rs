@@ -114,12 +114,9 @@ impl RelativePosition {
     /// Factors of the published matrix on the native grid, before they are resized: `[grid², rank]` of the nodes and
     /// `[native_candidates, rank]` of the candidates, and the rank.
     pub(crate) fn native_factors(&self) -> (Vec<f64>, Vec<f64>, usize) {
-        let locations = integer_locations(self.grid);
-        let axis = Axis::new(self.frequencies(), locations.clone());
-        let native = product(&axis.factor(&locations), &axis.factor(&locations), axis.rank());
-        let rank = 2 * axis.rank();
-        let pooled = resize(&native, rank, self.native_candidates());
-        (native, pooled, rank)
+        let published = Self { kind: RelativeKind::Published, ..*self };
+        let basis = published.basis();
+        (basis.native.clone(), basis.pooled.clone(), 2 * basis.axis.rank())
     }
 
     /// Columns of the published matrix.
@@ -129,24 +126,48 @@ impl RelativePosition {
 
     fn make(&self, nodes: (usize, usize), candidates: (usize, usize)) -> Factors {
         let single = |values: &[f64]| values.iter().map(|&v| v as f32).collect();
+        let Basis { axis, native, pooled } = &*self.basis();
+        let rank = 2 * axis.rank();
         match self.kind {
             RelativeKind::Published => {
-                let (native, pooled, rank) = self.native_factors();
                 let (n, m) = (nodes.0 * nodes.1, candidates.0 * candidates.1);
-                Factors { u: single(&resize(&native, rank, n)), v: single(&resize(&pooled, rank, m)), rank }
+                Factors { u: single(&resize(native, rank, n)), v: single(&resize(pooled, rank, m)), rank }
+            }
+            RelativeKind::Grid => {
+                let [rows, columns] = self.real_locations(nodes, candidates);
+                let factor = |rows: &[f64], columns: &[f64]| {
+                    single(&product(&axis.factor(rows), &axis.factor(columns), axis.rank()))
+                };
+                Factors { u: factor(&rows.0, &columns.0), v: factor(&rows.1, &columns.1), rank }
+            }
+        }
+    }
+
+    /// What all sizes share, made once for each stage.
+    fn basis(&self) -> Arc<Basis> {
+        static KEPT: Mutex<Vec<(RelativePosition, Arc<Basis>)>> = Mutex::new(Vec::new());
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = kept.iter().find(|(position, _)| position == self) {
+            return found.clone();
+        }
+        let frequencies = self.frequencies();
+        let made = Arc::new(match self.kind {
+            RelativeKind::Published => {
+                let locations = integer_locations(self.grid);
+                let axis = Axis::new(frequencies, locations.clone());
+                let native = product(&axis.factor(&locations), &axis.factor(&locations), axis.rank());
+                let pooled = resize(&native, 2 * axis.rank(), self.native_candidates());
+                Basis { axis, native, pooled }
             }
             RelativeKind::Grid => {
                 // Half a cell beyond the native grid's centres on each side lies all that a finer grid can ask for.
                 let steps = (2 * self.grid).max(32);
                 let inside = (0..=steps).map(|i| i as f64 * self.grid as f64 / steps as f64 - 0.5).collect();
-                let axis = Axis::new(self.frequencies(), inside);
-                let [rows, columns] = self.real_locations(nodes, candidates);
-                let factor = |rows: &[f64], columns: &[f64]| {
-                    single(&product(&axis.factor(rows), &axis.factor(columns), axis.rank()))
-                };
-                Factors { u: factor(&rows.0, &columns.0), v: factor(&rows.1, &columns.1), rank: 2 * axis.rank() }
+                Basis { axis: Axis::new(frequencies, inside), native: Vec::new(), pooled: Vec::new() }
             }
-        }
+        });
+        kept.push((*self, made.clone()));
+        made
     }
 
     /// Angular frequencies per native cell: a 1-D embedding of D / 2 numbers, half sines and half cosines.
@@ -188,6 +209,14 @@ fn similarity(frequencies: &[f64], apart: f64) -> f64 {
 /// The relative position of two (row, column).
 fn entry(frequencies: &[f64], a: (f64, f64), b: (f64, f64)) -> f64 {
     similarity(frequencies, a.1 - b.1) + similarity(frequencies, a.0 - b.0)
+}
+
+/// What the factors of a stage are made from, whatever the size.
+struct Basis {
+    axis: Axis,
+    /// The published factor of all patches at the native size, and of the candidates; else empty.
+    native: Vec<f64>,
+    pooled: Vec<f64>,
 }
 
 /// The similarity along one axis as a product of low rank, by Nyström's method: exact at `points`, and as good between

@@ -7,8 +7,11 @@ use tch::nn::{self, Module, ModuleT};
 use tch::Tensor;
 
 use super::cost::{convolution, Flops, Layer, Size};
+use super::crossings::send;
 use super::memory;
+use super::node::Geometry;
 use super::precision::strided;
+use super::recompute::is_again;
 use crate::onnx::{Convolution, Graph, Value};
 use vigdet_kernels::{gelu_in_place, Isa};
 
@@ -53,13 +56,21 @@ pub fn relu6(mut x: Tensor) -> Tensor {
 /// scales it up for the others. Without noise, and with probability 0, nothing happens.
 pub fn stochastic_depth(branch: Tensor, probability: f64, noise: Option<&mut impl Rng>) -> Tensor {
     let Some(noise) = noise.filter(|_| probability > 0.0) else { return branch };
-    let images = branch.size()[0];
+    let factors = depth_factors(branch.size()[0], probability, noise);
+    scale_images(&branch, &send(&factors, branch.device()))
+}
+
+/// What [`stochastic_depth`] multiplies the branch of each image by.
+pub fn depth_factors(images: i64, probability: f64, noise: &mut impl Rng) -> Vec<f32> {
     let scale = (1.0 / (1.0 - probability)) as f32;
-    let draw = |_| if noise.random::<f64>() < probability { 0.0 } else { scale };
-    let mask = Tensor::from_slice(&(0..images).map(draw).collect::<Vec<f32>>());
-    let shape: Vec<i64> = [images].into_iter().chain((1..branch.dim()).map(|_| 1)).collect();
-    let mask = mask.view(&shape[..]).to_device(branch.device()).to_kind(branch.kind());
-    branch * mask
+    (0..images).map(|_| if noise.random::<f64>() < probability { 0.0 } else { scale }).collect()
+}
+
+/// A branch `[B, …]` times a factor for each image, float32 `[B]`.
+pub fn scale_images(branch: &Tensor, factors: &Tensor) -> Tensor {
+    let shape: Vec<i64> = [branch.size()[0]].into_iter().chain((1..branch.dim()).map(|_| 1)).collect();
+    let factors = factors.view(&shape[..]).to_kind(branch.kind());
+    branch * factors
 }
 
 /// Initial weights of a convolution.
@@ -193,6 +204,26 @@ impl Affine {
     }
 }
 
+/// A batch norm with the batch's statistics.
+pub(super) struct BatchNorm {
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    /// Mean and variance.
+    running: [Tensor; 2],
+    pub(super) eps: f64,
+    momentum: f64,
+}
+
+impl BatchNorm {
+    /// The norm of `x`, and the mean and one over the standard deviation that it took; with `enter` they enter the
+    /// running statistics.
+    pub(super) fn of(&self, x: &Tensor, enter: bool) -> (Tensor, Tensor, Tensor) {
+        let [mean, variance] = self.running.each_ref().map(|running| enter.then_some(running));
+        let affine = (Some(&self.weight), Some(&self.bias));
+        x.native_batch_norm(affine.0, affine.1, mean, variance, true, self.momentum, self.eps)
+    }
+}
+
 impl ConvBn {
     /// Variables under two paths, as the published state dicts have them (`….0` and `….1`, or `conv1` and `bn1`). The
     /// norm starts with weight 1 and bias 0.
@@ -225,9 +256,39 @@ impl ConvBn {
         }
     }
 
+    /// The convolution alone.
+    pub(crate) fn convolve(&self, x: &Tensor) -> Tensor {
+        match self.spec.stride {
+            1 => self.conv.forward(x),
+            _ => strided(x, |x| self.conv.forward(x)),
+        }
+    }
+
+    /// The norm alone, of what the convolution gave, with the batch's statistics.
+    pub(crate) fn normalize(&self, x: &Tensor) -> Tensor {
+        if !is_again() {
+            return self.norm.forward_t(x, true);
+        }
+        let (weight, bias) = (self.norm.ws.as_ref(), self.norm.bs.as_ref());
+        x.batch_norm(weight, bias, None, None, true, self.momentum, self.eps, true)
+    }
+
+    /// The norm's tensors, for when it is to be computed again.
+    pub(super) fn batch_norm(&self) -> Option<BatchNorm> {
+        let (weight, bias) = (self.norm.ws.as_ref()?.shallow_clone(), self.norm.bs.as_ref()?.shallow_clone());
+        let running = [&self.norm.running_mean, &self.norm.running_var].map(Tensor::shallow_clone);
+        Some(BatchNorm { weight, bias, running, eps: self.eps, momentum: self.momentum })
+    }
+
+    /// How the convolution lies on its input.
+    pub(super) fn geometry(&self) -> Geometry {
+        let ConvSpec { stride, padding, groups, .. } = self.spec;
+        Geometry { stride, padding, groups }
+    }
+
     fn apply(&self, x: &Tensor, train: bool) -> Tensor {
         if train {
-            return self.norm.forward_t(&self.conv.forward(x), true);
+            return self.normalize(&self.conv.forward(x));
         }
         let side = |n: i64| [n, n];
         let ConvSpec { stride, padding, groups, .. } = self.spec;
@@ -288,7 +349,7 @@ impl ConvBn {
     /// The batch norm with a batch's statistics, which also enter the running ones: mean and variance, each `[out]`, of
     /// `count` values a channel.
     pub fn batch_affine(&self, mean: &Tensor, variance: &Tensor, count: f64) -> Affine {
-        tch::no_grad(|| {
+        let enter_all = || {
             let enter = |running: &Tensor, new: &Tensor| {
                 let mut running = running.shallow_clone();
                 let _ = running.g_mul_scalar_(1.0 - self.momentum).g_add_(&(new * self.momentum));
@@ -296,7 +357,10 @@ impl ConvBn {
             enter(&self.norm.running_mean, mean);
             // The running variance is the unbiased one.
             enter(&self.norm.running_var, &(variance * (count / (count - 1.0))));
-        });
+        };
+        if !is_again() {
+            tch::no_grad(enter_all);
+        }
         self.affine_with(mean, variance)
     }
 

@@ -11,6 +11,8 @@ use rayon::prelude::*;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
+use super::crossings::fetch;
+
 /// Values that one task works on: small enough to spread small models over threads, large enough to be worth a task.
 pub(crate) const CHUNK: usize = 1 << 15;
 
@@ -133,7 +135,7 @@ pub(crate) fn for_each_pair<'a>(
 /// # Errors
 /// Those of `out`.
 pub(crate) fn write_bytes(tensor: &Tensor, out: &mut (impl Write + Sync)) -> io::Result<()> {
-    let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+    let tensor = fetch(tensor).contiguous();
     let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
     if bytes == 0 {
         return Ok(());
@@ -148,7 +150,7 @@ pub(crate) fn write_bytes(tensor: &Tensor, out: &mut (impl Write + Sync)) -> io:
 /// # Errors
 /// If they cannot be copied to the CPU.
 pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.detach().reshape([-1]).to_device(Device::Cpu).to_kind(Kind::Float).try_into()?)
+    Ok(fetch(&tensor.reshape([-1])).to_kind(Kind::Float).try_into()?)
 }
 
 /// Feature maps `[B, C, H, W]` as float32 rows `[B, H·W, C]` in memory on the CPU, without gradient. Copies nothing if
@@ -159,7 +161,7 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
 pub(crate) fn rows(maps: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = maps.size4()?;
     Ok(tch::no_grad(|| {
-        let maps = maps.detach().to_device(Device::Cpu).to_kind(Kind::Float);
+        let maps = fetch(maps).to_kind(Kind::Float);
         maps.permute([0, 2, 3, 1]).contiguous().view([b, h * w, c])
     }))
 }

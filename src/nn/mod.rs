@@ -2,8 +2,12 @@
 //! tensors.
 
 pub mod cost;
+pub mod crossings;
 pub mod layers;
 pub(crate) mod memory;
+pub(crate) mod node;
+pub(crate) mod order;
 pub mod padding;
 pub mod precision;
+pub(crate) mod recompute;
 pub mod tokens;

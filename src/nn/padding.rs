@@ -38,13 +38,18 @@ impl Extents {
 
     /// Maps `[B, C, H, W]` with zeros beyond each image.
     pub fn clear(&self, maps: &Tensor) -> Tensor {
+        maps * self.mask(maps).to_kind(maps.kind())
+    }
+
+    /// Ones where these maps `[B, C, H, W]` show an image, zeros beyond: `[B, 1, H, W]`.
+    pub fn mask(&self, maps: &Tensor) -> Tensor {
         let size = maps.size();
         let (height, width) = (size[2], size[3]);
         let mask = Tensor::zeros([size[0], 1, height, width], (Kind::Float, maps.device()));
         for (i, (h, w)) in self.on((height, width)).into_iter().enumerate() {
             let _ = mask.get(i as i64).narrow(1, 0, h.min(height)).narrow(2, 0, w.min(width)).fill_(1.0);
         }
-        maps * mask.to_kind(maps.kind())
+        mask
     }
 }
 

@@ -71,6 +71,12 @@ pub(crate) struct Autocast {
 }
 
 impl Autocast {
+    /// Whether it is on in this thread.
+    pub(crate) fn is_on(device: Device) -> bool {
+        // SAFETY: reads a variable of this thread.
+        unsafe { is_autocast_enabled(if device.is_cuda() { CUDA } else { CPU }) }
+    }
+
     pub(crate) fn set(device: Device, on: bool) -> Self {
         let device = if device.is_cuda() { CUDA } else { CPU };
         // SAFETY: reads and sets variables of this thread; the numbers are values of their enumerations.

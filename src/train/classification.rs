@@ -14,6 +14,7 @@ use crate::console::say;
 use crate::data::classify::{ClassBatch, ClassLoader, ClassLoaderOptions, FolderSource};
 use crate::data::{Feed, ImageFolder};
 use crate::detect::Losses;
+use crate::nn::crossings::send_tensor;
 use crate::nn::precision::autocast;
 use crate::ranks::Ranks;
 use crate::runs::RunDir;
@@ -108,7 +109,7 @@ impl Task for Classification {
     }
 
     fn losses(&self, model: &Classifier, batch: ClassBatch, device: Device, pass: &mut Pass) -> Result<Micro> {
-        let (images, targets) = (batch.images.to_device(device), batch.targets.to_device(device));
+        let (images, targets) = (send_tensor(&batch.images, device), send_tensor(&batch.targets, device));
         let logits = autocast(self.config.train.amp, device, || model.forward(&images, pass))?.logits;
         let losses = Losses { parts: vec![(LOSS, cross_entropy(&logits, &targets))] };
         Ok(Micro { losses, images: batch.len(), names: batch.names })

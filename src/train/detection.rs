@@ -17,6 +17,7 @@ use crate::config::{self, Config, ModelConfig, SplitConfig};
 use crate::console::say;
 use crate::data::{shapes, Batch, CocoDataset, CocoSource, DataFolder, Feed, Loader, LoaderOptions};
 use crate::detect::{self, classes_of_outputs, Detector};
+use crate::nn::crossings::send_tensor;
 use crate::nn::precision::autocast;
 use crate::ranks::Ranks;
 use crate::runs::RunDir;
@@ -130,7 +131,7 @@ impl Task for Detection {
     }
 
     fn losses(&self, model: &Self::Model, mut batch: Batch, device: Device, pass: &mut Pass) -> Result<Micro> {
-        batch.images = batch.images.to_device(device);
+        batch.images = send_tensor(&batch.images, device);
         let losses = autocast(self.config.train.amp, device, || model.losses(&batch, pass))?;
         let names = batch.infos.into_iter().map(|info| info.file).collect::<Vec<_>>();
         Ok(Micro { losses, images: names.len(), names })

@@ -25,6 +25,7 @@ use crate::backbone::Pass;
 use crate::config::{self, Experiment, OnNan};
 use crate::console::{say, warn};
 use crate::data::{Feed, Source};
+use crate::nn::crossings::fetch;
 use crate::nn::precision::has_bfloat16;
 use crate::ranks::Ranks;
 use crate::runs::{check_space, unix_time, write_text, Evaluation, RunDir, Skipped, Step};
@@ -374,6 +375,7 @@ impl<T: Task> Engine<T> {
                 let numbered = numbers.iter().map(|number| first + *number as u64).zip(together);
                 self.learn(numbered.collect(), &mut sum)?;
             }
+            self.settle(&mut sum)?;
             let mut stop = self.requests.is_stopping();
             let learned = Instant::now();
             self.reduce(micro_batches, &mut sum, &mut stop)?;
@@ -471,7 +473,21 @@ impl<T: Task> Engine<T> {
             None => numbered.into_iter().map(|one| work(&self.model, one)).collect(),
         };
         for one in learned {
-            let Learned { parts, images, names } = one?;
+            sum.learned.push(one?);
+        }
+        Ok(())
+    }
+
+    /// Adds up the losses of a step's micro batches, with one copy from the device for all.
+    fn settle(&self, sum: &mut Accumulated) -> Result<()> {
+        let learned = std::mem::take(&mut sum.learned);
+        if learned.is_empty() {
+            return Ok(());
+        }
+        let all: Vec<&Tensor> = learned.iter().map(|one| &one.values).collect();
+        let mut values = numbers(&Tensor::cat(&all, 0))?.into_iter();
+        for Learned { parts, images, names, .. } in learned {
+            let parts: Vec<(&str, f64)> = parts.into_iter().zip(values.by_ref()).collect();
             if let Some((name, value)) = parts.iter().find(|(_, value)| !value.is_finite()) {
                 sum.not_finite.get_or_insert_with(|| format!("the loss `{name}` became {value} on {}", some(&names)));
             }
@@ -708,8 +724,10 @@ fn open_state(run: &RunDir) -> Result<Checkpoint> {
 
 /// What came of a micro batch.
 pub(super) struct Learned {
-    /// The parts of the loss; not always finite.
-    pub parts: Vec<(&'static str, f64)>,
+    /// The parts of the loss.
+    parts: Vec<&'static str>,
+    /// Their values on the device; not always finite.
+    values: Tensor,
     images: usize,
     /// Its files.
     pub names: Vec<String>,
@@ -725,16 +743,28 @@ pub(super) fn learn_micro_batch<T: Task>(
     device: Device,
 ) -> Result<Learned> {
     let t = task.config().train();
-    let Micro { losses, images, names } = task.losses(model, batch, device, &mut Pass::training(t.seed, number))?;
+    let mut pass = Pass::training(t.seed, number).recomputing(t.recompute);
+    let Micro { losses, images, names } = task.losses(model, batch, device, &mut pass)?;
     let total = losses.total();
     let fraction = images as f64 / t.batch_size as f64;
     if fraction == 1.0 { total } else { total * fraction }.backward();
-    // One transfer from the device for all parts, in float32: MPS has no float64.
-    let parts = losses.parts.iter().map(|(_, part)| part.detach().to_kind(Kind::Float).reshape([]));
-    let values = Tensor::stack(&parts.collect::<Vec<_>>(), 0).to_device(Device::Cpu).to_kind(Kind::Double);
-    let values: Vec<f64> = values.try_into()?;
-    let parts = losses.parts.iter().map(|(name, _)| *name).zip(values).collect();
-    Ok(Learned { parts, images, names })
+    // In float32: MPS has no float64.
+    let values = losses.parts.iter().map(|(_, part)| part.detach().to_kind(Kind::Float).reshape([]));
+    let values = Tensor::stack(&values.collect::<Vec<_>>(), 0);
+    let parts = losses.parts.iter().map(|(name, _)| *name).collect();
+    Ok(Learned { parts, values, images, names })
+}
+
+/// Values of a device in float64.
+fn numbers(values: &Tensor) -> Result<Vec<f64>> {
+    Ok(fetch(values).to_kind(Kind::Double).try_into()?)
+}
+
+impl Learned {
+    /// The parts of the loss, by name.
+    pub(super) fn losses(&self) -> Result<Vec<(&'static str, f64)>> {
+        Ok(self.parts.iter().copied().zip(numbers(&self.values)?).collect())
+    }
 }
 
 /// What the micro batches of a step have added up to.
@@ -743,6 +773,8 @@ struct Accumulated {
     /// The numbers of its first micro batch, in the epoch and in the run.
     first: (usize, u64),
     forwards: usize,
+    /// Micro batches whose losses are still on the device.
+    learned: Vec<Learned>,
     images: usize,
     /// Sum over images of each part of the loss.
     parts: Vec<(&'static str, f64)>,

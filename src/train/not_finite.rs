@@ -157,7 +157,8 @@ impl Reproducer {
             let batch = <<T::Source as Source>::Batch as Record>::from_record(&tensor, rest)
                 .with_context(|| format!("micro batch {number} in {}", self.file.path().display()))?;
             let learned = learn_micro_batch(&task, &model, *number, batch, device)?;
-            batches.push(ReplayedBatch { number: *number, images: learned.names, parts: learned.parts });
+            let parts = learned.losses()?;
+            batches.push(ReplayedBatch { number: *number, images: learned.names, parts });
         }
         let grad_norm = Optimizer::new(&variables, &train).gradient_norm();
         let broken = |(name, variable): (String, tch::Tensor)| {

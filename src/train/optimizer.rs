@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{OptimizerKind, TrainConfig};
+use crate::nn::crossings::fetch;
 use crate::nn::memory::{f32_slices_mut, is_plain, CHUNK};
 
 /// PyTorch's default for Adam's division.
@@ -159,7 +160,7 @@ impl Optimizer {
         if !other.is_empty() {
             let norms: Vec<Tensor> = other.iter().map(|g| g.norm().to_kind(Kind::Float)).collect();
             // Summed on the CPU: MPS has no float64.
-            total += Tensor::stack(&norms, 0).to_device(Device::Cpu).square().sum(Kind::Double).double_value(&[]);
+            total += fetch(&Tensor::stack(&norms, 0)).square().sum(Kind::Double).double_value(&[]);
         }
         total.sqrt()
     }

@@ -6,7 +6,8 @@ use tch::{nn, Tensor};
 
 use crate::graph::{Grapher, GrapherSpec, Pass};
 use crate::nn::cost::{Flops, Layer, Size};
-use crate::nn::layers::{gelu, residual, stochastic_depth, ConvBn, ConvSpec};
+use crate::nn::layers::{residual, ConvBn, ConvSpec};
+use crate::nn::recompute::through_gelu;
 use crate::onnx::{Graph, Value};
 
 /// Grapher and feed-forward network.
@@ -31,11 +32,11 @@ impl Block {
     /// `[B, C, H, W]` to the same. `train`: batch statistics in the norms.
     pub fn forward(&self, x: &Tensor, train: bool, pass: &mut Pass) -> Result<Tensor> {
         let branch = self.grapher.forward(x, train, pass)?;
-        let x = residual(x, stochastic_depth(branch, self.drop, pass.noise()));
+        let x = residual(x, pass.stochastic_depth(branch, self.drop));
         Ok(match &self.ffn {
             Some([fc1, fc2]) => {
-                let branch = fc2.forward(&gelu(fc1.forward(&x, train)), train);
-                residual(&x, stochastic_depth(branch, self.drop, pass.noise()))
+                let branch = through_gelu(fc1, fc2, &x, train, None)?;
+                residual(&x, pass.stochastic_depth(branch, self.drop))
             }
             None => x,
         })
@@ -50,6 +51,11 @@ impl Block {
         let hidden = graph.gelu(&hidden);
         let branch = fc2.onnx(graph, &hidden);
         graph.add(&x, &branch)
+    }
+
+    /// The probabilities of its branches, in their order.
+    pub fn depth(&self) -> impl Iterator<Item = f64> {
+        std::iter::repeat_n(self.drop, 1 + usize::from(self.ffn.is_some()))
     }
 
     /// Takes the weights out of training.

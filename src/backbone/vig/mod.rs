@@ -6,6 +6,7 @@ pub mod isotropic;
 pub mod pyramid;
 
 use std::cell::RefCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{ensure, Result};
 use tch::{nn, Device, Kind, Tensor};
@@ -19,6 +20,7 @@ use crate::graph::GrapherSpec;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, ConvBn, ConvSpec};
 use crate::nn::padding::{clear, Extents};
+use crate::nn::recompute::{after_gelu, checkpoint, keeps_less};
 use crate::onnx::{Graph, Resize, Value};
 
 /// Where the two kinds of ViG differ.
@@ -49,13 +51,15 @@ pub struct Vig {
     pos_embed: Tensor,
     /// The last such embedding, channels last, of one that does not learn, and how often libtorch had changed that.
     resized: RefCell<Option<(Tensor, i64)>>,
-    stages: Vec<Stage>,
+    stages: Vec<Shared>,
     channels: Vec<i64>,
     strides: Vec<i64>,
     /// Stages that do not learn; the stem belongs to the first.
     frozen_stages: usize,
     /// Batch norms keep their running statistics in training.
     freeze_norms: bool,
+    /// Dilation is drawn, too.
+    stochastic_dilation: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +67,48 @@ struct Stage {
     /// 3×3 convolution with stride 2; none before the first stage.
     down: Option<ConvBn>,
     blocks: Vec<Block>,
+}
+
+impl Stage {
+    /// `norms`: batch statistics; `stride`: pixels between its nodes.
+    fn forward(&self, x: &Tensor, norms: bool, stride: i64, pass: &mut Pass) -> Result<Tensor> {
+        let mut x = x.shallow_clone();
+        if let Some(down) = &self.down {
+            x = down.forward(&clear(x, pass.extents()), norms);
+        }
+        if let Some(trace) = pass.trace() {
+            trace.stride = stride;
+            if self.down.is_none() {
+                trace.keep(&x);
+            }
+        }
+        for block in &self.blocks {
+            x = block.forward(&x, norms, pass)?;
+            if let Some(trace) = pass.trace() {
+                trace.keep(&x);
+            }
+        }
+        Ok(x)
+    }
+}
+
+/// A stage that the graph of a pass may hold, too, to run it again: on whichever thread a backward pass runs.
+#[derive(Clone, Debug)]
+struct Shared(Arc<Mutex<Stage>>);
+
+impl Shared {
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// [`Stage::forward`], of which nothing in between is kept: it is run again for its gradient.
+    fn forward_again(&self, x: &Tensor, norms: bool, stride: i64, pass: &mut Pass) -> Result<Tensor> {
+        let (start, mut first) = (pass.part(), pass.part());
+        let out = tch::no_grad(|| self.stage().forward(x, norms, stride, &mut first))?;
+        let tape = pass.go_on_from(first).rewound();
+        let shared = self.clone();
+        checkpoint(x, out, move |x| shared.stage().forward(x, norms, stride, &mut start.with_tape(tape)))
+    }
 }
 
 /// A straight line from `first` to `last` in float32, as PyTorch rounds it.
@@ -97,7 +143,7 @@ impl Vig {
 
         let layers = path / "backbone";
         let (mut index, mut layer, mut grid) = (0, 0, plan.grid as usize);
-        let mut stages: Vec<Stage> = Vec::new();
+        let mut stages: Vec<Shared> = Vec::new();
         for (s, ((&c, &blocks), &reduce)) in plan.channels.iter().zip(&plan.blocks).zip(plan.reduce).enumerate() {
             let down = (s > 0).then(|| {
                 let spec = ConvSpec::new(plan.channels[s - 1], c, 3).stride(2);
@@ -127,7 +173,7 @@ impl Vig {
                 layer += 1;
                 index += 1;
             }
-            stages.push(stage);
+            stages.push(Shared(Arc::new(Mutex::new(stage))));
         }
 
         let convs = path / "stem" / "convs";
@@ -151,16 +197,40 @@ impl Vig {
             stages,
             frozen_stages: config.frozen_stages as usize,
             freeze_norms: config.freeze_norms,
+            stochastic_dilation: config.stochastic_dilation > 0.0,
         };
         if model.frozen_stages > 0 {
             let _ = model.pos_embed.set_requires_grad(false);
             model.stem.iter().for_each(ConvBn::freeze);
         }
         for stage in &model.stages[..model.frozen_stages] {
-            stage.down.iter().for_each(ConvBn::freeze);
-            stage.blocks.iter().for_each(Block::freeze);
+            stage.stage().down.iter().for_each(ConvBn::freeze);
+            stage.stage().blocks.iter().for_each(Block::freeze);
         }
         Ok(model)
+    }
+
+    /// The probabilities of stochastic depth of all branches.
+    fn depth(&self) -> Vec<f64> {
+        let of_stage = |stage: &Shared| stage.stage().blocks.iter().flat_map(Block::depth).collect::<Vec<_>>();
+        self.stages.iter().flat_map(of_stage).collect()
+    }
+
+    /// The stem: images to nodes, `[B, C₁, H / 4, W / 4]` in a pyramid.
+    fn embed(&self, images: &Tensor, norms: bool, extents: Option<&Extents>) -> Result<Tensor> {
+        let x = channels_last(images);
+        let [first, others @ ..] = &self.stem[..] else { return Ok(x) };
+        if !keeps_less(first, &[&x], norms) {
+            let next = |x: Tensor, layer: &ConvBn| layer.forward(&clear(gelu(x), extents), norms);
+            return Ok(others.iter().fold(first.forward(&x, norms), next));
+        }
+        let (mut x, mut last) = (first.convolve(&x), first);
+        for layer in others {
+            let mask = extents.map(|extents| extents.mask(&x));
+            x = after_gelu(last, layer, &x, mask.as_ref())?;
+            last = layer;
+        }
+        Ok(last.normalize(&x))
     }
 
     /// The position embeddings for grids of nodes in a batch's grid, `[B, C₁, height, width]`: each image has its own.
@@ -211,35 +281,23 @@ impl Backbone for Vig {
         let norms_at = |stage: usize| norms && stage >= self.frozen_stages;
         let extents = pass.extents().cloned();
         let extents = extents.as_ref();
-        let mut x = channels_last(images);
-        for (i, layer) in self.stem.iter().enumerate() {
-            if i > 0 {
-                x = clear(gelu(x), extents);
-            }
-            x = layer.forward(&x, norms_at(0));
-        }
+        let mut x = self.embed(images, norms_at(0), extents)?;
         let (_, _, height, width) = x.size4()?;
         x += match extents {
             Some(extents) => self.positions(height, width, extents),
             None => self.position(height, width),
         };
+        if !self.stochastic_dilation {
+            pass.draw_depth(self.depth(), x.size()[0], x.device());
+        }
         let mut maps = Vec::new();
         for (s, stage) in self.stages.iter().enumerate() {
-            if let Some(down) = &stage.down {
-                x = down.forward(&clear(x, extents), norms_at(s));
-            }
-            if let Some(trace) = pass.trace() {
-                trace.stride = self.strides[s];
-                if s == 0 {
-                    trace.keep(&x);
-                }
-            }
-            for block in &stage.blocks {
-                x = block.forward(&x, norms_at(s), pass)?;
-                if let Some(trace) = pass.trace() {
-                    trace.keep(&x);
-                }
-            }
+            let (norms, stride) = (norms_at(s), self.strides[s]);
+            let again = (self.frozen_stages..pass.recomputed()).contains(&s) && pass.trace().is_none();
+            x = match again {
+                true => stage.forward_again(&x, norms, stride, pass)?,
+                false => stage.stage().forward(&x, norms, stride, pass)?,
+            };
             maps.push(x.shallow_clone());
         }
         Ok(maps)
@@ -264,6 +322,7 @@ impl Backbone for Vig {
         x = graph.add(&x, &positions);
         let (mut maps, mut index) = (Vec::new(), 0);
         for (s, stage) in self.stages.iter().enumerate() {
+            let stage = stage.stage();
             graph.part(format!("backbone/stage{}", s + 1));
             if let Some(down) = &stage.down {
                 x = down.onnx(graph, &x);
@@ -283,6 +342,7 @@ impl Backbone for Vig {
         let mut size = self.stem.iter().fold(image, |size, layer| layer.flops(size, visit));
         let mut sizes = Vec::new();
         for stage in &self.stages {
+            let stage = stage.stage();
             size = stage.down.iter().fold(size, |size, down| down.flops(size, visit));
             size = stage.blocks.iter().fold(size, |size, block| block.flops(size, visit));
             sizes.push(size);
@@ -293,6 +353,8 @@ impl Backbone for Vig {
 
 #[cfg(test)]
 mod tests {
+    use rand::Rng;
+
     use super::*;
     use crate::graph::GraphTrace;
 
@@ -378,7 +440,8 @@ mod tests {
     #[test]
     fn stochastic_depth_rises_linearly_from_nothing() {
         let (_, model) = build(&config("pvig_ti", |c| c.drop_path = 0.8));
-        let drops: Vec<f64> = model.stages.iter().flat_map(|s| &s.blocks).map(|block| block.drop).collect();
+        // Each block has two branches.
+        let drops: Vec<f64> = model.depth().into_iter().step_by(2).collect();
         let expected = [0.0, 0.2, 0.4, 0.6, 0.8];
         assert!(drops.iter().zip(expected).all(|(d, e)| (d - e).abs() < 1e-6), "{drops:?}");
     }
@@ -424,6 +487,46 @@ mod tests {
             let layer: Option<usize> = name.strip_prefix("backbone.").and_then(|n| n.split('.').next()?.parse().ok());
             let learns = layer.is_some_and(|layer| layer >= 3) && !name.contains("running");
             assert_eq!(value.requires_grad(), learns, "{name}");
+        }
+    }
+
+    #[test]
+    fn stages_that_are_run_again_give_the_same_maps_gradients_and_statistics() {
+        let x = images(&[2, 3, 128, 128]);
+        let extents = Extents::new((128, 128), &[(128, 128), (96, 64)]);
+        for (changes, extents) in [
+            ((|c| c.drop_path = 0.5) as fn(&mut BackboneConfig), extents),
+            (|c| (c.stochastic_dilation, c.k, c.drop_path, c.frozen_stages) = (1.0, 4, 0.5, 1), None),
+        ] {
+            let run = |stages: usize| {
+                tch::manual_seed(3);
+                let (store, model) = build(&config("pvig_ti", changes));
+                let mut pass = Pass::training(7, 3).recomputing(stages);
+                let maps = model.forward(&x, pass.within(extents.clone())).unwrap();
+                // All maps have readers, and the last two of them more than the next stage.
+                let loss: Tensor =
+                    maps.iter().zip(1..).map(|(map, i)| (map * f64::from(i)).sin().sum(Kind::Float)).sum();
+                loss.backward();
+                let mut found: Vec<(String, Tensor)> = store
+                    .variables()
+                    .into_iter()
+                    .map(|(name, value)| {
+                        let gradient = value.requires_grad().then(|| value.grad());
+                        (name, gradient.unwrap_or_else(|| value.shallow_clone()))
+                    })
+                    .collect();
+                found.sort_by(|a, b| a.0.cmp(&b.0));
+                found.extend(maps.into_iter().map(|map| ("map".to_string(), map.detach())));
+                // What is drawn after the pass.
+                found.push(("noise".into(), Tensor::from(pass.noise().unwrap().random::<f64>())));
+                found
+            };
+            let expected = run(0);
+            for stages in [1, 4, 9] {
+                for ((name, found), (_, expected)) in run(stages).into_iter().zip(&expected) {
+                    assert!(found == *expected, "{name} with {stages} stages run again");
+                }
+            }
         }
     }
 
