@@ -169,8 +169,8 @@ impl<T: Task> Engine<T> {
         let micro_steps = t.batch_size.div_ceil(micro_batch);
         ensure!(
             ranks.size() <= micro_steps,
-            "{} processes have {micro_steps} micro batches of {micro_batch} images in a step: fewer processes, a smaller \
-             train.micro_batch or a larger train.batch_size give each at least one",
+            "{} processes have {micro_steps} micro batches of {micro_batch} images in a step: fewer processes, a \
+             smaller train.micro_batch or a larger train.batch_size give each at least one",
             ranks.size()
         );
         let own_steps = parallel.share(micro_steps).len();
