@@ -139,7 +139,7 @@ impl<T: Task> Engine<T> {
             (Some(_), Some(run)) => Checkpoint::open(&run.last()).ok().and_then(|last| last.classes().cloned()),
             _ => None,
         };
-        let known = ranks.from_first(|| Ok(known))?;
+        let known = ranks.of_first(|| Ok(known))?;
         let (task, mut feed) = ranks.one_before_the_others(|| T::open(config, known.as_ref()))?;
         check_same(&ranks, task.config(), &feed)?;
 
@@ -160,7 +160,7 @@ impl<T: Task> Engine<T> {
             progress = progress_of(saved)?;
             state.load(saved, &progress)?;
         }
-        let progress = ranks.from_first(|| Ok(progress))?;
+        let progress = ranks.of_first(|| Ok(progress))?;
         ema.iter_mut().for_each(|ema| ema.resume(progress.ema_updates));
         let parallel = DataParallel::start(ranks, &variables, &mut optimizer, ema.as_ref())?;
         let ranks = parallel.ranks();
@@ -399,7 +399,7 @@ impl<T: Task> Engine<T> {
     fn plan(&mut self, seconds: f64) -> Result<()> {
         let Some(limit) = &mut self.limit else { return Ok(()) };
         let Some(more) = limit.step(seconds, self.progress.seconds) else { return Ok(()) };
-        let more = self.parallel.ranks().from_first(|| Ok(more))?;
+        let more = self.parallel.ranks().of_first(|| Ok(more))?;
         self.limit = None;
         let total = self.progress.iter.saturating_add(more).min(self.total);
         self.schedule.set_total(total as usize);
@@ -525,7 +525,7 @@ impl<T: Task> Engine<T> {
             log.evaluating(done, images);
             !stop.load(Ordering::Relaxed)
         })?;
-        let stopped = ranks.from_first(|| Ok(scored.is_none()))?;
+        let stopped = ranks.of_first(|| Ok(scored.is_none()))?;
         let Some((scored, found)) = scored else {
             if stopped {
                 return Ok(Flow::Interrupted);
