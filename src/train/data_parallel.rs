@@ -108,7 +108,12 @@ impl DataParallel {
     /// # Errors
     /// If a rank is gone, or a gradient is not finite: then the rank whose own is not says so.
     pub fn reduce(&mut self, micro_batches: usize, sums: Sums, not_finite: impl FnOnce() -> String) -> Result<()> {
-        if self.ranks.size() == 1 || micro_batches == 0 {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        if micro_batches == 0 {
+            // Nothing is left of the epoch but its evaluation, in which a stop is heard of too.
+            *sums.stop = false;
             return Ok(());
         }
         tch::no_grad(|| self.sum(micro_batches, sums, not_finite))
