@@ -91,7 +91,7 @@ impl RunArgs {
     pub fn decide_to_resume(&mut self, ranks: &Ranks) -> Result<()> {
         let began = |out: &PathBuf| RunDir::at(out).check_resumable().is_ok();
         let again = || ranks.are_restarted() && self.out.as_ref().is_some_and(began);
-        self.resume = ranks.from_first(|| Ok(self.resume || again()))?;
+        self.resume = ranks.of_first(|| Ok(self.resume || again()))?;
         Ok(())
     }
 
@@ -116,7 +116,7 @@ impl RunArgs {
         };
         let before = match (&out, resume) {
             (Out::Named(folder), true) => {
-                let text = ranks.from_first(|| resume::config_of::<T::Config>(folder)?.to_json())?;
+                let text = ranks.of_first(|| resume::config_of::<T::Config>(folder)?.to_json())?;
                 Some(T::Config::from_json_with(&text, &[])?)
             }
             _ => None,

@@ -250,7 +250,7 @@ impl Ranks {
     ///
     /// # Errors
     /// Those of `make` on rank 0; if a rank is gone.
-    pub fn from_first<T: Serialize + DeserializeOwned>(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn of_first<T: Serialize + DeserializeOwned>(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
         let Some(joined) = &self.joined else { return make() };
         let own = self.is_first().then(make).transpose()?;
         let text = own.as_ref().map(serde_json::to_vec).transpose()?.unwrap_or_default();
@@ -402,6 +402,6 @@ mod tests {
         ranks.sum(&mut numbers).unwrap();
         assert_eq!(numbers, [1.0, 2.0]);
         assert_eq!(ranks.gather(7).unwrap(), Some(vec![7]));
-        assert_eq!(ranks.from_first(|| Ok(3)).unwrap(), 3);
+        assert_eq!(ranks.of_first(|| Ok(3)).unwrap(), 3);
     }
 }

@@ -38,6 +38,8 @@ pub struct Watch {
 #[derive(Debug)]
 struct Shared {
     store: Store,
+    /// Who keeps it, with its machine: asked for as long as it answers.
+    keeper: String,
     place: Place,
     began: Instant,
     /// Milliseconds from the beginning to the store's last answer.
@@ -58,10 +60,14 @@ impl Watch {
     /// Starts to give signs, and to end the process when it must.
     ///
     /// # Errors
-    /// If threads cannot be started.
+    /// If threads cannot be started, or the store is gone already.
     pub fn start(store: Store, place: Place) -> Result<Self> {
+        let keeper = match place.store_is_theirs {
+            true => "whoever started the ranks".to_string(),
+            false => format!("rank 0 on {}", store.look(&host_key(0))?.unwrap_or_default()),
+        };
         let (began, answered, stop) = (Instant::now(), AtomicU64::new(0), AtomicBool::new(false));
-        let shared = Arc::new(Shared { store, place, began, answered, stop });
+        let shared = Arc::new(Shared { store, keeper, place, began, answered, stop });
         let spawn = |name: &str, work: fn(&Shared)| {
             let shared = shared.clone();
             thread::Builder::new().name(name.into()).spawn(move || work(&shared))
@@ -172,9 +178,9 @@ impl Shared {
     }
 
     fn without_store(&self, cause: &str) -> String {
-        let Place { rank, host, port, store_is_theirs, .. } = &self.place;
-        let whose = if *store_is_theirs { "of who started the ranks" } else { "of rank 0" };
-        format!("rank {rank} on {} has lost the store {whose} at {host}:{port}: {cause}", super::host_name())
+        let Place { rank, host, port, .. } = &self.place;
+        let (keeper, own) = (&self.keeper, super::host_name());
+        format!("{keeper} is gone: rank {rank} on {own} has lost its store at {host}:{port} ({cause})")
     }
 
     /// Ends the process at once: the main thread may wait for ever. Files are written whole or not at all.

@@ -196,7 +196,7 @@ impl ClassEvaluator {
         }
         // Sums round, so their order is that of the batches, whoever made them.
         losses.sort_unstable();
-        let loss: f64 = losses.iter().map(|(_, bits)| f64::from_bits(*bits)).fold(0.0, |sum, loss| sum + loss);
+        let loss: f64 = losses.iter().map(|(_, bits)| f64::from_bits(*bits)).sum();
         let done: usize = counts.iter().map(|count| count.images).sum();
         ensure!(
             done > 0,

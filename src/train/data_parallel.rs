@@ -108,7 +108,12 @@ impl DataParallel {
     /// # Errors
     /// If a rank is gone, or a gradient is not finite: then the rank whose own is not says so.
     pub fn reduce(&mut self, micro_batches: usize, sums: Sums, not_finite: impl FnOnce() -> String) -> Result<()> {
-        if self.ranks.size() == 1 || micro_batches == 0 {
+        if self.ranks.size() == 1 {
+            return Ok(());
+        }
+        if micro_batches == 0 {
+            // Nothing is left of the epoch but its evaluation, in which a stop is heard of too.
+            *sums.stop = false;
             return Ok(());
         }
         tch::no_grad(|| self.sum(micro_batches, sums, not_finite))
@@ -131,8 +136,8 @@ impl DataParallel {
         self.ranks.sum_tensor(&self.flat)?;
         // One number that is not finite makes the sum so.
         if !self.flat.sum(Kind::Float).double_value(&[]).is_finite() {
-            let own = gradients.iter().filter(|g| g.defined());
-            let failed = own.into_iter().any(|g| !g.sum(Kind::Float).double_value(&[]).is_finite());
+            let mut own = gradients.iter().filter(|g| g.defined());
+            let failed = own.any(|g| !g.sum(Kind::Float).double_value(&[]).is_finite());
             self.ranks.wait_for_who_failed(failed)?;
             bail!("{}", not_finite());
         }
@@ -190,7 +195,7 @@ pub fn check_same<C: Experiment>(ranks: &Ranks, config: &C, feed: &Feed<impl Sou
     let mut digest = Sha256::new();
     feed.source().describe(&mut digest)?;
     let own = (config.to_value()?, format!("{:x}", digest.finalize()));
-    let (first, data) = ranks.from_first(|| Ok(own.clone()))?;
+    let (first, data) = ranks.of_first(|| Ok(own.clone()))?;
     if let Some((key, first, own)) = difference("", &OF_MACHINES, &first, &own.0) {
         bail!("its config is not rank 0's: {key} is {own}, not {first}");
     }

@@ -152,7 +152,7 @@ impl<T: Task> Engine<T> {
             (Some(_), Some(run)) => Checkpoint::open(&run.last()).ok().and_then(|last| last.classes().cloned()),
             _ => None,
         };
-        let known = ranks.from_first(|| Ok(known))?;
+        let known = ranks.of_first(|| Ok(known))?;
         let (task, mut feed) = ranks.one_before_the_others(|| T::open(config, known.as_ref()))?;
         check_same(&ranks, task.config(), &feed)?;
 
@@ -173,7 +173,7 @@ impl<T: Task> Engine<T> {
             progress = progress_of(saved)?;
             state.load(saved, &progress)?;
         }
-        let progress = ranks.from_first(|| Ok(progress))?;
+        let progress = ranks.of_first(|| Ok(progress))?;
         ema.iter_mut().for_each(|ema| ema.resume(progress.ema_updates));
         let parallel = DataParallel::start(ranks, &variables, &mut optimizer, ema.as_ref())?;
         let ranks = parallel.ranks();
@@ -182,8 +182,8 @@ impl<T: Task> Engine<T> {
         let micro_steps = t.batch_size.div_ceil(micro_batch);
         ensure!(
             ranks.size() <= micro_steps,
-            "{} processes have {micro_steps} micro batches of {micro_batch} images in a step: fewer processes, a smaller \
-             train.micro_batch or a larger train.batch_size give each at least one",
+            "{} processes have {micro_steps} micro batches of {micro_batch} images in a step: fewer processes, a \
+             smaller train.micro_batch or a larger train.batch_size give each at least one",
             ranks.size()
         );
         let own_steps = parallel.share(micro_steps).len();
@@ -362,7 +362,7 @@ impl<T: Task> Engine<T> {
         loop {
             let start = Instant::now();
             let mut sum = Accumulated { first: (self.progress.batch, self.progress.forwards), ..Default::default() };
-            let micro_batches = self.micro_steps.min(feed.batches_per_epoch() - self.progress.batch);
+            let micro_batches = self.micro_steps.min(feed.batches_per_epoch().saturating_sub(self.progress.batch));
             for numbers in self.parallel.share(micro_batches).chunks(self.at_once()) {
                 let together = batches.by_ref().take(numbers.len()).collect::<Result<Vec<_>>>()?;
                 ensure!(
@@ -444,7 +444,7 @@ impl<T: Task> Engine<T> {
     fn plan(&mut self, seconds: f64) -> Result<()> {
         let Some(limit) = &mut self.limit else { return Ok(()) };
         let Some(more) = limit.step(seconds, self.progress.seconds) else { return Ok(()) };
-        let more = self.parallel.ranks().from_first(|| Ok(more))?;
+        let more = self.parallel.ranks().of_first(|| Ok(more))?;
         self.limit = None;
         let total = self.progress.iter.saturating_add(more).min(self.total);
         self.schedule.set_total(total as usize);
@@ -638,7 +638,7 @@ impl<T: Task> Engine<T> {
             log.evaluating(done, images);
             !requests.is_stopping()
         })?;
-        let stopped = ranks.from_first(|| Ok(scored.is_none()))?;
+        let stopped = ranks.of_first(|| Ok(scored.is_none()))?;
         let Some((scored, found)) = scored else {
             if stopped {
                 return Ok(Flow::Interrupted);
