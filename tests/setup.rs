@@ -230,7 +230,12 @@ fn an_installed_wheel_starts_its_programs_with_the_torch_beside_it() {
     torch("2.9.1", &site);
     let other = python(&version_of);
     torch("2.13.0+cpu", &site);
-    std::os::unix::fs::symlink(libtorch_of(&programs.join("vigdet")), site.join("torch/lib")).unwrap();
+    // Links to files, not one to their folder: that would be torch in another place, which the loader is told of.
+    std::fs::create_dir(site.join("torch/lib")).unwrap();
+    for library in std::fs::read_dir(libtorch_of(&programs.join("vigdet"))).unwrap() {
+        let library = library.unwrap();
+        std::os::unix::fs::symlink(library.path(), site.join("torch/lib").join(library.file_name())).unwrap();
+    }
     let right = python(&version_of);
     assert!(text(&without).contains("this Python has no torch: pip install 'torch==2.13.*'"), "{}", text(&without));
     assert!(text(&other).contains("this Python has torch 2.9.1, vigdet needs 2.13"), "{}", text(&other));
