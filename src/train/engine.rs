@@ -209,7 +209,7 @@ impl<T: Task> Engine<T> {
         let snapshot = state.snapshot(&progress, |_| None);
         if let (true, false, Out::Named(path) | Out::Numbered(path)) = (ranks.is_first(), resuming, &options.out) {
             // Beside each checkpoint there is the one before it.
-            check_space(path, 2 * snapshot.bytes(), "checkpoints")?;
+            check_space(path, 2 * snapshot.bytes(), "a checkpoint beside the one before it")?;
         }
         let run = match (resumed, &options.out) {
             (Some(run), _) => run,
