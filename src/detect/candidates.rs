@@ -5,7 +5,7 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 
 use crate::nn::crossings::fetch;
-use crate::nn::order::smallest;
+use crate::nn::ranking::smallest;
 
 /// Numbers of a candidate: its logit, its index, its deltas.
 const WIDTH: i64 = 6;

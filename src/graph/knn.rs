@@ -19,8 +19,8 @@ use vigdet_kernels::{nearest_points, Isa, Points};
 
 use crate::nn::crossings::{has_kernels, send_tensor};
 use crate::nn::memory::{filled, rows, slice};
-use crate::nn::order::smallest;
 use crate::nn::precision::{full_precision, without_autocast};
+use crate::nn::ranking::smallest;
 
 /// What a layer asks of its neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

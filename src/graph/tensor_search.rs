@@ -12,8 +12,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::relative::RelativePosition;
 use crate::nn::crossings::send;
-use crate::nn::order::smallest;
 use crate::nn::precision::full_precision;
+use crate::nn::ranking::smallest;
 
 /// Candidates of a group.
 const GROUP: i64 = 16;
