@@ -293,9 +293,10 @@ fn detectors_of_others_are_fine_tuned_and_keep_the_rows_of_classes_with_the_same
     let kite = Classes::coco().names().iter().position(|name| name == "kite").unwrap() as i64;
     // vigdet's anchors go through the ratios, and through the sizes of each, as mmdetection's; detectron2's through the
     // sizes.
-    let (same, by_size): (fn(i64) -> i64, fn(i64) -> i64) = (|at| at, |at| at % 3 * 3 + at / 3);
-    for (name, class_layer, place) in
-        [("mmdetection_pvig_ti.pth", "retina_cls", same), ("detectron2_retinanet.pth", "cls_score", by_size)]
+    let by_ratio: [i64; 9] = std::array::from_fn(|at| at as i64);
+    let by_size = by_ratio.map(|at| at % 3 * 3 + at / 3);
+    for (name, class_layer, places) in
+        [("mmdetection_pvig_ti.pth", "retina_cls", by_ratio), ("detectron2_retinanet.pth", "cls_score", by_size)]
     {
         tch::manual_seed(4);
         let weights = scene.path("weights.safetensors");
@@ -310,8 +311,8 @@ fn detectors_of_others_are_fine_tuned_and_keep_the_rows_of_classes_with_the_same
         let learned = Tensor::read_safetensors(scene.path(name).join("checkpoints/last.safetensors")).unwrap();
         let (_, bias) = learned.iter().find(|(name, _)| name.ends_with("cls_logits.bias")).unwrap();
         assert_eq!(bias.size(), [9 * 2]);
-        for anchor in 0..9 {
-            let before = -5.0 + (80 * place(anchor) + kite) as f64 / 719.0;
+        for (anchor, place) in (0..).zip(places) {
+            let before = -5.0 + (80 * place + kite) as f64 / 719.0;
             let [kept, anew] = [0, 1].map(|label| bias.double_value(&[2 * anchor + label]));
             assert!((kept - before).abs() < 1e-6, "{name}, anchor {anchor}: {kept}, not {before}");
             // As a training from nothing starts: the prior, 0.01.

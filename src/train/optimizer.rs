@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use anyhow::{ensure, Context, Result};
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::config::{OptimizerKind, TrainConfig};
 use crate::nn::crossings::fetch;

@@ -179,11 +179,12 @@ impl GraphPicture {
         }
 
         // Neighbours; one of several centres is shared by them in stripes.
-        let mut patches: BTreeMap<u32, (Vec<(usize, f32)>, [u32; 4])> = BTreeMap::new();
+        let mut patches = BTreeMap::new();
         for (c, center) in block.centers.iter().enumerate() {
             for (i, (&neighbour, &patch)) in center.neighbours.iter().zip(&center.patches).enumerate() {
                 let strength = center.strengths.as_ref().map_or(1.0, |all| all[i] / all[0]);
-                patches.entry(neighbour).or_insert_with(|| (Vec::new(), patch)).0.push((c, strength));
+                let of_patch = patches.entry(neighbour).or_insert_with(|| (Vec::<(usize, f32)>::new(), patch));
+                of_patch.0.push((c, strength));
             }
         }
         for (centers, patch) in patches.values() {
