@@ -516,7 +516,7 @@ mod tests {
     fn updates_and_norms_of_large_tensors_do_not_depend_on_threads() {
         let run = || {
             let n = 3 * CHUNK as i64 + 17;
-            let start = (Tensor::arange(n, (Kind::Float, Device::Cpu)) * 0.37).sin().set_requires_grad(true);
+            let start = (Tensor::arange(n, (Kind::Float, tch::Device::Cpu)) * 0.37).sin().set_requires_grad(true);
             let variables = vec![("w".to_string(), start)];
             let mut optimizer = Optimizer::new(&variables, &config(OptimizerKind::Adamw, 0.99));
             variables[0].1.square().sum(Kind::Float).backward();

@@ -11,6 +11,7 @@ use vigdet::backbone::Pass;
 use vigdet::classes::Classes;
 use vigdet::config::{Config, Experiment};
 use vigdet::data::{Batch, CocoSource, Feed};
+use vigdet::ranks::Ranks;
 use vigdet::train::detection::Detection;
 use vigdet::train::engine::{Engine, Out, TrainOptions};
 use vigdet::train::evaluator::Results;
@@ -97,9 +98,10 @@ impl Task for Poisoned {
         &self,
         model: &Self::Model,
         device: Device,
+        ranks: &Ranks,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Option<(Scored, Results)>> {
-        self.inner.evaluate(model, device, progress)
+        self.inner.evaluate(model, device, ranks, progress)
     }
 
     fn write(&self, found: &Results, run: &vigdet::runs::RunDir) -> Result<()> {
@@ -124,6 +126,7 @@ fn train(scene: &Scene, out: &str, steps: usize, spoiled: &[u64], more: &[&str])
         device: Device::Cpu,
         command: Vec::new(),
         requests: Requests::default(),
+        ranks: Ranks::default(),
     };
     Engine::<Poisoned>::start(Config::from_json_with(TINY, &changes)?, options)?.run().map(drop)
 }

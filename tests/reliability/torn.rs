@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tch::Device;
 use vigdet::config::{Config, Experiment};
+use vigdet::ranks::Ranks;
 use vigdet::train::detection::Detection;
 use vigdet::train::engine::{Engine, Out, TrainOptions};
 use vigdet::train::requests::Requests;
@@ -31,6 +32,7 @@ fn start(run: &Path, config: &str, changes: &[String], resume: bool) -> Engine<D
         device: Device::Cpu,
         command: Vec::new(),
         requests: Requests::default(),
+        ranks: Ranks::default(),
     };
     Engine::start(Config::from_json_with(config, changes).unwrap(), options).unwrap()
 }
