@@ -36,7 +36,7 @@ pub struct Classifier {
 enum Head {
     /// ViG's: 1×1 convolution to 1024, batch norm, GELU, 1×1 convolution; variables `prediction.*`.
     Prediction { hidden: ConvBn, classes: nn::Conv2D },
-    /// GreedyViG's and AdaptViG's: 1×1 convolution to 768, batch norm, GELU, then two 1×1 convolutions whose mean it is;
+    /// GreedyViG's and AdaptViG's: 1×1 convolution to 768, batch norm, GELU, then the mean of two 1×1 convolutions;
     /// variables `prediction.*`, `head.*` and `dist_head.*`. The second is the one that learns from a teacher, where
     /// there is one.
     Distilled { hidden: ConvBn, classes: nn::Conv2D, distilled: nn::Conv2D },
@@ -129,7 +129,7 @@ impl Classifier {
     /// Images `[B, 3, H, W]`, normalised, to maps and class scores.
     ///
     /// # Errors
-    /// As the backbone; and in training, a single image, of which the classifier of a ViG could take no batch statistics.
+    /// As the backbone; and in training, a single image, of which a ViG's classifier could take no batch statistics.
     pub fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Classified> {
         let train = pass.is_training();
         ensure!(

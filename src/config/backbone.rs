@@ -8,8 +8,8 @@ section! {
     pub struct BackboneConfig {
         /// A name of `backbone::NAMES`.
         pub name: String = "pvig_s".into(),
-        /// ViG, GreedyViG, AdaptViG, Swin, PVT, PoolFormer, CycleMLP: channels of each stage (isotropic ViG: of the one there is); null:
-        /// those of the named model.
+        /// ViG, GreedyViG, AdaptViG, Swin, PVT, PoolFormer, CycleMLP: channels of each stage (isotropic ViG: of the
+        /// one there is); null: those of the named model.
         pub channels: Option<Vec<i64>> = None,
         /// The same: blocks of each stage; null: those of the named model. GreedyViG's and AdaptViG's are the graph
         /// blocks, and local ones come before: as many, in the third stage three times as many.

@@ -158,8 +158,8 @@ impl Task for Classification {
 /// at its end only, after hours.
 fn check_micro_batches(feed: &ClassLoader, config: &ClassifyConfig) -> Result<()> {
     let (t, backbone) = (&config.train, &config.model.backbone);
-    // Classifiers of ViGs have a norm after the mean over the image; the others' last map has one location for images of
-    // up to 32 pixels.
+    // Classifiers of ViGs have a norm after the mean over the image; the others' last map has one location for images
+    // of up to 32 pixels.
     let family = Family::of(&backbone.name);
     let small = !backbone.freeze_norms && config.data.size <= 32;
     let one_value = family.has_graphs() || (family.has_batch_norms() && small);

@@ -78,6 +78,8 @@ const SIGN: i32 = 32;
 type Area<DB> = DrawingArea<DB, Shift>;
 /// x and y, in pixels.
 type Point = (i32, i32);
+/// The centres that a patch is a neighbour of, with the strength of each link, and where the patch is.
+type Linked = (Vec<(usize, f32)>, [u32; 4]);
 
 impl GraphPicture {
     /// Blocks (indices from 0) of a view around some centres.
@@ -179,12 +181,11 @@ impl GraphPicture {
         }
 
         // Neighbours; one of several centres is shared by them in stripes.
-        let mut patches = BTreeMap::new();
+        let mut patches: BTreeMap<u32, Linked> = BTreeMap::new();
         for (c, center) in block.centers.iter().enumerate() {
             for (i, (&neighbour, &patch)) in center.neighbours.iter().zip(&center.patches).enumerate() {
                 let strength = center.strengths.as_ref().map_or(1.0, |all| all[i] / all[0]);
-                let of_patch = patches.entry(neighbour).or_insert_with(|| (Vec::<(usize, f32)>::new(), patch));
-                of_patch.0.push((c, strength));
+                patches.entry(neighbour).or_insert_with(|| (Vec::new(), patch)).0.push((c, strength));
             }
         }
         for (centers, patch) in patches.values() {
