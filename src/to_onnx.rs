@@ -195,9 +195,7 @@ mod tests {
     fn weights(detector: DetectorKind, backbone: &str, folder: &std::path::Path) -> std::path::PathBuf {
         let small = match backbone {
             "pvig_ti" => r#", "channels": [8, 8, 16, 16], "blocks": [1, 1, 2, 1]"#,
-            "swin_t" | "pvt_tiny" | "cyclemlp_b1" | "poolformer_s12" => {
-                r#", "channels": [64, 64, 64, 64], "blocks": [1, 2, 1, 1]"#
-            }
+            "swin_t" => r#", "channels": [64, 64, 64, 64], "blocks": [1, 2, 1, 1]"#,
             _ => "",
         };
         let (strides, own) = match detector {
@@ -222,9 +220,6 @@ mod tests {
             for (name, mut variable) in store.variables() {
                 if name.ends_with("running_var") {
                     let _ = variable.uniform_(0.5, 1.5);
-                } else if name.ends_with("cls_logits.weight") || name.ends_with("cls_score.weight") {
-                    // Scores that differ by more than rounding.
-                    let _ = variable.g_mul_scalar_(50.0);
                 } else if variable.dim() == 1 {
                     let noise = variable.randn_like() * 0.1;
                     variable += noise;
@@ -374,61 +369,4 @@ mod tests {
         assert!(failed(Options { batch: Some(0), ..any }).to_string().contains("at least one"));
         assert!(failed(Options { neighbours_as_inputs: true, ..any }).to_string().contains("one size"));
     }
-
-    /// With ONNX Runtime's library (`ORT_DYLIB_PATH`): the file detects what the weights do.
-    #[cfg(feature = "onnx")]
-    #[test]
-    fn onnx_runtime_finds_what_the_weights_find() {
-        if std::env::var_os("ORT_DYLIB_PATH").is_none() {
-            return;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        let image = image::RgbImage::from_fn(90, 70, |x, y| {
-            image::Rgb([(x * 7 % 256) as u8, (y * 5 % 256) as u8, (x * y % 251) as u8])
-        });
-        let any = Options::default();
-        for kind in [DetectorKind::Retinanet, DetectorKind::MaskRcnn] {
-            for backbone in TESTED {
-                let path = weights(kind, backbone, folder.path());
-                let open = |path: &std::path::Path| Predictor::open(path, &PredictorOptions::default()).unwrap();
-                let predictor = open(&path);
-                let wanted = predictor.detect(std::slice::from_ref(&image)).unwrap().remove(0);
-                let of_size = Options { size: Some((64, 96)), batch: Some(2), ..any };
-                for options in [any, of_size] {
-                    let (path, _) = written(&predictor, options, folder.path());
-                    let found = open(&path).detect(std::slice::from_ref(&image)).unwrap().remove(0);
-                    let case = format!("{kind:?} {backbone} {options:?}");
-                    assert_eq!(found.len(), wanted.len(), "{case}");
-                    assert!(!found.is_empty(), "{case}");
-                    let near = |a: f32, b: f32, by: f32| (a - b).abs() < by;
-                    for i in 0..wanted.len() {
-                        let same = |j: &usize| {
-                            found.labels[*j] == wanted.labels[i]
-                                && near(found.scores[*j], wanted.scores[i], 1e-4)
-                                && (0..4).all(|d| near(found.boxes[*j][d], wanted.boxes[i][d], 0.05))
-                        };
-                        let at = (0..found.len()).find(same);
-                        let at = at.unwrap_or_else(|| panic!("{case}: {i} {wanted:?} {found:?}"));
-                        if let Some(mask) = wanted.masks.get(i) {
-                            let apart = mask.values.iter().zip(&found.masks[at].values).map(|(a, b)| (a - b).abs());
-                            assert!(apart.fold(0.0, f32::max) < 1e-4, "{case}");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Backbones that are compared: one of each family.
-    #[cfg(feature = "onnx")]
-    const TESTED: [&str; 8] = [
-        "pvig_ti",
-        "resnet18",
-        "resnext50_32x4d",
-        "swin_t",
-        "pvt_tiny",
-        "poolformer_s12",
-        "cyclemlp_b1",
-        "efficientnet_lite0",
-    ];
 }

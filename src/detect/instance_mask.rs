@@ -106,8 +106,8 @@ fn at(line: &[f32], index: i64) -> f32 {
 /// [`InstanceMask::paste`] as nodes of a graph: grids `[N, D, side, side]` to bool `[N, D, H, W]`; `padded` is
 /// (H, W), int64 `[2]`.
 ///
-/// Between two points of the grid each pixel is linear, in rows and in columns: so many matrices of weights, `[H, side]`
-/// and `[W, side]`, from left and right.
+/// Between two points of the grid each pixel is linear, in rows and in columns: matrices of weights, `[H, side]` and
+/// `[W, side]`, from left and right.
 pub(super) fn paste_onnx(
     graph: &mut Graph,
     (paste, threshold): (PasteKind, f32),

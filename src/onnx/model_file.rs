@@ -151,7 +151,7 @@ mod tests {
             Model::new(graph.finish("sum", &[("y", &sums[0], vec![])]), "", [])
         };
         let read = |path: &Path| ModelProto::decode(&std::fs::read(path).unwrap()[..]).unwrap();
-        assert_eq!(model().write(&path, &Outputs::default()).unwrap(), [path.clone()]);
+        assert_eq!(model().write(&path, &Outputs::default()).unwrap(), vec![path.clone()]);
         let whole = read(&path);
         let written = model().write_within(100, &path, &Outputs::default()).unwrap();
         assert_eq!(written, [path.clone(), folder.path().join("model.onnx.data")]);
