@@ -12,6 +12,7 @@ use crate::classes::{Classes, COCO_OUTPUTS};
 use crate::config::{Config, DetectorKind};
 use crate::data::{self, ImageInfo};
 use crate::detect::{self, classes_of_outputs, Detections, Detector};
+use crate::nn::precision::{autocast, InferencePrecision};
 use crate::weights::{Checkpoint, LoadOptions};
 
 /// What to open besides the weights. The default takes everything from the weights' own metadata, on the CPU.
@@ -27,11 +28,13 @@ pub struct PredictorOptions {
     pub classes: Option<Classes>,
     /// Where the network runs.
     pub device: Device,
+    /// Whether in mixed precision; `None`: on CUDA as it was trained, on CPUs in float32.
+    pub amp: Option<bool>,
 }
 
 impl Default for PredictorOptions {
     fn default() -> Self {
-        Self { detector: None, config: None, changes: Vec::new(), classes: None, device: Device::Cpu }
+        Self { detector: None, config: None, changes: Vec::new(), classes: None, device: Device::Cpu, amp: None }
     }
 }
 
@@ -70,6 +73,7 @@ pub struct Predictor {
     config: Config,
     classes: Classes,
     device: Device,
+    precision: InferencePrecision,
     // The detector's variables live as long as their store.
     _store: nn::VarStore,
 }
@@ -113,7 +117,8 @@ impl Predictor {
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
         weights.load_into(&store, &LoadOptions { complete: true, ..LoadOptions::default() })?;
         store.freeze();
-        Ok(Self { detector, config, classes, device: options.device, _store: store })
+        let precision = InferencePrecision { trained: config.train.amp, asked: options.amp };
+        Ok(Self { detector, config, classes, device: options.device, precision, _store: store })
     }
 
     /// The config in force.
@@ -170,6 +175,6 @@ impl Predictor {
             .collect();
         let mut batch = data::prepare(images, &infos, &self.config.data)?;
         batch.images = batch.images.to_device(self.device);
-        self.detector.detect(&batch)
+        autocast(self.precision.is_mixed(self.device), self.device, || self.detector.detect(&batch))
     }
 }

@@ -39,7 +39,8 @@ fn a_run_explains_itself_and_its_best_weights_test_the_same() {
     let start = &read_json(run_dir.join("run.json"))["starts"][0];
     assert_eq!(start["command"][1], "retinanet");
     assert_eq!(start["classes"], json!(["dark", "bright"]));
-    assert!(start["libtorch"].is_string());
+    assert_eq!(start["libtorch"], vigdet::nn::libtorch::version());
+    assert_eq!((&start["repeatable_to_the_bit"], &start["gpu"]), (&json!(true), &json!(null)));
     let mut names: Vec<String> = std::fs::read_dir(run_dir.join("checkpoints"))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())

@@ -13,7 +13,7 @@ use crate::console::say;
 use crate::data::classify::{ClassBatch, ClassLoader, ClassLoaderOptions, FolderSource};
 use crate::data::{Feed, ImageFolder};
 use crate::detect::Losses;
-use crate::nn::precision::autocast;
+use crate::nn::precision::{autocast, InferencePrecision};
 use crate::runs::RunDir;
 use crate::weights::{Checkpoint, LoadOptions, LoadReport};
 
@@ -61,7 +61,8 @@ impl Task for Classification {
                         val.with_classes(&names)
                     })
                     .context("validation split (--set train.eval_every=0 trains without one)")?;
-                ClassEvaluator::new(val, &config, micro_batch)
+                let precision = InferencePrecision { trained: t.amp, asked: None };
+                ClassEvaluator::new(val, &config, micro_batch, precision)
             })
             .transpose()?;
         let options = ClassLoaderOptions {

@@ -22,7 +22,8 @@ use crate::backbone::Pass;
 use crate::config::{self, Experiment};
 use crate::console::say;
 use crate::data::{Feed, Source};
-use crate::nn::precision::has_bfloat16;
+use crate::nn::precision;
+use crate::nn::{cuda, libtorch};
 use crate::runs::{unix_time, write_text, Evaluation, RunDir, Step};
 use crate::threads::set_threads;
 use crate::weights::{metadata_of, sorted_variables, Checkpoint, Metadata};
@@ -132,11 +133,8 @@ impl<T: Task> Engine<T> {
         };
         let (task, mut feed) = T::open(config, known.as_ref())?;
 
-        // Initial weights come from libtorch's generator; nothing after this draws from it but for weights that others
-        // take the place of.
-        tch::manual_seed(t.seed as i64);
-        let store = nn::VarStore::new(options.device);
-        let model = task.build(&store.root())?;
+        // Nothing after this draws from libtorch's generator but for weights that others take the place of.
+        let (store, model) = initial(t.seed, options.device, |path| task.build(path))?;
         let variables = sorted_variables(&store);
         if let (Some(weights), None) = (&options.weights, &saved) {
             say(&format!("weights: {}", task.start_from(&store, weights)?));
@@ -178,15 +176,18 @@ impl<T: Task> Engine<T> {
             // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
             state.save(&run, &metadata, &progress)?;
         }
-        let precision = if t.amp && has_bfloat16(options.device) { "float32 and bfloat16" } else { "float32" };
+        let precision = precision::name(t.amp, options.device);
+        precision::left_off(t.amp, options.device).iter().for_each(|line| say(line));
         let device = device_name(options.device);
         let start = json!({
             "command": options.command,
             "unix_time": unix_time(),
             "from_iter": progress.iter,
             "vigdet": env!("CARGO_PKG_VERSION"),
-            "libtorch": "2.13.0",
+            "libtorch": libtorch::version(),
             "device": device,
+            "gpu": gpu(options.device),
+            "repeatable_to_the_bit": !options.device.is_cuda(),
             "threads": tch::get_num_threads(),
             "replicas": at_once,
             "precision": precision,
@@ -575,6 +576,36 @@ fn some(names: &[String]) -> String {
         [first, second, _, _, _, ..] => format!("{first}, {second} and {} more images", names.len() - 2),
         few => few.join(", "),
     }
+}
+
+/// A model and its variables on a device. Its initial weights are drawn on the CPU, where a seed means the same on
+/// every machine.
+fn initial<M>(seed: u64, device: Device, build: impl Fn(&nn::Path) -> Result<M>) -> Result<(nn::VarStore, M)> {
+    tch::manual_seed(seed as i64);
+    let drawn = nn::VarStore::new(Device::Cpu);
+    let model = build(&drawn.root())?;
+    if device == Device::Cpu {
+        return Ok((drawn, model));
+    }
+    // Built there once more: a layer may hold constants on the device beside its variables.
+    let mut store = nn::VarStore::new(device);
+    let model = build(&store.root())?;
+    store.copy(&drawn)?;
+    Ok((store, model))
+}
+
+/// What a run's record says of its card; null on others than NVIDIA's.
+fn gpu(device: Device) -> serde_json::Value {
+    let Device::Cuda(index) = device else { return json!(null) };
+    let card = cuda::card(index);
+    json!({
+        "name": card.map(|card| &card.name),
+        "compute_capability": card.map(|card| format!("{}.{}", card.capability.0, card.capability.1)),
+        "memory": card.map(|card| card.memory),
+        "free_memory": cuda::free_memory(index),
+        "driver": cuda::driver().ok().map(|driver| driver.cuda.to_string()),
+        "libtorch_for": libtorch::cuda().map(|cuda| cuda.to_string()),
+    })
 }
 
 fn device_name(device: Device) -> String {
