@@ -11,11 +11,11 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{json, Value};
 use tch::{nn, Device, Kind, Tensor};
-use vigdet::backbone::{Classifier, Pass};
+use vigdet::backbone::{self, Backbone, Classifier, Pass};
 use vigdet::config::{BackboneConfig, Config, Experiment};
 use vigdet::data::{Batch, ImageInfo, Mask, Target};
 use vigdet::detect::boxes::iou;
-use vigdet::detect::{self, Detections, Detector};
+use vigdet::detect::{self, Detections, Detector, Losses};
 use vigdet::graph::GraphTrace;
 use vigdet::nn::precision::{autocast, full_precision};
 use vigdet::nn::{cuda, libtorch};
@@ -38,7 +38,7 @@ struct Images {
     width: i64,
 }
 
-/// A detector by a built-in config and changes to it; `device` is -1 for the CPU or the number of a card.
+/// A detector by a built-in config and changes to it; an empty name is the backbone of RetinaNet's alone. `device` is -1 for the CPU or the number of a card.
 #[derive(Debug, Deserialize)]
 struct Network {
     config: String,
@@ -74,9 +74,15 @@ enum Request {
     CompareClassifier { backbone: Value, device: i64, images: Images, device_backbone: Value },
 }
 
-/// A detector with all that a training step needs.
+/// What is timed.
+enum Model {
+    Detector(Box<dyn Detector>),
+    Backbone(Box<dyn Backbone>),
+}
+
+/// A network with all that a training step needs.
 struct Open {
-    detector: Box<dyn Detector>,
+    model: Model,
     optimizer: Optimizer,
     batch: Batch,
     device: Device,
@@ -162,21 +168,28 @@ impl Open {
     fn new(network: &Network) -> Result<Self> {
         let device = device_of(network.device);
         let config = config_of(network, &[])?;
-        let (store, detector) = detector(&config, Device::Cpu)?;
-        // The same weights everywhere.
-        let (store, detector) = match device {
-            Device::Cpu => (store, detector),
-            _ => on_device(&config, device, &store)?,
+        tch::manual_seed(1);
+        let store = nn::VarStore::new(device);
+        let model = match network.config.is_empty() {
+            true => Model::Backbone(backbone::build(&store.root(), &config.model.backbone)?),
+            false => Model::Detector(detect::build(&store.root(), &config.model, CLASSES)?),
         };
         let optimizer = Optimizer::new(&sorted_variables(&store), &config.train);
-        Ok(Self { detector, optimizer, batch: batch(network.images), device, steps: 0, _store: store })
+        Ok(Self { model, optimizer, batch: batch(network.images), device, steps: 0, _store: store })
     }
 
     /// As `train_det` does it: the images come from the CPU's memory.
     fn train(&mut self, amp: bool) -> Result<Value> {
         let batch = to_device(&self.batch, self.device);
         let mut pass = Pass::training(0, self.steps);
-        let losses = autocast(amp, self.device, || self.detector.losses(&batch, &mut pass))?;
+        let losses = autocast(amp, self.device, || match &self.model {
+            Model::Detector(detector) => detector.losses(&batch, &mut pass),
+            Model::Backbone(backbone) => {
+                let maps = backbone.forward(&batch.images, &mut pass)?;
+                let squares = maps.iter().map(|map| full_precision(map).square().mean(Kind::Float));
+                Ok(Losses { parts: squares.map(|part| ("maps", part)).collect() })
+            }
+        })?;
         losses.total().backward();
         let norm = self.optimizer.gradient_norm();
         // Small steps: it is the time that counts.
@@ -189,12 +202,18 @@ impl Open {
 
     fn detect(&self, amp: bool) -> Result<Vec<Detections>> {
         let batch = to_device(&self.batch, self.device);
-        autocast(amp, self.device, || self.detector.detect(&batch))
+        autocast(amp, self.device, || match &self.model {
+            Model::Detector(detector) => detector.detect(&batch),
+            Model::Backbone(backbone) => {
+                tch::no_grad(|| backbone.forward(&batch.images, &mut Pass::inference())).map(|_| Vec::new())
+            }
+        })
     }
 }
 
 fn config_of(network: &Network, more: &[String]) -> Result<Config> {
-    Config::load(Path::new(&network.config), &[network.changes.as_slice(), more].concat())
+    let name = if network.config.is_empty() { "retinanet_pvig_s_fpn_1x_coco" } else { &network.config };
+    Config::load(Path::new(name), &[network.changes.as_slice(), more].concat())
 }
 
 fn detector(config: &Config, device: Device) -> Result<(nn::VarStore, Box<dyn Detector>)> {
