@@ -39,33 +39,31 @@ SAMPLED = {'losses': 0.05, 'gradients': 0.2}
 BFLOAT16 = {'losses': 0.1, 'gradients': 0.5}
 TESTS = ['vig', 'pyramid', 'torchvision', 'two_stage', 'second_generation']
 RETINANET, MASK_RCNN = 'retinanet_pvig_s_fpn_1x_coco', 'mask_rcnn_pvig_s_fpn_1x_coco'
-SMALL = ['channels=[16,32,48,64]', 'blocks=[1,1,2,1]', 'fpn.channels=32', 'model.backbone.drop_path=0.0']
+SMALL = ['model.backbone.channels=[16,32,48,64]', 'model.backbone.blocks=[1,1,2,1]', 'model.fpn.channels=32']
 BACKBONES = (
     [{'name': 'pvig_ti', 'conv': conv, 'channels': [16, 32, 48, 64], 'blocks': [1, 1, 2, 1]}
      for conv in ('mr', 'edge', 'gin', 'sage')]
     + [{'name': 'vig_ti', 'blocks': [3], 'channels': [96]}, {'name': 'pvig_ti', 'relative': 'grid'}]
-    + [{'name': name} for name in ('resnet18', 'resnet50', 'efficientnet_lite0', 'mobilenet_v3_large', 'resnext50_32x4d',
-                                   'swin_t', 'pvt_tiny', 'poolformer_s12', 'cyclemlp_b1')])
+    + [{'name': name} for name in ('resnet18', 'resnet50', 'efficientnet_lite0', 'mobilenet_v3_large', 'swin_t',
+                                   'resnext50_32x4d', 'pvt_tiny', 'poolformer_s12', 'cyclemlp_b1')])
 DETECTORS = [
     ('retinanet', RETINANET, SMALL),
     ('retinanet, adaptive assignment, quality focal loss, GIoU', RETINANET,
-     SMALL + ['model.match.kind=atss', 'model.loss.class=quality_focal', 'model.loss.box=giou', 'model.loss.box_weight=2']),
-    ('retinanet on resnet18', RETINANET, ['model.backbone={"name":"resnet18"}', 'fpn.channels=32']),
-    ('mask_rcnn', MASK_RCNN, SMALL + ['roi.channels=64', 'mask_head.channels=32']),
-    ('faster_rcnn', MASK_RCNN, SMALL + ['roi.channels=64', 'model.mask=false']),
+     SMALL + ['model.match.kind=atss', 'model.loss.class=quality_focal', 'model.loss.box=giou',
+              'model.loss.box_weight=2']),
+    ('retinanet on resnet18', RETINANET, ['model.backbone={"name":"resnet18"}', 'model.fpn.channels=32']),
+    ('mask_rcnn', MASK_RCNN, SMALL + ['model.roi.channels=64', 'model.mask_head.channels=32']),
+    ('faster_rcnn', MASK_RCNN, SMALL + ['model.roi.channels=64', 'model.mask=false']),
 ]
 # Operations that wait for the device.
-WAITING = ('aten::item', 'aten::nonzero', 'aten::is_nonzero', 'aten::equal', 'aten::unique_consecutive', 'aten::_unique2')
+WAITING = ('aten::item', 'aten::nonzero', 'aten::is_nonzero', 'aten::equal', 'aten::_unique2')
 
 
 class Vigdet:
     """The library: requests and replies are JSON."""
 
     def __init__(self):
-        # torch first: the library then uses the same libtorch.
-        for name in sorted((HERE / 'lib').glob('*.so*')):
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(str(name), mode=ctypes.RTLD_GLOBAL)
+        # After torch, whose libtorch it then uses.
         self.library = ctypes.CDLL(str(HERE / 'libgpu_check.so'))
         self.library.vigdet_check.restype = ctypes.c_void_p
         self.library.vigdet_check.argtypes = [ctypes.c_char_p]
@@ -90,6 +88,8 @@ class Check:
         self.device = args.device
         self.cuda = args.device.startswith('cuda')
         self.number = int(args.device.partition(':')[2] or 0) if self.cuda else -1
+        if self.cuda:
+            torch.cuda.init()
         self.vigdet = Vigdet()
         self.rows = []
         args.out.write_text('')
@@ -118,7 +118,7 @@ class Check:
             return
         try:
             yield row
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        except Exception as error:  # Whatever it is, the other rows are still to come.
             row['error'] = str(error).strip().splitlines()[0][:500] if str(error).strip() else repr(error)
         self.write(part, **row)
         if self.cuda:
@@ -144,10 +144,11 @@ class Check:
         source = pathlib.Path(packed['source'])
         # The tests look for their files where they were built.
         if not source.exists():
-            source.parent.mkdir(parents=True, exist_ok=True)
-            source.symlink_to(HERE / 'source')
-        folders = [self.torch.__path__[0] + '/lib', str(HERE / 'lib')]
-        environment = os.environ | {'LD_LIBRARY_PATH': ':'.join(folders), 'VIGDET_TEST_DEVICE': self.device}
+            with contextlib.suppress(OSError):
+                source.parent.mkdir(parents=True, exist_ok=True)
+                source.symlink_to(HERE / 'source')
+        libraries = self.torch.__path__[0] + '/lib'
+        environment = os.environ | {'LD_LIBRARY_PATH': libraries, 'VIGDET_TEST_DEVICE': self.device}
         for name in TESTS:
             with self.row('tests', name, least=20) as row:
                 if row is None:
@@ -161,7 +162,8 @@ class Check:
                 row['failed'] = [line.split()[1] for line in lines if line.endswith('... FAILED')]
                 row['ok'] = ran.returncode == 0
                 if not row['ok']:
-                    row['said'] = [line for line in lines if 'off by' in line or 'differs' in line or 'error' in line][:20]
+                    words = ('off by', 'differs', 'error')
+                    row['said'] = [line for line in lines if any(word in line for word in words)][:20]
 
     def without_tf32(self):
         self.torch.backends.cudnn.allow_tf32 = False
@@ -190,7 +192,7 @@ class Check:
 
     def detectors(self):
         self.without_tf32()
-        change = [] if self.cuda else ['graph=chunked']
+        change = [] if self.cuda else ['model.backbone.graph=chunked']
         for amp in (False, True):
             for name, config, changes in DETECTORS:
                 with self.row('detectors', name + (', bfloat16' if amp else '')) as row:
@@ -232,7 +234,8 @@ class Check:
                             numbers[str(tensor.dtype)] += 1
                         return tensor
 
-                    with self.opened(config, images, SMALL) as model:
+                    # The tensor operations that a GPU runs, on the CPU too.
+                    with self.opened(config, images, SMALL + ['model.backbone.graph=chunked']) as model:
                         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                             self.vigdet('train', model=model, amp=amp)
                     row['tensors'] = dict(numbers)
@@ -257,7 +260,8 @@ class Check:
             work()
             self.synchronize()
             seconds.append(time.perf_counter() - before)
-        row[name] = {'seconds': round(min(seconds) / images, 6), 'median': round(sorted(seconds)[runs // 2] / images, 6)}
+        seconds = sorted(s / images for s in seconds)
+        row[name] = {'seconds': round(seconds[0], 6), 'median': round(seconds[runs // 2], 6)}
         if self.cuda:
             row[name]['gigabytes'] = round(torch.cuda.max_memory_allocated(self.number) / 1e9 / images, 3)
 
@@ -294,9 +298,12 @@ class Check:
 
     def plain_vig(self, row, images, amp):
         torch = self.torch
-        sys.path.insert(0, str(HERE))
+        if not (HERE / 'vig_ref.py').exists():
+            row['skipped'] = 'vig_ref.py is not packed'
+            return
         import vig_ref
-        model = vig_ref.vig('pvig_s', drop_path=0.1).to(self.device)
+        sizes = ([16, 32, 48, 64], [1, 1, 2, 1]) if self.args.quick else vig_ref.PRESETS['pvig_s'][1:]
+        model = vig_ref.Vig(True, *sizes, drop_path=0.1).to(self.device)
         batch = torch.randn(images['batch'], 3, images['height'], images['width'], device=self.device)
 
         def train():
@@ -319,7 +326,8 @@ class Check:
         from torchvision.models import detection
         build = {'retinanet': detection.retinanet_resnet50_fpn, 'mask_rcnn': detection.maskrcnn_resnet50_fpn}[name]
         height, width = images['height'], images['width']
-        model = build(weights=None, weights_backbone=None, num_classes=91, min_size=height, max_size=width).to(self.device)
+        model = build(weights=None, weights_backbone=None, num_classes=91, min_size=height, max_size=width)
+        model = model.to(self.device)
         generator = torch.Generator().manual_seed(0)
         batch = list(torch.rand(images['batch'], 3, height, width, generator=generator).to(self.device))
         targets = []
@@ -430,7 +438,10 @@ def main():
     args.out = args.out.resolve()
     # vigdet's own threads.
     os.environ.setdefault('RAYON_NUM_THREADS', str(args.threads if args.device == 'cpu' else os.cpu_count()))
-    check = Check(args)
+    try:
+        check = Check(args)
+    except (ImportError, OSError, RuntimeError) as error:
+        sys.exit(f'gpu_check: {str(error).strip().splitlines()[0]}')
     good = True
     for part in args.parts.split(','):
         good = getattr(check, part)() is not False and good

@@ -24,7 +24,8 @@ TORCH = f"torch=={VERSION}"
 # libtorch_cpu.so of the CUDA wheel is linked against these two, and looks for them beside itself.
 CUDA_RUNTIME = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]
 LEFT_OUT = ("libtorch_cuda", "libtorch_python", "libtorch_nvshmem", "libc10_cuda", "libcaffe2_nvrtc", "libtorch.so")
-PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (28, 27, 25, 24, 17)] + ["manylinux2014_x86_64"]
+# pip takes a tag as it is written, not all that are older than it; each of NVIDIA's wheels has another one.
+PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in range(28, 4, -1)] + ["manylinux2014_x86_64"]
 PARTIAL = ".libtorch-partial-"
 OWN = ("Or bring your own libtorch 2.13: set LIBTORCH to its folder, or LIBTORCH_USE_PYTORCH=1 to use the PyTorch 2.13\n"
        "of the active Python environment.")

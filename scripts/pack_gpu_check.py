@@ -4,8 +4,8 @@
 usage: pack_gpu_check.py --out FOLDER [--torch FOLDER] [--reference vig_ref.py] [--profile test]
 
 The programs are built against the torch in --torch (a folder `torch` of site-packages; default: this Python's), of the
-version that the other machine has. Where that is older than the one that vigdet is written for, torch-sys is patched in a
-copy: a function that the older one lacks fails when it is called. FOLDER then holds all that must travel, and
+version that the other machine has. Where that is older than the one that vigdet is written for, torch-sys is patched
+in a copy: a function that the older one lacks fails when it is called. FOLDER then holds all that must travel, and
 `python3 FOLDER/gpu_check.py` runs it. Needs cargo and a C++ compiler.
 """
 import argparse
@@ -22,8 +22,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Tests of numbers, which take VIGDET_TEST_DEVICE.
 TESTS = ['vig', 'pyramid', 'torchvision', 'two_stage', 'second_generation']
 MOST_BYTES = 60 << 20
-# Beside libtorch, the programs need GNU OpenMP, which a bare machine may lack.
-OPENMP = 'libgomp.so.1'
 
 
 def output(command, **more):
@@ -55,8 +53,8 @@ def patched_torch_sys(sources, to, torch):
     if not to.exists():
         shutil.copytree(pathlib.Path(manifest).parent, to)
     code = to / 'libtch' / 'torch_api_generated.cpp'
-    command = [os.environ.get('CXX', 'c++'), '-std=c++17', '-fsyntax-only', '-w', '-fmax-errors=0', f'-I{torch}/include',
-               f'-I{torch}/include/torch/csrc/api/include', str(code)]
+    command = [os.environ.get('CXX', 'c++'), '-std=c++17', '-fsyntax-only', '-w', '-fmax-errors=0',
+               f'-I{torch}/include', f'-I{torch}/include/torch/csrc/api/include', str(code)]
     found = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     lines = code.read_text().split('\n')
     missing = []
@@ -66,7 +64,8 @@ def patched_torch_sys(sources, to, torch):
         last = min(i for i in range(number - 1, len(lines)) if lines[i].strip() == ')')
         name = re.search(r'(at\w+)\(', lines[first - 1]).group(1)
         missing.append(name)
-        lines[first + 1:last] = [f'    throw std::runtime_error("this libtorch has no {name}");'] + [''] * (last - first - 2)
+        body = f'    throw std::runtime_error("this libtorch has no {name}");'
+        lines[first + 1:last] = [body] + [''] * (last - first - 2)
     code.write_text('\n'.join(lines))
     check = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if check.returncode:
@@ -110,9 +109,6 @@ def main():
             file = message['executable'] if of_test else message['filenames'][0]
             to = out / 'tests' / target['name'] if of_test else out / 'libgpu_check.so'
             subprocess.run(['strip', '-o', to, file], check=True)
-    openmp = output([os.environ.get('CXX', 'c++'), f'-print-file-name={OPENMP}']).strip()
-    (out / 'lib').mkdir()
-    shutil.copyfile(os.path.realpath(openmp), out / 'lib' / OPENMP)
     shutil.copyfile(ROOT / 'scripts' / 'gpu_check.py', out / 'gpu_check.py')
     shutil.copytree(ROOT / 'tests' / 'fixtures', out / 'source' / 'tests' / 'fixtures')
     if args.reference:
