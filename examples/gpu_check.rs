@@ -1,6 +1,7 @@
 //! The library that `scripts/gpu_check.py` loads beside Python's torch: vigdet's networks, to be timed and profiled
 //! there, and their numbers on a device against those on the CPU. Requests and replies are JSON. See docs/gpu.md.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::{c_char, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -19,6 +20,7 @@ use vigdet::detect::{self, Detections, Detector, Losses};
 use vigdet::graph::GraphTrace;
 use vigdet::nn::precision::{autocast, full_precision};
 use vigdet::nn::{cuda, libtorch};
+use vigdet::train::initial::initial;
 use vigdet::train::optimizer::Optimizer;
 use vigdet::weights::sorted_variables;
 use vigdet_coco::types::Segmentation;
@@ -104,7 +106,7 @@ pub unsafe extern "C" fn vigdet_check(request: *const c_char) -> *mut c_char {
     let reply = match answer {
         Ok(Ok(reply)) => reply,
         Ok(Err(error)) => json!({ "error": format!("{error:#}") }),
-        Err(_) => json!({ "error": "a panic; its message is on standard error" }),
+        Err(panic) => json!({ "error": message(panic.as_ref()) }),
     };
     CString::new(reply.to_string()).unwrap_or_default().into_raw()
 }
@@ -117,6 +119,12 @@ pub unsafe extern "C" fn vigdet_check(request: *const c_char) -> *mut c_char {
 pub unsafe extern "C" fn vigdet_free(reply: *mut c_char) {
     // SAFETY: the caller's promise.
     drop(unsafe { CString::from_raw(reply) });
+}
+
+/// What a panic says: libtorch's errors, a lack of memory among them.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_else(|| "a panic".into())
 }
 
 fn answer(request: &str) -> Result<Value> {
@@ -168,12 +176,7 @@ impl Open {
     fn new(network: &Network) -> Result<Self> {
         let device = device_of(network.device);
         let config = config_of(network, &[])?;
-        tch::manual_seed(1);
-        let store = nn::VarStore::new(device);
-        let model = match network.config.is_empty() {
-            true => Model::Backbone(backbone::build(&store.root(), &config.model.backbone)?),
-            false => Model::Detector(detect::build(&store.root(), &config.model, CLASSES)?),
-        };
+        let (store, model) = initial(1, device, |path| model_of(network, &config, path))?;
         let optimizer = Optimizer::new(&sorted_variables(&store), &config.train);
         Ok(Self { model, optimizer, batch: batch(network.images), device, steps: 0, _store: store })
     }
@@ -211,22 +214,16 @@ impl Open {
     }
 }
 
+fn model_of(network: &Network, config: &Config, path: &nn::Path) -> Result<Model> {
+    Ok(match network.config.is_empty() {
+        true => Model::Backbone(backbone::build(path, &config.model.backbone)?),
+        false => Model::Detector(detect::build(path, &config.model, CLASSES)?),
+    })
+}
+
 fn config_of(network: &Network, more: &[String]) -> Result<Config> {
     let name = if network.config.is_empty() { "retinanet_pvig_s_fpn_1x_coco" } else { &network.config };
     Config::load(Path::new(name), &[network.changes.as_slice(), more].concat())
-}
-
-fn detector(config: &Config, device: Device) -> Result<(nn::VarStore, Box<dyn Detector>)> {
-    tch::manual_seed(1);
-    let store = nn::VarStore::new(device);
-    let detector = detect::build(&store.root(), &config.model, CLASSES)?;
-    Ok((store, detector))
-}
-
-fn on_device(config: &Config, device: Device, from: &nn::VarStore) -> Result<(nn::VarStore, Box<dyn Detector>)> {
-    let (mut store, detector) = detector(config, device)?;
-    store.copy(from)?;
-    Ok((store, detector))
 }
 
 /// Images of soft blotches and noise, with objects here and there.
@@ -237,7 +234,9 @@ fn batch(Images { batch, height, width }: Images) -> Batch {
     let images = coarse.upsample_bilinear2d([height, width], false, None, None)
         + Tensor::randn([b, 3, height, width], (Kind::Float, Device::Cpu)) * 0.3;
     // Objects of many sizes, within the image.
-    let at = |image: usize, object: usize, prime: usize, most: f64| (((image * OBJECTS + object) * prime) % 97) as f64 / 97.0 * most;
+    let at = |image: usize, object: usize, prime: usize, most: f64| {
+        (((image * OBJECTS + object) * prime) % 97) as f64 / 97.0 * most
+    };
     let (h, w) = (height as f64, width as f64);
     let target = |image: usize| {
         let mut target = Target::default();
@@ -248,11 +247,7 @@ fn batch(Images { batch, height, width }: Images) -> Batch {
             target.boxes.push([x, y, x + side, y + side].map(|v| v as f32));
             target.labels.push((image + 11 * object) as i64 % CLASSES);
             target.crowd.push(false);
-            target.masks.push(Mask::new(
-                &Segmentation::Polygons(vec![corners.to_vec()]),
-                height as u32,
-                width as u32,
-            ));
+            target.masks.push(Mask::new(&Segmentation::Polygons(vec![corners.to_vec()]), height as u32, width as u32));
         }
         target
     };
@@ -284,8 +279,9 @@ fn to_device(batch: &Batch, device: Device) -> Batch {
 fn compare_detector(network: &Network, amp: bool, device_changes: &[String]) -> Result<Value> {
     let device = device_of(network.device);
     let (config, other) = (config_of(network, &[])?, config_of(network, device_changes)?);
-    let (store, here) = detector(&config, Device::Cpu)?;
-    let (other_store, there) = on_device(&other, device, &store)?;
+    let build = |config: &Config, device| initial(1, device, |path| detect::build(path, &config.model, CLASSES));
+    let (store, here) = build(&config, Device::Cpu)?;
+    let (other_store, there) = build(&other, device)?;
     let images = batch(network.images);
     let moved = to_device(&images, device);
 
@@ -303,9 +299,7 @@ fn compare_detector(network: &Network, amp: bool, device_changes: &[String]) -> 
     });
     let kinds: Vec<String> = other_losses.parts.iter().map(|(_, part)| format!("{:?}", part.kind())).collect();
     let seen = |one: Result<Vec<Detections>>| one.map(|found| found.into_iter().next().unwrap_or_default());
-    let (a, b) = tch::no_grad(|| {
-        (seen(here.detect(&images)), seen(autocast(amp, device, || there.detect(&moved))))
-    });
+    let (a, b) = tch::no_grad(|| (seen(here.detect(&images)), seen(autocast(amp, device, || there.detect(&moved)))));
     Ok(json!({
         "losses": parts.collect::<serde_json::Map<_, _>>(),
         "kinds": kinds,
@@ -323,12 +317,9 @@ fn compare_classifier(backbone: Value, changes: &Value, device: Device, images: 
         }
         Ok(serde_json::from_value(value)?)
     };
-    tch::manual_seed(1);
-    let store = nn::VarStore::new(Device::Cpu);
-    let here = Classifier::new(&store.root(), &config(&json!({}))?, 10)?;
-    let mut other_store = nn::VarStore::new(device);
-    let there = Classifier::new(&other_store.root(), &config(changes)?, 10)?;
-    other_store.copy(&store)?;
+    let build = |config: BackboneConfig, device| initial(1, device, |path| Classifier::new(path, &config, 10));
+    let (store, here) = build(config(&json!({}))?, Device::Cpu)?;
+    let (other_store, there) = build(config(changes)?, device)?;
     let images = batch(images).images;
     let mut trace = GraphTrace::default();
     let a = here.forward(&images, &mut Pass::training(0, 0).with_trace(&mut trace))?;
@@ -379,7 +370,13 @@ fn gradients(store: &nn::VarStore, other: &nn::VarStore) -> Value {
 fn same_neighbours(edges: &[Tensor], trace: &GraphTrace) -> Option<f64> {
     let same = edges.iter().zip(&trace.blocks).map(|(edges, block)| {
         let found = block.edges.to_device(Device::Cpu);
-        edges.sort(2, false).0.eq_tensor(&found.sort(2, false).0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
+        edges
+            .sort(2, false)
+            .0
+            .eq_tensor(&found.sort(2, false).0)
+            .to_kind(Kind::Float)
+            .mean(Kind::Float)
+            .double_value(&[])
     });
     let same: Vec<f64> = same.collect();
     (!same.is_empty()).then(|| same.iter().sum::<f64>() / same.len() as f64)
@@ -389,7 +386,9 @@ fn same_neighbours(edges: &[Tensor], trace: &GraphTrace) -> Option<f64> {
 fn overlap(a: &Detections, b: &Detections) -> Value {
     let twin = |i: usize| {
         (0..b.len()).any(|j| {
-            a.labels[i] == b.labels[j] && iou(&a.boxes[i], &b.boxes[j]) > 0.9 && (a.scores[i] - b.scores[j]).abs() < 0.02
+            a.labels[i] == b.labels[j]
+                && iou(&a.boxes[i], &b.boxes[j]) > 0.9
+                && (a.scores[i] - b.scores[j]).abs() < 0.02
         })
     };
     json!({ "cpu": a.len(), "device": b.len(), "same": (0..a.len()).filter(|i| twin(*i)).count() })

@@ -270,6 +270,22 @@ fn mixed_precision_is_used_where_the_processor_has_it_and_said() {
     assert_eq!(mixed.0 != exact.0, has);
     let loss = |log: &[Value]| log[1]["loss"].as_f64().unwrap();
     assert!((loss(&mixed.0) / loss(&exact.0) - 1.0).abs() < 0.02);
+
+    // What was trained so is looked at so on GPUs; on a CPU where it is asked for.
+    let weights = scene.path("mixed/checkpoints/last.safetensors").display().to_string();
+    let seen = |name: &str, amp: &[&str]| {
+        let out = scene.path(name);
+        let (folder, file) = (out.display().to_string(), out.join("detect.json").display().to_string());
+        let common = ["--weights", &weights, "--device", "cpu"];
+        succeed("test_det", &[&common[..], &["--out", &folder], amp].concat());
+        let image = scene.data.root().join("val2017/000.png").display().to_string();
+        succeed("detect", &[&common[..], &["--json", &file, &image], amp].concat());
+        let precision = read_json(out.join("metrics.json"))["precision"].clone();
+        (precision, std::fs::read(out.join("bbox.json")).unwrap(), std::fs::read(file).unwrap())
+    };
+    let (plain, off, on) = (seen("plain", &[]), seen("off", &["--amp", "off"]), seen("on", &["--amp", "on"]));
+    assert!(plain == off && off.0 == "float32" && on.0 == mixed.1.as_str());
+    assert!(off.1.len() > 100 && (on.1 != off.1, on.2 != off.2) == (has, has));
 }
 
 #[test]

@@ -285,29 +285,29 @@ mod tests {
     static INIT: AtomicI32 = AtomicI32::new(0);
     static CONTEXTS: AtomicI32 = AtomicI32::new(0);
 
-    // SAFETY of all: the pointers are to variables of `Functions`' own calls.
+    /// Writes a result, and succeeds.
+    fn put<T>(to: *mut T, value: T) -> c_int {
+        // SAFETY: `Functions` alone calls what is made up here, with pointers to variables of its own.
+        unsafe { to.write(value) };
+        0
+    }
+
     unsafe extern "C" fn init(_: c_uint) -> c_int {
         INIT.load(Ordering::Relaxed)
     }
     unsafe extern "C" fn driver_version(out: *mut c_int) -> c_int {
-        unsafe { *out = VERSION.load(Ordering::Relaxed) };
-        0
+        put(out, VERSION.load(Ordering::Relaxed))
     }
     unsafe extern "C" fn device_count(out: *mut c_int) -> c_int {
-        unsafe { *out = 2 };
-        0
+        put(out, 2)
     }
     unsafe extern "C" fn device(out: *mut c_int, index: c_int) -> c_int {
-        unsafe { *out = 10 + index };
-        0
+        put(out, 10 + index)
     }
     unsafe extern "C" fn name(out: *mut c_char, len: c_int, device: c_int) -> c_int {
         let name = [c"NVIDIA T4", c"NVIDIA H100"][device as usize - 10].to_bytes_with_nul();
         assert!(name.len() <= len as usize);
-        for (i, byte) in name.iter().enumerate() {
-            unsafe { *out.add(i) = *byte as c_char };
-        }
-        0
+        name.iter().enumerate().map(|(i, byte)| put(out.wrapping_add(i), *byte as c_char)).sum()
     }
     unsafe extern "C" fn attribute(out: *mut c_int, which: c_int, device: c_int) -> c_int {
         let value = match (which, device) {
@@ -317,17 +317,14 @@ mod tests {
             (76, 11) => 0,
             _ => return 1,
         };
-        unsafe { *out = value };
-        0
+        put(out, value)
     }
     unsafe extern "C" fn memory(out: *mut usize, device: c_int) -> c_int {
-        unsafe { *out = if device == 10 { 16 << 30 } else { 80 << 30 } };
-        0
+        put(out, if device == 10 { 16 << 30 } else { 80 << 30 })
     }
     unsafe extern "C" fn retain(out: *mut *mut c_void, device: c_int) -> c_int {
         CONTEXTS.fetch_add(1, Ordering::Relaxed);
-        unsafe { *out = device as usize as *mut c_void };
-        0
+        put(out, device as usize as *mut c_void)
     }
     unsafe extern "C" fn release(_: c_int) -> c_int {
         CONTEXTS.fetch_sub(1, Ordering::Relaxed);
@@ -340,8 +337,7 @@ mod tests {
         0
     }
     unsafe extern "C" fn free(free: *mut usize, total: *mut usize) -> c_int {
-        unsafe { (*free, *total) = (70 << 30, 80 << 30) };
-        0
+        put(free, 70 << 30) + put(total, 80 << 30)
     }
 
     const MADE_UP: Functions = Functions {

@@ -157,7 +157,8 @@ impl ClassEvaluator {
         for batch in self.loader.epoch(0, 0, false) {
             let batch = batch?;
             let images = batch.images.to_device(device);
-            let forward = || autocast(self.precision.is_mixed(device), device, || model.forward(&images, &mut Pass::inference()));
+            let forward =
+                || autocast(self.precision.is_mixed(device), device, || model.forward(&images, &mut Pass::inference()));
             let logits = tch::no_grad(forward)?.logits;
             let logits = logits.to_device(Device::Cpu).to_kind(Kind::Float);
             loss += cross_entropy(&logits, &batch.targets).double_value(&[]) * batch.len() as f64;

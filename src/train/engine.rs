@@ -10,7 +10,9 @@ use serde_json::json;
 use tch::{nn, Device, Kind, Tensor};
 
 use super::ema::Ema;
+use super::initial::initial;
 use super::logger::Logger;
+use super::machine;
 use super::notices;
 use super::optimizer::{clip_factor, Optimizer};
 use super::replicas::Replicas;
@@ -23,7 +25,6 @@ use crate::config::{self, Experiment};
 use crate::console::say;
 use crate::data::{Feed, Source};
 use crate::nn::precision;
-use crate::nn::{cuda, libtorch};
 use crate::runs::{unix_time, write_text, Evaluation, RunDir, Step};
 use crate::threads::set_threads;
 use crate::weights::{metadata_of, sorted_variables, Checkpoint, Metadata};
@@ -178,24 +179,19 @@ impl<T: Task> Engine<T> {
         }
         let precision = precision::name(t.amp, options.device);
         precision::left_off(t.amp, options.device).iter().for_each(|line| say(line));
-        let device = device_name(options.device);
-        let start = json!({
+        let device = machine::device_name(options.device);
+        let mut start = json!({
             "command": options.command,
             "unix_time": unix_time(),
             "from_iter": progress.iter,
             "vigdet": env!("CARGO_PKG_VERSION"),
-            "libtorch": libtorch::version(),
-            "device": device,
-            "gpu": gpu(options.device),
-            "repeatable_to_the_bit": !options.device.is_cuda(),
-            "threads": tch::get_num_threads(),
             "replicas": at_once,
             "precision": precision,
-            "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             "classes": task.classes().names(),
             "trained_numbers": optimizer.parameters(),
             "steps": total,
         });
+        start.as_object_mut().into_iter().for_each(|start| start.extend(machine::record(options.device)));
         run.describe(&task.config().to_json()?, start, resuming)?;
         run.rewind_log(progress.iter, progress.evaluated != Some(progress.iter))?;
         let log = Logger::new(&run, progress.iter, total as u64, t.epochs.saturating_mul(stretch))?;
@@ -575,43 +571,5 @@ fn some(names: &[String]) -> String {
     match names {
         [first, second, _, _, _, ..] => format!("{first}, {second} and {} more images", names.len() - 2),
         few => few.join(", "),
-    }
-}
-
-/// A model and its variables on a device. Its initial weights are drawn on the CPU, where a seed means the same on
-/// every machine.
-fn initial<M>(seed: u64, device: Device, build: impl Fn(&nn::Path) -> Result<M>) -> Result<(nn::VarStore, M)> {
-    tch::manual_seed(seed as i64);
-    let drawn = nn::VarStore::new(Device::Cpu);
-    let model = build(&drawn.root())?;
-    if device == Device::Cpu {
-        return Ok((drawn, model));
-    }
-    // Built there once more: a layer may hold constants on the device beside its variables.
-    let mut store = nn::VarStore::new(device);
-    let model = build(&store.root())?;
-    store.copy(&drawn)?;
-    Ok((store, model))
-}
-
-/// What a run's record says of its card; null on others than NVIDIA's.
-fn gpu(device: Device) -> serde_json::Value {
-    let Device::Cuda(index) = device else { return json!(null) };
-    let card = cuda::card(index);
-    json!({
-        "name": card.map(|card| &card.name),
-        "compute_capability": card.map(|card| format!("{}.{}", card.capability.0, card.capability.1)),
-        "memory": card.map(|card| card.memory),
-        "free_memory": cuda::free_memory(index),
-        "driver": cuda::driver().ok().map(|driver| driver.cuda.to_string()),
-        "libtorch_for": libtorch::cuda().map(|cuda| cuda.to_string()),
-    })
-}
-
-fn device_name(device: Device) -> String {
-    match device {
-        Device::Cpu => "cpu".into(),
-        Device::Cuda(index) => format!("cuda:{index}"),
-        other => format!("{other:?}").to_lowercase(),
     }
 }
