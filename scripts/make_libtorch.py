@@ -31,7 +31,8 @@ PARTIAL = ".libtorch-partial-"
 
 
 def linux(machine):
-    return [f"manylinux_2_{n}_{machine}" for n in (28, 27, 26, 25, 24, 17)] + [f"manylinux2014_{machine}"]
+    # pip takes a tag as it is written, not all that are older than it; each of NVIDIA's wheels has another one.
+    return [f"manylinux_2_{n}_{machine}" for n in range(28, 4, -1)] + [f"manylinux2014_{machine}"]
 
 
 # By system and processor, as Python names them: the tags of the wheels that fit, for pip.

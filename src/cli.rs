@@ -18,6 +18,8 @@ use crate::backbone;
 use crate::config::{ClassifyConfig, Config, DetectorKind};
 use crate::console::{self, warn};
 use crate::data::panic_message;
+use crate::nn::precision::{left_off, InferencePrecision};
+use crate::nn::{cuda, libtorch};
 use crate::weights::{cache, catalogue};
 
 mod out_of_memory;
@@ -32,7 +34,7 @@ pub struct ConfigArgs {
     /// Config file, or the name of a built-in one
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// cpu, cuda, cuda:N or mps (default: cuda where there is one)
+    /// cpu, cuda, cuda:N or mps (default: cuda where libtorch has it)
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Change one config value; the key may be shortened to its last part
@@ -47,6 +49,32 @@ impl ConfigArgs {
     /// If there is no such device.
     pub fn device(&self) -> Result<Device> {
         parse_device(self.device.as_deref())
+    }
+}
+
+/// In which precision a trained network is run.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct AmpArgs {
+    /// Mixed precision, bfloat16 [default: on a GPU as in training, on a CPU off]
+    #[arg(long, value_name = "on|off", value_parser = on_or_off)]
+    pub amp: Option<bool>,
+}
+
+impl AmpArgs {
+    /// In which precision to run a network on a device that was, or was not, trained in mixed precision. Says where
+    /// the device has none.
+    pub fn precision(self, trained: bool, device: Device) -> InferencePrecision {
+        let precision = InferencePrecision { trained, asked: self.amp };
+        left_off(precision.is_mixed(device), device).iter().for_each(|line| warn(line));
+        precision
+    }
+}
+
+fn on_or_off(text: &str) -> Result<bool> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => bail!("it is on or off, not `{other}`"),
     }
 }
 
@@ -236,11 +264,11 @@ fn pair<T: FromStr>(text: &str) -> Option<[T; 2]> {
     Some([first.trim().parse().ok()?, second.trim().parse().ok()?])
 }
 
-/// `cpu`, `cuda`, `cuda:N` or `mps`; none: cuda where there is one.
+/// `cpu`, `cuda`, `cuda:N` or `mps`; none: cuda where libtorch has it. A GPU that cannot be used is an error, for a
+/// training on the CPU would take days that nobody meant to wait.
 pub fn parse_device(name: Option<&str>) -> Result<Device> {
-    let count = tch::Cuda::device_count().max(0) as usize;
     let index = match name {
-        None if count == 0 => return Ok(Device::Cpu),
+        None if libtorch::cuda().is_none() => return Ok(Device::Cpu),
         Some("cpu") => return Ok(Device::Cpu),
         Some("mps") => {
             ensure!(tch::utils::has_mps(), "there is no device mps: it is the GPU of a Mac; --device cpu works");
@@ -252,9 +280,7 @@ pub fn parse_device(name: Option<&str>) -> Result<Device> {
             index.with_context(|| format!("--device takes cpu, cuda, cuda:N or mps, not `{other}`"))?
         }
     };
-    const NONE: &str = "no GPU here (CUDA=1 make libtorch installs the CUDA build); --device cpu works";
-    let seen = if count == 0 { NONE.into() } else { count.to_string() };
-    ensure!(index < count, "there is no device cuda:{index}: libtorch sees {seen}");
+    cuda::check(index)?;
     Ok(Device::Cuda(index))
 }
 
@@ -365,6 +391,12 @@ mod tests {
         }
         assert!(parse_device(Some("gpu")).unwrap_err().to_string().contains("`gpu`"));
         assert!(parse_device(Some("cuda:99")).unwrap_err().to_string().contains("cuda:99"));
+    }
+
+    #[test]
+    fn amp_is_on_or_off() {
+        assert_eq!((on_or_off("on").unwrap(), on_or_off("off").unwrap()), (true, false));
+        assert!(on_or_off("true").unwrap_err().to_string().contains("`true`"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::classes::{Classes, COCO_OUTPUTS};
 use crate::config::{Config, DataConfig, DetectorKind};
 use crate::data::{self, ImageInfo};
 use crate::detect::{self, classes_of_outputs, Detections, Detector};
+use crate::nn::precision::{autocast, InferencePrecision};
 use crate::weights::{Checkpoint, LoadOptions};
 
 /// What to open besides the weights. The default takes everything from the weights' own metadata, on the CPU.
@@ -40,11 +41,13 @@ pub struct PredictorOptions {
     pub classes: Option<Classes>,
     /// Where the network runs.
     pub device: Device,
+    /// Whether in mixed precision; `None`: on CUDA as it was trained, on CPUs in float32.
+    pub amp: Option<bool>,
 }
 
 impl Default for PredictorOptions {
     fn default() -> Self {
-        Self { detector: None, config: None, changes: Vec::new(), classes: None, device: Device::Cpu }
+        Self { detector: None, config: None, changes: Vec::new(), classes: None, device: Device::Cpu, amp: None }
     }
 }
 
@@ -87,6 +90,7 @@ pub struct Predictor {
     device: Device,
     /// (height, width) that images must fit into, of a model for one size.
     canvas: Option<(i64, i64)>,
+    precision: InferencePrecision,
     // The detector's variables live as long as their store.
     _store: nn::VarStore,
 }
@@ -125,7 +129,8 @@ impl Predictor {
         let detector = detect::build(&store.root(), &config.model, classes.len() as i64)?;
         weights.load_into(&store, &LoadOptions { complete: true, ..LoadOptions::default() })?;
         store.freeze();
-        Ok(Self { detector, config, classes, device: options.device, canvas: None, _store: store })
+        let precision = InferencePrecision { trained: config.train.amp, asked: options.amp };
+        Ok(Self { detector, config, classes, device: options.device, canvas: None, precision, _store: store })
     }
 
     /// Opens an ONNX file that `vigdet export` wrote.
@@ -159,7 +164,8 @@ impl Predictor {
         let canvas = detector.size();
         config.data.pad = if canvas.is_some() { 1 } else { config.data.pad.next_multiple_of(32) };
         let store = nn::VarStore::new(Device::Cpu);
-        Ok(Self { detector: Box::new(detector), config, classes, device: Device::Cpu, canvas, _store: store })
+        let (detector, precision) = (Box::new(detector), InferencePrecision::default());
+        Ok(Self { detector, config, classes, device: Device::Cpu, canvas, precision, _store: store })
     }
 
     #[cfg(not(feature = "onnx"))]
@@ -234,7 +240,8 @@ impl Predictor {
     fn detect_with(&self, images: &[RgbImage], infos: &[ImageInfo], data: &DataConfig) -> Result<Vec<Detections>> {
         let mut batch = data::prepare(images, infos, data)?;
         batch.images = batch.images.to_device(self.device);
-        let mut found = self.detector.detect(&batch)?;
+        let mixed = self.precision.is_mixed(self.device);
+        let mut found = autocast(mixed, self.device, || self.detector.detect(&batch))?;
         // An exported model has a limit of its own, which may be lower.
         let least = self.config.model.test.score as f32;
         found.iter_mut().for_each(|found| found.keep_above(least));

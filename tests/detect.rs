@@ -245,6 +245,7 @@ fn bad_arguments_are_one_clear_line() {
     assert_refused(&bench.detect(&["a.png", "--config", "broken.json"]), &["broken.json"]);
     assert_refused(&bench.detect(&["a.png", "--config", "gone.json"]), &["gone.json", "presets"]);
     assert_refused(&bench.detect(&["a.png", "--size", "800"]), &["--size"]);
+    assert_refused(&bench.detect(&["a.png", "--amp", "maybe"]), &["--amp", "on or off", "`maybe`"]);
     let weights = ["retinanet", "--weights", "tiny.safetensors", "a.png"];
     assert_refused(&bench.run(&[&weights[..], &["--device", "tpu"]].concat()), &["tpu"]);
     assert_refused(&bench.detect(&["a.png", "--score-threshold", "2"]), &["model.test.score"]);

@@ -4,13 +4,17 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use tch::{nn, Device, Tensor};
+use tch::{nn, Tensor};
 use vigdet::config::{AnchorConfig, Config, Experiment, FpnConfig, HeadConfig, ModelConfig, P6Source};
 use vigdet::detect::dense_head::DenseHead;
 use vigdet::detect::fpn::{Coarse, Fpn};
 use vigdet::detect::roi_heads::RoiHeads;
 use vigdet::detect::rpn::Rpn;
 use vigdet::weights::{self, Checkpoint, LoadOptions};
+
+use common::{device, read_tensors, tolerance};
+
+mod common;
 
 const CHANNELS: i64 = 8;
 const CLASSES: i64 = 3;
@@ -26,7 +30,7 @@ struct Fixture {
 impl Fixture {
     fn read(kind: &'static str) -> Self {
         let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/detect/pyramid.safetensors");
-        let tensors = Tensor::read_safetensors(&path).unwrap().into_iter().collect();
+        let tensors = read_tensors(&path);
         let metadata = Checkpoint::open(&path).unwrap().metadata();
         let mut older: HashMap<String, HashMap<String, String>> = serde_json::from_str(&metadata["older"]).unwrap();
         Self { kind, tensors, older: older.remove(kind).unwrap() }
@@ -68,12 +72,12 @@ impl Fixture {
     }
 }
 
-/// Asserts that two tensors differ by at most 1e-5 of the larger's largest value.
+/// Asserts that two tensors differ by at most 1e-5 of the larger's largest value, on the CPU.
 fn assert_close(found: &Tensor, wanted: &Tensor, what: &str) {
     assert_eq!(found.size(), wanted.size(), "{what}");
     let scale = wanted.abs().max().double_value(&[]);
     let worst = (found - wanted).abs().max().double_value(&[]);
-    assert!(scale > 0.0 && worst <= 1e-5 * scale, "{what}: off by {worst} of {scale}");
+    assert!(scale > 0.0 && worst <= tolerance(1e-5) * scale, "{what}: off by {worst} of {scale}");
 }
 
 fn pyramid() -> FpnConfig {
@@ -82,7 +86,7 @@ fn pyramid() -> FpnConfig {
 
 /// RetinaNet without its body. C5 is as wide as the pyramid: P6 could stand on either.
 fn retinanet() -> (nn::VarStore, Fpn, DenseHead) {
-    let store = nn::VarStore::new(Device::Cpu);
+    let store = nn::VarStore::new(device());
     let root = store.root();
     let coarse = Coarse::P6P7 { p6: P6Source::P5, relu: true };
     let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[5, 6, CHANNELS], &pyramid(), coarse).unwrap();
@@ -105,7 +109,7 @@ impl MaskRcnn {
         config.anchors = AnchorConfig { base: 4.0, ..config.anchors };
         config.roi.channels = 6;
         (config.mask_head.convs, config.mask_head.channels) = (2, 8);
-        let store = nn::VarStore::new(Device::Cpu);
+        let store = nn::VarStore::new(device());
         let root = store.root();
         let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &[4, 5, 6, 8], &config.fpn, Coarse::Halved);
         let rpn = Rpn::new(&(&root / "rpn"), CHANNELS, &config.anchors, &config.rpn);
@@ -133,7 +137,7 @@ fn retinanets_pyramid_with_p6_from_p5_and_its_head() {
 #[test]
 fn retinanets_pyramid_with_p6_from_c5() {
     let fixture = Fixture::read("retinanet_c5");
-    let store = nn::VarStore::new(Device::Cpu);
+    let store = nn::VarStore::new(device());
     let path = store.root() / "backbone" / "fpn";
     let coarse = Coarse::P6P7 { p6: P6Source::C5, relu: true };
     let fpn = Fpn::new(&path, &[5, 6, 12], &pyramid(), coarse).unwrap();

@@ -2,11 +2,10 @@
 //! against its numbers (tests/fixtures/torchvision/make.py writes them).
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tch::{nn, Device, Kind, Tensor};
+use tch::{nn, Kind, Tensor};
 use vigdet::backbone::{self, Classifier, Pass};
 use vigdet::config::{
     AnchorConfig, BackboneConfig, Config, ConvNorm, Experiment, ModelConfig, ProposalConfig, SampleConfig,
@@ -20,6 +19,10 @@ use vigdet::detect::rpn::{ProposalSelector, Rpn};
 use vigdet::weights::{self, sorted_variables, Checkpoint, LoadOptions};
 use vigdet_coco::types::Segmentation;
 
+use common::{device, read_fixture, tolerance};
+
+mod common;
+
 const PADDED: (i64, i64) = (128, 160);
 const SIZES: [(i64, i64); 2] = [(128, 150), (120, 160)];
 const STAGES: [i64; 4] = [4, 5, 6, 8];
@@ -30,8 +33,7 @@ struct Fixture(HashMap<String, Tensor>);
 
 impl Fixture {
     fn read(name: &str) -> Self {
-        let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torchvision");
-        Self(Tensor::read_safetensors(folder.join(name)).unwrap().into_iter().collect())
+        Self(read_fixture(&format!("torchvision/{name}")))
     }
 
     fn tensor(&self, name: &str) -> &Tensor {
@@ -44,12 +46,13 @@ impl Fixture {
     }
 }
 
-/// Asserts that two tensors differ by at most `share` of the larger's largest value.
+/// Asserts that two tensors differ by at most `share` of the larger's largest value, on the CPU.
 fn assert_close(found: &Tensor, wanted: &Tensor, share: f64, what: &str) {
     assert_eq!(found.size(), wanted.size(), "{what}");
+    let found = found.to_device(device());
     let scale = wanted.abs().max().double_value(&[]);
     let worst = (found - wanted).abs().max().double_value(&[]);
-    assert!(scale > 0.0 && worst <= share * scale, "{what}: off by {worst} of {scale}");
+    assert!(scale > 0.0 && worst <= tolerance(share) * scale, "{what}: off by {worst} of {scale}");
 }
 
 /// Every so many of a tensor's numbers.
@@ -87,7 +90,7 @@ impl Model {
     /// With the fixture's weights, by their names.
     fn load(config: ModelConfig) -> Self {
         let fixture = Fixture::read("second_generation.safetensors");
-        let store = nn::VarStore::new(Device::Cpu);
+        let store = nn::VarStore::new(device());
         let root = store.root();
         let fpn = Fpn::new(&(&root / "backbone" / "fpn"), &STAGES, &config.fpn, Coarse::Halved).unwrap();
         let rpn = Rpn::new(&(&root / "rpn"), CHANNELS, &config.anchors, &config.rpn);
@@ -172,7 +175,7 @@ fn a_training_pass_through_the_norms_has_torchvisions_losses_gradients_and_stati
     for ((part, value), name) in parts.iter().zip(names) {
         let wanted = model.fixture.tensor(&format!("losses.loss_{name}")).double_value(&[]);
         let found = value.double_value(&[]);
-        assert!((found / wanted - 1.0).abs() < 1e-4, "{part}: {found}, wanted {wanted}");
+        assert!((found / wanted - 1.0).abs() < tolerance(1e-4), "{part}: {found}, wanted {wanted}");
     }
     let values: Vec<&Tensor> = parts.iter().map(|(_, value)| value).collect();
     Tensor::stack(&values, 0).sum(Kind::Float).backward();
@@ -219,13 +222,13 @@ fn uniform(shape: &[i64], t: u64) -> Tensor {
         let hash = (i * 2_654_435_761 + t * 40_503_001) % (1 << 32);
         (hash >> 8) as f64 / f64::from(1 << 24) - 0.5
     };
-    Tensor::from_slice(&(0..count).map(value).collect::<Vec<f64>>()).view(shape)
+    Tensor::from_slice(&(0..count).map(value).collect::<Vec<f64>>()).view(shape).to_device(device())
 }
 
 #[test]
 fn mobilenet_gives_torchvisions_maps_scores_gradients_and_statistics() {
     let expected = Fixture::read("mobilenet.safetensors");
-    let mut store = nn::VarStore::new(Device::Cpu);
+    let mut store = nn::VarStore::new(device());
     let config = BackboneConfig { name: "mobilenet_v3_large".into(), norm_eps: 1e-3, ..Default::default() };
     let model = Classifier::new(&store.root(), &config, 1000).unwrap();
     for (t, (key, variable)) in sorted_variables(&store).into_iter().enumerate() {
@@ -265,17 +268,17 @@ fn mobilenet_gives_torchvisions_maps_scores_gradients_and_statistics() {
         let found_sum = (&gradient * uniform(&gradient.size(), 2000)).sum(Kind::Double).double_value(&[]);
         let found_norm = gradient.norm().double_value(&[]).max(1e-6);
         let error = (found_norm / norm - 1.0).abs().max((found_sum - sum).abs() / norm);
-        assert!(error < 1e-4, "gradient of {key} differs by {error:e}");
+        assert!(error < tolerance(1e-4), "gradient of {key} differs by {error:e}");
     }
     assert_close(&variables["features.16.1.running_mean"], expected.tensor("running"), 1e-5, "running statistics");
 }
 
 #[test]
 fn a_mobile_classifier_drops_values_in_training_the_same_ones_for_the_same_pass() {
-    let store = nn::VarStore::new(Device::Cpu);
+    let store = nn::VarStore::new(device());
     let config = BackboneConfig { name: "mobilenet_v3_large".into(), freeze_norms: true, ..Default::default() };
     let model = Classifier::new(&store.root(), &config, 10).unwrap();
-    let images = Tensor::randn([1, 3, 32, 32], (Kind::Float, Device::Cpu)) * 30.0;
+    let images = Tensor::randn([1, 3, 32, 32], (Kind::Float, device())) * 30.0;
     let logits = |mut pass: Pass| tch::no_grad(|| model.forward(&images, &mut pass).unwrap().logits);
     let first = logits(Pass::training(1, 5));
     assert_eq!(first, logits(Pass::training(1, 5)));
@@ -287,12 +290,12 @@ fn a_mobile_classifier_drops_values_in_training_the_same_ones_for_the_same_pass(
 fn frozen_stages_of_a_mobilenet_are_torchvisions_and_the_rest_learns() {
     // torchvision's `trainable_backbone_layers`: its last layer that is frozen.
     for (stages, last) in [(0, None), (1, Some(3)), (2, Some(6)), (3, Some(12)), (4, Some(15)), (5, Some(16))] {
-        let store = nn::VarStore::new(Device::Cpu);
+        let store = nn::VarStore::new(device());
         let config = BackboneConfig { name: "mobilenet_v3_large".into(), frozen_stages: stages, ..Default::default() };
         let model = backbone::build(&store.root(), &config).unwrap();
         let before: HashMap<String, Tensor> =
             store.variables().into_iter().map(|(name, value)| (name, value.detach().copy())).collect();
-        let images = Tensor::randn([2, 3, 64, 64], (Kind::Float, Device::Cpu));
+        let images = Tensor::randn([2, 3, 64, 64], (Kind::Float, device()));
         let maps = model.forward(&images, &mut Pass::training(0, 0)).unwrap();
         for (name, variable) in store.variables() {
             let layer: i64 = name.split('.').next().unwrap().parse().unwrap();
@@ -306,7 +309,7 @@ fn frozen_stages_of_a_mobilenet_are_torchvisions_and_the_rest_learns() {
         assert_eq!(maps.iter().map(|map| map.size()[1]).collect::<Vec<_>>(), model.channels());
     }
     let config = BackboneConfig { name: "mobilenet_v3_large".into(), frozen_stages: 6, ..Default::default() };
-    let error = backbone::build(&nn::VarStore::new(Device::Cpu).root(), &config).unwrap_err().to_string();
+    let error = backbone::build(&nn::VarStore::new(device()).root(), &config).unwrap_err().to_string();
     assert!(error.contains("1 to 5"), "{error}");
 }
 
@@ -323,14 +326,14 @@ fn a_mobile_detector_stands_on_the_stages_that_its_strides_name_and_learns() {
     let masks = ["model.backbone.name=mobilenet_v3_large", "model.fpn.channels=16", "model.roi.channels=16"];
     let paper = preset("mask_rcnn_pvig_ti_shapes", &masks);
     for (config, inputs) in [(published, &[160, 960][..]), (retinanet, &[40, 112, 960]), (paper, &[24, 40, 112, 960])] {
-        let store = nn::VarStore::new(Device::Cpu);
+        let store = nn::VarStore::new(device());
         let model = vigdet::detect::build(&store.root(), &config, CLASSES).unwrap();
         let variables = store.variables();
         let width =
             |stage: usize| Some(variables.get(&format!("backbone.fpn.inner_blocks.{stage}.0.weight"))?.size()[1]);
         assert_eq!((0..).map_while(width).collect::<Vec<_>>(), inputs);
         let batch = Batch {
-            images: Tensor::randn([2, 3, PADDED.0, PADDED.1], (Kind::Float, Device::Cpu)),
+            images: Tensor::randn([2, 3, PADDED.0, PADDED.1], (Kind::Float, device())),
             sizes: SIZES.to_vec(),
             padded: vec![PADDED; SIZES.len()],
             targets: Model::targets(),
@@ -351,7 +354,7 @@ fn a_mobile_detector_stands_on_the_stages_that_its_strides_name_and_learns() {
 fn a_box_head_without_convolutions_has_no_norm_to_choose() {
     let mut plain = config();
     (plain.roi.convs, plain.roi.fcs, plain.mask) = (0, 2, false);
-    let store = nn::VarStore::new(Device::Cpu);
+    let store = nn::VarStore::new(device());
     RoiHeads::new(&store.root(), &plain, CLASSES, &[4, 8, 16, 32]);
     let names: Vec<String> = sorted_variables(&store).into_iter().map(|(name, _)| name).collect();
     assert_eq!(plain.roi.norm, ConvNorm::Batch);

@@ -39,7 +39,8 @@ fn a_run_explains_itself_and_its_best_weights_test_the_same() {
     let start = &read_json(run_dir.join("run.json"))["starts"][0];
     assert_eq!(start["command"][1], "retinanet");
     assert_eq!(start["classes"], json!(["dark", "bright"]));
-    assert!(start["libtorch"].is_string());
+    assert_eq!(start["libtorch"], vigdet::nn::libtorch::version());
+    assert_eq!((&start["repeatable_to_the_bit"], &start["gpu"]), (&json!(true), &json!(null)));
     let mut names: Vec<String> = std::fs::read_dir(run_dir.join("checkpoints"))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -298,6 +299,22 @@ fn mixed_precision_is_used_where_the_processor_has_it_and_said() {
     assert_eq!(mixed.0 != exact.0, has);
     let loss = |log: &[Value]| log[1]["loss"].as_f64().unwrap();
     assert!((loss(&mixed.0) / loss(&exact.0) - 1.0).abs() < 0.02);
+
+    // What was trained so is looked at so on GPUs; on a CPU where it is asked for.
+    let weights = scene.path("mixed/checkpoints/last.safetensors").display().to_string();
+    let seen = |name: &str, amp: &[&str]| {
+        let out = scene.path(name);
+        let (folder, file) = (out.display().to_string(), out.join("detect.json").display().to_string());
+        let common = ["--weights", &weights, "--device", "cpu"];
+        succeed("test_det", &[&common[..], &["--out", &folder], amp].concat());
+        let image = scene.data.root().join("val2017/000.png").display().to_string();
+        succeed("detect", &[&common[..], &["--json", &file, &image], amp].concat());
+        let precision = read_json(out.join("metrics.json"))["precision"].clone();
+        (precision, std::fs::read(out.join("bbox.json")).unwrap(), std::fs::read(file).unwrap())
+    };
+    let (plain, off, on) = (seen("plain", &[]), seen("off", &["--amp", "off"]), seen("on", &["--amp", "on"]));
+    assert!(plain == off && off.0 == "float32" && on.0 == mixed.1.as_str());
+    assert!(off.1.len() > 100 && (on.1 != off.1, on.2 != off.2) == (has, has));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
-use tch::{nn, Device, Kind, Tensor};
+use tch::{nn, Kind, Tensor};
 use vigdet::config::{
     AnchorConfig, BoxLoss, Config, Experiment, MaskTargets, ModelConfig, PasteKind, ProposalConfig, SampleConfig,
 };
@@ -20,6 +20,10 @@ use vigdet::detect::rpn::{ProposalSelector, Rpn, RpnOutput};
 use vigdet::weights::{self, Checkpoint, LoadOptions};
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Segmentation;
+
+use common::{device, read_tensors, tolerance};
+
+mod common;
 
 const PADDED: (i64, i64) = (128, 160);
 const LEVELS: [&str; 5] = ["0", "1", "2", "3", "pool"];
@@ -37,7 +41,7 @@ impl Fixture {
     }
 
     fn read() -> Self {
-        let tensors = Tensor::read_safetensors(Self::path()).unwrap().into_iter().collect();
+        let tensors = read_tensors(&Self::path());
         let metadata = Checkpoint::open(&Self::path()).unwrap().metadata();
         Self { tensors, objects: serde_json::from_str(&metadata["objects"]).unwrap() }
     }
@@ -112,7 +116,7 @@ struct Stages {
 
 impl Stages {
     fn new(config: ModelConfig) -> Self {
-        let store = nn::VarStore::new(Device::Cpu);
+        let store = nn::VarStore::new(device());
         let rpn = Rpn::new(&(store.root() / "rpn"), CHANNELS, &config.anchors, &config.rpn);
         let heads = RoiHeads::new(&(store.root() / "roi_heads"), &config, CLASSES, &[4, 8, 16, 32]);
         Self { rpn, heads, config, store }
@@ -156,12 +160,13 @@ impl Stages {
     }
 }
 
-/// Asserts that two tensors differ by at most `share` of the larger's largest value.
+/// Asserts that two tensors differ by at most `share` of the larger's largest value, on the CPU.
 fn assert_close(found: &Tensor, wanted: &Tensor, share: f64, what: &str) {
     assert_eq!(found.size(), wanted.size(), "{what}");
+    let found = found.to_device(device());
     let scale = wanted.abs().max().double_value(&[]);
     let worst = (found - wanted).abs().max().double_value(&[]);
-    assert!(scale > 0.0 && worst <= share * scale, "{what}: off by {worst} of {scale}");
+    assert!(scale > 0.0 && worst <= tolerance(share) * scale, "{what}: off by {worst} of {scale}");
 }
 
 #[test]
@@ -226,7 +231,7 @@ fn every_part_of_the_loss_and_its_gradients() {
     for ((part, value), name) in parts.iter().zip(names) {
         let wanted = fixture.tensor(&format!("losses.loss_{name}")).double_value(&[]);
         let found = value.double_value(&[]);
-        assert!((found / wanted - 1.0).abs() < 1e-4, "{part}: {found}, wanted {wanted}");
+        assert!((found / wanted - 1.0).abs() < tolerance(1e-4), "{part}: {found}, wanted {wanted}");
     }
     let values: Vec<&Tensor> = parts.iter().map(|(_, v)| v).collect();
     Tensor::stack(&values, 0).sum(Kind::Float).backward();

@@ -8,6 +8,10 @@ use vigdet::backbone::{self, Classifier, Pass};
 use vigdet::config::{BackboneConfig, GraphConvKind, Search};
 use vigdet::graph::GraphTrace;
 
+use common::{device, read_fixture, read_tensors, tolerance};
+
+mod common;
+
 /// Stage maps and logits: largest difference over the largest value.
 const MAPS: f64 = 1e-4;
 /// Gradients: norm of the difference over the norm.
@@ -22,7 +26,7 @@ struct Fixture {
 
 fn wave(shape: &[i64]) -> Tensor {
     let count: i64 = shape.iter().product();
-    Tensor::arange(count, (Kind::Double, Device::Cpu)).sin().to_kind(Kind::Float).view(shape)
+    Tensor::arange(count, (Kind::Double, Device::Cpu)).sin().to_kind(Kind::Float).view(shape).to_device(device())
 }
 
 /// (images, height, width) of the training pass.
@@ -38,7 +42,7 @@ fn pixels((images, height, width): (i64, i64, i64)) -> Tensor {
             (state >> 24) as f32
         })
         .collect();
-    (Tensor::from_slice(&bytes).view(shape) - 128) / 64
+    ((Tensor::from_slice(&bytes).view(shape) - 128) / 64).to_device(device())
 }
 
 fn relative_error(got: &Tensor, expected: &Tensor) -> f64 {
@@ -49,8 +53,7 @@ fn relative_error(got: &Tensor, expected: &Tensor) -> f64 {
 
 impl Fixture {
     fn open(name: &str, config: BackboneConfig) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/vig/{name}.safetensors"));
-        let tensors = Tensor::read_safetensors(&path).unwrap().into_iter().collect();
+        let tensors = read_fixture(&format!("vig/{name}.safetensors"));
         Self { tensors, config: BackboneConfig { drop_path: 0.0, ..config } }
     }
 
@@ -60,7 +63,7 @@ impl Fixture {
 
     /// The model with the fixture's weights.
     fn model(&self, search: Search) -> (nn::VarStore, Classifier) {
-        let vs = nn::VarStore::new(Device::Cpu);
+        let vs = nn::VarStore::new(device());
         let config = BackboneConfig { graph: search, ..self.config.clone() };
         let model = Classifier::new(&vs.root(), &config, 3).unwrap();
         for (name, variable) in vs.variables() {
@@ -88,17 +91,17 @@ impl Fixture {
             tch::no_grad(|| model.forward(&pixels(batch), &mut Pass::inference().with_trace(&mut trace))).unwrap();
         for (i, map) in out.maps.iter().enumerate() {
             let error = relative_error(map, self.get(&format!("{size}.map.{i}")));
-            assert!(error < MAPS, "{size}, {search:?}: map {i} differs by {error:e}");
+            assert!(error < tolerance(MAPS), "{size}, {search:?}: map {i} differs by {error:e}");
         }
         let error = relative_error(&out.logits, self.get(&format!("{size}.logits")));
-        assert!(error < MAPS, "{size}, {search:?}: logits differ by {error:e}");
+        assert!(error < tolerance(MAPS), "{size}, {search:?}: logits differ by {error:e}");
         for (i, block) in trace.blocks.iter().enumerate() {
             let Some(distance) = self.tensors.get(&format!("{size}.distance.{i}")) else { continue };
             let expected = self.get(&format!("{size}.edges.{i}")).to_kind(Kind::Int64);
             assert_eq!(block.edges.size(), expected.size(), "{size}: edges of block {i}");
             let of = |edges: &Tensor| distance.gather(2, edges, false);
             let gap = (of(&block.edges) - of(&expected)).abs().max().double_value(&[]);
-            assert!(gap < NEAR, "{size}, {search:?}: neighbours of block {i} are off by {gap:e}");
+            assert!(gap < tolerance(NEAR), "{size}, {search:?}: neighbours of block {i} are off by {gap:e}");
         }
     }
 
@@ -113,7 +116,7 @@ impl Fixture {
         loss.backward();
         let expected = self.get("train.loss").double_value(&[]);
         let found = loss.double_value(&[]);
-        assert!((found - expected).abs() < 1e-4, "{search:?}: the loss is {found}, not {expected}");
+        assert!((found - expected).abs() < tolerance(1e-4), "{search:?}: the loss is {found}, not {expected}");
         let trained: HashMap<String, Tensor> = vs.variables();
         let mut compared = 0;
         for (name, expected) in &self.tensors {
@@ -129,11 +132,11 @@ impl Fixture {
                     _ => norm(&expected),
                 };
                 let error = norm(&(&gradient - &expected)) / scale;
-                assert!(error < GRADIENTS, "{search:?}: gradient of {name} differs by {error:e}");
+                assert!(error < tolerance(GRADIENTS), "{search:?}: gradient of {name} differs by {error:e}");
                 compared += 1;
             } else if let Some(name) = name.strip_prefix("train.").filter(|n| n.contains("running")) {
                 let error = relative_error(&trained[name], expected);
-                assert!(error < MAPS, "{search:?}: {name} differs by {error:e}");
+                assert!(error < tolerance(MAPS), "{search:?}: {name} differs by {error:e}");
                 compared += 1;
             }
         }
@@ -233,7 +236,7 @@ fn uniform(shape: &[i64], t: u64) -> Tensor {
         let hash = (i * 2_654_435_761 + t * 40_503_001) % (1 << 32);
         (hash >> 8) as f64 / f64::from(1 << 24) - 0.5
     };
-    Tensor::from_slice(&(0..count).map(value).collect::<Vec<f64>>()).view(shape)
+    Tensor::from_slice(&(0..count).map(value).collect::<Vec<f64>>()).view(shape).to_device(device())
 }
 
 #[test]
@@ -295,7 +298,7 @@ fn check_small(fixture: &str, name: &str, channels: Option<[i64; 4]>, blocks: Op
     check_formula(fixture, &[name], &config, (224, 224), 128);
 
     let expected = read(fixture);
-    let vs = nn::VarStore::new(Device::Cpu);
+    let vs = nn::VarStore::new(device());
     let model = backbone::build(&vs.root(), &config).unwrap();
     fill(&vs);
     let images = (uniform(&[1, 3, 97, 133], 1000) * 4.0).to_kind(Kind::Float);
@@ -306,7 +309,7 @@ fn check_small(fixture: &str, name: &str, channels: Option<[i64; 4]>, blocks: Op
         assert_eq!(map.size()[1], model.channels()[s], "{name}");
         let map = map.contiguous().flatten(0, -1).slice(0, 0, None, 128);
         let error = relative_error(&map, &expected[&format!("{name}.detector.map.{s}")]);
-        assert!(error < MAPS, "{name}: map {s} of a detector differs by {error:e}");
+        assert!(error < tolerance(MAPS), "{name}: map {s} of a detector differs by {error:e}");
     }
 }
 
@@ -323,9 +326,9 @@ fn frozen_stages_do_not_learn_and_the_others_do() {
     ] {
         let (channels, blocks) = (Some(vec![64; 4]), Some(vec![1; 4]));
         let config = BackboneConfig { name: name.into(), channels, blocks, frozen_stages: 2, ..Default::default() };
-        let vs = nn::VarStore::new(Device::Cpu);
+        let vs = nn::VarStore::new(device());
         let model = backbone::build(&vs.root(), &config).unwrap();
-        let images = Tensor::ones([2, 3, 32, 64], (Kind::Float, Device::Cpu));
+        let images = Tensor::ones([2, 3, 32, 64], (Kind::Float, device()));
         let maps = model.forward(&images, &mut Pass::training(0, 0)).unwrap();
         assert_eq!(maps.iter().map(|map| map.requires_grad()).collect::<Vec<_>>()[2..], [true, true], "{name}");
         for (key, value) in vs.variables() {
@@ -345,8 +348,7 @@ fn frozen_stages_do_not_learn_and_the_others_do() {
 }
 
 fn read(fixture: &str) -> HashMap<String, Tensor> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.safetensors"));
-    Tensor::read_safetensors(path).unwrap().into_iter().collect()
+    read_fixture(&format!("{fixture}.safetensors"))
 }
 
 /// `fill` of tests/fixtures/resnet/make.py.
@@ -370,7 +372,7 @@ fn fill(vs: &nn::VarStore) {
 fn check_formula(fixture: &str, names: &[&str], config: &BackboneConfig, size: (i64, i64), step: i64) {
     let expected = read(fixture);
     for name in names {
-        let mut vs = nn::VarStore::new(Device::Cpu);
+        let mut vs = nn::VarStore::new(device());
         let config = BackboneConfig { name: name.to_string(), ..config.clone() };
         let model = Classifier::new(&vs.root(), &config, 1000).unwrap();
         fill(&vs);
@@ -379,10 +381,10 @@ fn check_formula(fixture: &str, names: &[&str], config: &BackboneConfig, size: (
         for (s, map) in out.maps.iter().enumerate() {
             let map = map.contiguous().flatten(0, -1).slice(0, 0, None, step);
             let error = relative_error(&map, &expected[&format!("{name}.map.{s}")]);
-            assert!(error < MAPS, "{name}: map {s} differs by {error:e}");
+            assert!(error < tolerance(MAPS), "{name}: map {s} differs by {error:e}");
         }
         let error = relative_error(&out.logits, &expected[&format!("{name}.logits")]);
-        assert!(error < MAPS, "{name}: logits differ by {error:e}");
+        assert!(error < tolerance(MAPS), "{name}: logits differ by {error:e}");
 
         // In float64, where relus near their kink do not go the other way.
         vs.double();
@@ -403,7 +405,7 @@ fn check_formula(fixture: &str, names: &[&str], config: &BackboneConfig, size: (
             // The gradient of a shift that a norm behind it takes away is 0, but for rounding.
             let scale = norm.max(1e-9);
             let error = (gradient.norm().double_value(&[]) - norm).abs().max((found_sum - sum).abs()) / scale;
-            assert!(error < GRADIENTS, "{name}: gradient of {key} differs by {error:e}");
+            assert!(error < tolerance(GRADIENTS), "{name}: gradient of {key} differs by {error:e}");
         }
     }
 }
@@ -432,7 +434,8 @@ fn extract_features_writes_what_the_model_gives() {
     let (vs, _) = fixture.model(Search::Fused);
     vigdet::weights::save(&vs, Path::new(&at("weights.safetensors")), &Default::default()).unwrap();
     let size = (1, 70, 100);
-    Tensor::write_safetensors(&[("images", pixels(size))], at("images.safetensors")).unwrap();
+    let on_cpu = pixels(size).to_device(Device::Cpu);
+    Tensor::write_safetensors(&[("images", on_cpu)], at("images.safetensors")).unwrap();
     let (weights, images, out) = (at("weights.safetensors"), at("images.safetensors"), at("out.safetensors"));
     let small = ["--set", "backbone.channels=[8,12,16,20]", "--set", "blocks=[1,1,3,1]"];
     let files = ["pvig_ti", "--weights", &weights, "--input", &images, "--out", &out];
@@ -441,19 +444,19 @@ fn extract_features_writes_what_the_model_gives() {
     let printed = all(&["--edges", "--repeat", "2", "--json", "--save", &saved]).unwrap();
     let seconds: serde_json::Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
     assert!(seconds["seconds"].as_f64().unwrap() > 0.0);
-    let found: HashMap<String, Tensor> = Tensor::read_safetensors(&out).unwrap().into_iter().collect();
+    let found = read_tensors(Path::new(&out));
     // No near-ties in the fixture at this size: the same neighbours, so the same maps.
     for s in 0..4 {
         let error = relative_error(&found[&format!("stage{}", s + 1)], fixture.get(&format!("70x100.map.{s}")));
-        assert!(error < MAPS, "map {s} differs by {error:e}");
+        assert!(error < tolerance(MAPS), "map {s} differs by {error:e}");
     }
-    assert!(relative_error(&found["logits"], fixture.get("70x100.logits")) < MAPS);
+    assert!(relative_error(&found["logits"], fixture.get("70x100.logits")) < tolerance(MAPS));
     for block in 0..6 {
         let expected = fixture.get(&format!("70x100.edges.{block}")).to_kind(Kind::Int64);
         assert_eq!(found[&format!("edges.{block}")], expected, "block {block}");
     }
     assert_eq!(found.len(), 4 + 1 + 6);
-    let saved: HashMap<String, Tensor> = Tensor::read_safetensors(&saved).unwrap().into_iter().collect();
+    let saved = read_tensors(Path::new(&saved));
     assert!(vs.variables().iter().all(|(name, value)| saved[name] == *value) && saved.len() == vs.len());
     all(&["--backward", "--json"]).unwrap();
 

@@ -11,11 +11,12 @@ use tch::{Device, Kind, Tensor};
 use super::detect::images;
 use crate::backbone::Pass;
 use crate::classes::Classes;
-use crate::cli::{check_classifier, check_model, make_folder, outputs, ConfigArgs, FetchArgs};
+use crate::cli::{check_classifier, check_model, make_folder, outputs, AmpArgs, ConfigArgs, FetchArgs};
 use crate::config::{ClassifyConfig, Experiment};
 use crate::console::{say, warn};
 use crate::data::classify::prepare;
 use crate::data::decode;
+use crate::nn::precision::autocast;
 use crate::threads::set_threads;
 use crate::weights::{catalogue, load_classifier, Checkpoint, LoadedClassifier};
 
@@ -36,6 +37,8 @@ pub struct Args {
     model: Option<String>,
     #[command(flatten)]
     config: ConfigArgs,
+    #[command(flatten)]
+    amp: AmpArgs,
     /// How many classes of each image, the most probable first
     #[arg(long, value_name = "N", default_value_t = 5)]
     top: usize,
@@ -58,6 +61,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (model, named) = (args.model.as_deref(), args.config.config.as_deref());
     let (config, loaded) = open_classifier(model, &weights, named, &args.config.set, device)?;
     set_threads(config.train.threads);
+    let mixed = args.amp.precision(config.train.amp, device).is_mixed(device);
     let unnamed = Classes::default();
     let classes = weights.classes().unwrap_or(&unnamed);
     let (mut all, mut count, mut first_error) = (Vec::new(), 0, None);
@@ -73,7 +77,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
             }
         };
         let batch = prepare(&image, &config.data)?.to_device(device);
-        let logits = tch::no_grad(|| loaded.model.forward(&batch, &mut Pass::inference()))?.logits;
+        let forward = || autocast(mixed, device, || loaded.model.forward(&batch, &mut Pass::inference()));
+        let logits = tch::no_grad(forward)?.logits;
         let guesses = guesses(&logits, args.top)?;
         say(&file.display().to_string());
         for (label, probability) in &guesses {

@@ -13,7 +13,7 @@ use vigdet_dataset::Layout;
 
 use super::prelabels;
 use crate::classes::Classes;
-use crate::cli::{change, make_folder, outputs, DetectorArgs, FetchArgs};
+use crate::cli::{change, make_folder, outputs, AmpArgs, DetectorArgs, FetchArgs};
 use crate::config::{DetectorKind, OnError};
 use crate::console::warn;
 use crate::data::decode;
@@ -38,6 +38,8 @@ pub struct Args {
     weights: Option<PathBuf>,
     #[command(flatten)]
     fetch: FetchArgs,
+    #[command(flatten)]
+    amp: AmpArgs,
     /// COCO annotation file whose categories name the classes, for weights that do not
     #[arg(long, value_name = "FILE")]
     classes: Option<PathBuf>,
@@ -192,8 +194,10 @@ fn open(args: &Args, weights: &Path, detector: Option<DetectorKind>) -> Result<P
         changes: args.model.changes(score.into_iter().collect(), None)?,
         classes,
         device: args.model.config.device()?,
+        amp: args.amp.amp,
     };
     let predictor = Predictor::open(weights, &options)?;
+    args.amp.precision(predictor.config().train.amp, options.device);
     set_threads(predictor.config().train.threads);
     Ok(predictor)
 }

@@ -59,7 +59,7 @@ pub struct Args {
     /// Write the model's weights too, as safetensors with the published names
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// cpu, cuda or cuda:N [default: cuda where there is one]
+    /// cpu, cuda or cuda:N [default: cuda where libtorch has it]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
     /// Change one config value; the key may be shortened to its last part

@@ -84,7 +84,7 @@ pub struct Args {
     /// What random weights are drawn from
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: i64,
-    /// cpu, cuda or cuda:N [default: cuda where there is one]
+    /// cpu, cuda or cuda:N [default: cuda where libtorch has it]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
     /// Change one config value; the key may be shortened to its last part

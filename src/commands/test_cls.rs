@@ -7,7 +7,7 @@ use anyhow::{ensure, Context, Result};
 use serde_json::json;
 
 use super::classify::open_classifier;
-use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, ClassifierArgs, FetchArgs};
+use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, AmpArgs, ClassifierArgs, FetchArgs};
 use crate::console::say;
 use crate::data::ImageFolder;
 use crate::ranks::Ranks;
@@ -33,6 +33,8 @@ pub struct Args {
     weights: PathBuf,
     #[command(flatten)]
     fetch: FetchArgs,
+    #[command(flatten)]
+    amp: AmpArgs,
     /// Folder for metrics.json [default: `test` in the run's folder, or beside the weights]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -73,7 +75,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
             val
         }
     };
-    let evaluator = ClassEvaluator::new(val, &config, config.train.images_of_micro_batch())?;
+    let precision = args.amp.precision(config.train.amp, device);
+    let evaluator = ClassEvaluator::new(val, &config, config.train.images_of_micro_batch(), precision)?;
 
     let (accuracy, seconds) = with_bar(evaluator.len(), |show| {
         evaluator.evaluate(&loaded.model, device, &Ranks::default(), |done, _| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{ensure, Result};
 use serde_json::json;
 
-use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, DetectorArgs, FetchArgs};
+use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, AmpArgs, DetectorArgs, FetchArgs};
 use crate::config::{Config, DetectorKind};
 use crate::console::say;
 use crate::data::{CocoDataset, DataFolder};
@@ -32,6 +32,8 @@ pub struct Args {
     weights: PathBuf,
     #[command(flatten)]
     fetch: FetchArgs,
+    #[command(flatten)]
+    amp: AmpArgs,
     /// Folder of labelled images, as train_det takes it [default: the one that the weights were trained with]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -55,8 +57,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(!files.config().exists(), "{} is the folder of a run: --out names another one", out.display());
     let weights = Checkpoint::open(&path)?;
     let mut opened = None;
-    let mut options =
-        PredictorOptions { detector, config: args.model.config.config.clone(), changes, classes: None, device };
+    let config = args.model.config.config.clone();
+    let mut options = PredictorOptions { detector, config, changes, classes: None, device, amp: args.amp.amp };
     if weights.classes().is_none() {
         // PyTorch's files name no classes: labels are then the split's categories in the order of their ids, as in
         // training.
@@ -76,8 +78,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     say(&dataset.report().to_string());
     let batch = config.train.images_of_micro_batch();
     let masks = predictor.detector().has_masks();
-    let (classes, amp) = (predictor.classes(), config.train.amp);
-    let evaluator = Evaluator::new(dataset.clone(), &config.data, batch, classes, masks, amp)?;
+    let precision = args.amp.precision(config.train.amp, device);
+    let evaluator = Evaluator::new(dataset.clone(), &config.data, batch, predictor.classes(), masks, precision)?;
     evaluator.notes().iter().for_each(|note| say(&format!("val: {note}")));
 
     let (found, seconds) = with_bar(dataset.len(), |show| {
@@ -103,6 +105,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     metrics.extend([
         ("weights".to_string(), json!(args.weights)),
         ("images".to_string(), json!(dataset.len())),
+        ("precision".to_string(), json!(precision.name(device))),
         ("seconds".to_string(), json!(seconds)),
     ]);
     metrics.extend(notices::metric(&unreadable));

@@ -32,8 +32,8 @@ section! {
         /// of the threads: small images do not keep several threads busy with one layer. On other devices they follow
         /// each other.
         pub replicas: usize = 1,
-        /// Mixed precision: the forward pass in bfloat16 where PyTorch's autocast has it so, on CUDA and on processors
-        /// with instructions for it (elsewhere float32).
+        /// Mixed precision: the forward pass in bfloat16 where PyTorch's autocast has it so, on NVIDIA's cards from
+        /// Ampere on and on processors with instructions for it (elsewhere float32).
         pub amp: bool = false,
         /// Stages of a ViG backbone, from the first, that are run again for their gradient: less memory, more time.
         pub recompute: usize = 0,

@@ -123,27 +123,42 @@ fn quality_focal_loss_by_tensors(
     weights: &[f32],
     beta: f64,
 ) -> Tensor {
-    let device = logits.device();
-    let column = |values: &[f32]| send(values, device).unsqueeze(1).to_kind(logits.kind());
-    let classes = send(classes, device).unsqueeze(1);
-    let weights = column(weights) * classes.not_equal(IGNORED);
-    let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
-    let y = column(qualities) * positive;
-    let cross_entropy = logits.binary_cross_entropy_with_logits(&y, None::<&Tensor>, None::<&Tensor>, Reduction::None);
-    let scale = (logits.sigmoid() - &y).abs().pow_tensor_scalar(beta);
-    (cross_entropy * scale * weights).sum(Kind::Float)
+    let (positive, weights) = anchors_of_classes(logits, classes, weights);
+    let y = column(qualities, logits) * positive;
+    (quality_focal_terms(logits, &y, beta) * weights).sum(Kind::Float)
+}
+
+/// The quality focal loss of each logit `[A, K]` for targets `y` of that shape, in their precision.
+fn quality_focal_terms(logits: &Tensor, y: &Tensor, beta: f64) -> Tensor {
+    let cross_entropy = logits.binary_cross_entropy_with_logits(y, None::<&Tensor>, None::<&Tensor>, Reduction::None);
+    cross_entropy * (logits.sigmoid() - y).abs().pow_tensor_scalar(beta)
 }
 
 /// The same by tensor operations, for other devices.
 fn focal_loss_by_tensors(logits: &Tensor, classes: &[i64], weights: &[f32], alpha: f64, gamma: f64) -> Tensor {
+    let (positive, weights) = anchors_of_classes(logits, classes, weights);
+    (focal_terms(logits, &positive, alpha, gamma) * weights).sum(Kind::Float)
+}
+
+/// The focal loss of each logit `[A, K]`, in their precision. `positive` `[A, K]`: whether its class is the anchor's.
+fn focal_terms(logits: &Tensor, positive: &Tensor, alpha: f64, gamma: f64) -> Tensor {
+    let z = logits.where_self(positive, &-logits);
+    // α where positive, else 1 − α. Tensors made of the two numbers would be float64, and all that follows with them.
+    let alpha_t = positive.to_kind(logits.kind()) * (2.0 * alpha - 1.0) + (1.0 - alpha);
+    alpha_t * (-&z).sigmoid().pow_tensor_scalar(gamma) * -z.log_sigmoid()
+}
+
+/// Which logits `[A, K]` are of their anchor's class, and the factor of each anchor `[A, 1]`: 0 where it is ignored.
+fn anchors_of_classes(logits: &Tensor, classes: &[i64], weights: &[f32]) -> (Tensor, Tensor) {
     let device = logits.device();
     let classes = send(classes, device).unsqueeze(1);
-    let weights = send(weights, device).unsqueeze(1) * classes.not_equal(IGNORED);
-    let positive = classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device)));
-    let z = logits.where_self(&positive, &-logits);
-    let alpha_t = positive.to_kind(logits.kind()) * (2.0 * alpha - 1.0) + (1.0 - alpha);
-    let loss = alpha_t * (-&z).sigmoid().pow_tensor_scalar(gamma) * -z.log_sigmoid();
-    (loss * weights).sum(Kind::Float)
+    let weights = column(weights, logits) * classes.not_equal(IGNORED);
+    (classes.eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, device))), weights)
+}
+
+/// Values as a column of a tensor's kind, on its device.
+fn column(values: &[f32], like: &Tensor) -> Tensor {
+    send(values, like.device()).unsqueeze(1).to_kind(like.kind())
 }
 
 /// Box regression loss: the weighted sum over `P` positives, a scalar tensor.
@@ -278,6 +293,23 @@ mod tests {
             assert!((fused / plain - 1.0).abs() < 1e-5, "{fused} {plain}");
             let worst = (fused_grad - plain_grad).abs().max().double_value(&[]);
             assert!(worst < 1e-5, "{worst}");
+        }
+    }
+
+    #[test]
+    fn losses_by_tensors_are_computed_in_the_precision_of_the_logits() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let logits = (Tensor::randn([6, 3], (Kind::Float, Device::Cpu)) * 4.0).to_kind(kind);
+            let (classes, values) = ([0, 1, 2, BACKGROUND, BACKGROUND, IGNORED], [0.5f32; 6]);
+            let (positive, weights) = anchors_of_classes(&logits, &classes, &values);
+            let y = column(&values, &logits) * &positive;
+            let terms = [focal_terms(&logits, &positive, 0.25, 2.0), quality_focal_terms(&logits, &y, 2.0)];
+            assert_eq!([&weights, &y, &terms[0], &terms[1]].map(Tensor::kind), [kind; 4]);
+            let leaf = logits.detach().copy().set_requires_grad(true);
+            let loss = focal_loss_by_tensors(&leaf, &classes, &values, 0.25, 2.0)
+                + quality_focal_loss_by_tensors(&leaf, &classes, &values, &values, 2.0);
+            loss.backward();
+            assert_eq!((loss.kind(), leaf.grad().kind()), (Kind::Float, kind));
         }
     }
 

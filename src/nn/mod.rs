@@ -1,9 +1,11 @@
-//! What every network of this crate is made of: layers, their precision, what they cost, and the memory of their
-//! tensors.
+//! What every network of this crate is made of and runs on: layers, their precision, what they cost, the memory of
+//! their tensors, libtorch and NVIDIA's cards.
 
 pub mod cost;
 pub mod crossings;
+pub mod cuda;
 pub mod layers;
+pub mod libtorch;
 pub(crate) mod memory;
 pub(crate) mod node;
 pub mod padding;

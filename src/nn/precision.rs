@@ -2,6 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::cuda;
+
 // tch switches autocast on and off on CUDA alone and cannot choose its number format, which would be float16 there:
 // that needs the loss scaled, bfloat16 does not.
 extern "C" {
@@ -30,16 +32,71 @@ const CUDA: i8 = 1;
 /// `c10::ScalarType::BFloat16`.
 const BFLOAT16: i8 = 15;
 
-/// Whether mixed precision makes the device faster: CUDA (GPUs before Ampere emulate bfloat16), and processors with
-/// instructions for it (AVX-512 BF16: Intel from Cooper Lake on, AMD from Zen 4 on). Elsewhere mixed precision would
-/// cost time and precision both.
+/// The first cards with instructions for bfloat16, Ampere's, by their compute capability. Older ones emulate it.
+const AMPERE: cuda::Capability = (8, 0);
+
+/// Whether mixed precision makes the device faster: NVIDIA's cards from Ampere on, and processors with instructions
+/// for it (AVX-512 BF16: Intel from Cooper Lake on, AMD from Zen 4 on). Elsewhere mixed precision would cost time and
+/// precision both.
 pub fn has_bfloat16(device: Device) -> bool {
     match device {
-        Device::Cuda(_) => true,
+        Device::Cuda(index) => cuda::card(index).is_none_or(card_has_bfloat16),
         #[cfg(target_arch = "x86_64")]
         Device::Cpu => is_x86_feature_detected!("avx512bf16"),
         _ => false,
     }
+}
+
+fn card_has_bfloat16(card: &cuda::Card) -> bool {
+    card.capability >= AMPERE
+}
+
+/// What is to be said where mixed precision was asked for and the device has none: it is left off.
+pub fn left_off(asked: bool, device: Device) -> Option<String> {
+    if !asked || has_bfloat16(device) {
+        return None;
+    }
+    let what = match device {
+        Device::Cuda(index) => cuda::card(index).map_or_else(|| "this GPU".into(), ToString::to_string),
+        _ => "this processor".into(),
+    };
+    Some(format!("mixed precision is left off: {what} has no instructions for bfloat16"))
+}
+
+/// Whether a trained network is run in mixed precision: in evaluations, tests and detection alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InferencePrecision {
+    /// Whether it was trained in mixed precision (`train.amp`).
+    pub trained: bool,
+    /// What was asked for (`--amp`).
+    pub asked: Option<bool>,
+}
+
+impl InferencePrecision {
+    /// What was asked for; else on CUDA as in training, and on CPUs float32: what they find shall not depend on the
+    /// instructions that they have.
+    pub fn is_mixed(self, device: Device) -> bool {
+        self.asked.unwrap_or(self.trained && device.is_cuda())
+    }
+
+    /// [`name`] of what it comes to on a device.
+    pub fn name(self, device: Device) -> &'static str {
+        name(self.is_mixed(device), device)
+    }
+}
+
+/// What networks are computed in, for records: `mixed` as [`autocast`] takes it.
+pub fn name(mixed: bool, device: Device) -> &'static str {
+    if mixed && has_bfloat16(device) {
+        "float32 and bfloat16"
+    } else {
+        "float32"
+    }
+}
+
+/// The address of a function of libtorch.
+pub(super) fn function_of_libtorch() -> usize {
+    is_autocast_cache_enabled as *const () as usize
 }
 
 /// Runs a forward pass; with `on`, and where [`has_bfloat16`], in bfloat16 where PyTorch's autocast has it so
@@ -144,6 +201,26 @@ mod tests {
             drop(on);
             assert!(!is_autocast_enabled(CUDA));
         }
+    }
+
+    #[test]
+    fn cards_before_ampere_and_processors_without_instructions_leave_mixed_precision_off() {
+        let of = |capability| cuda::Card { name: "NVIDIA X".into(), capability, memory: 1 << 34 };
+        let has = [(7, 0), (7, 5), (8, 0), (8, 9), (9, 0)].map(|capability| card_has_bfloat16(&of(capability)));
+        assert_eq!(has, [false, false, true, true, true]);
+        let said = left_off(true, Device::Cpu);
+        assert_eq!(said.is_none(), has_bfloat16(Device::Cpu), "{said:?}");
+        assert_eq!(left_off(false, Device::Cpu), None);
+    }
+
+    #[test]
+    fn inference_is_mixed_where_asked_and_on_cuda_where_trained_so() {
+        let mixed = |trained, asked, device| InferencePrecision { trained, asked }.is_mixed(device);
+        let (cpu, cuda) = (Device::Cpu, Device::Cuda(0));
+        assert_eq!([cpu, cuda].map(|device| mixed(true, None, device)), [false, true]);
+        assert_eq!([cpu, cuda].map(|device| mixed(false, None, device)), [false, false]);
+        assert_eq!([cpu, cuda].map(|device| mixed(false, Some(true), device)), [true, true]);
+        assert_eq!([cpu, cuda].map(|device| mixed(true, Some(false), device)), [false, false]);
     }
 
     #[test]

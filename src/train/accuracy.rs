@@ -9,7 +9,7 @@ use crate::backbone::{Classifier, Pass};
 use crate::config::ClassifyConfig;
 use crate::data::classify::{ClassLoader, ClassLoaderOptions};
 use crate::data::ImageFolder;
-use crate::nn::precision::autocast;
+use crate::nn::precision::{autocast, InferencePrecision};
 use crate::ranks::Ranks;
 
 /// Guesses that top-5 looks at; with fewer classes, all.
@@ -117,15 +117,20 @@ impl Accuracy {
 #[derive(Debug)]
 pub struct ClassEvaluator {
     loader: ClassLoader,
-    amp: bool,
+    precision: InferencePrecision,
 }
 
 impl ClassEvaluator {
     /// For a split with the labels of the model (see [`ImageFolder::with_classes`]).
-    pub fn new(dataset: ImageFolder, config: &ClassifyConfig, batch_size: usize) -> Result<Self> {
+    pub fn new(
+        dataset: ImageFolder,
+        config: &ClassifyConfig,
+        batch_size: usize,
+        precision: InferencePrecision,
+    ) -> Result<Self> {
         let options =
             ClassLoaderOptions { batch_size, micro_batch: batch_size, train: false, seed: 0, label_smoothing: 0.0 };
-        Ok(Self { loader: ClassLoader::new(dataset, &config.data, options)?, amp: config.train.amp })
+        Ok(Self { loader: ClassLoader::new(dataset, &config.data, options)?, precision })
     }
 
     /// Number of images.
@@ -163,9 +168,8 @@ impl ClassEvaluator {
         while let Some(batch) = batches.next() {
             let batch = batch?;
             let images = batch.images.to_device(device);
-            // Results on CPUs shall not depend on the instructions that they have.
-            let amp = self.amp && device.is_cuda();
-            let forward = || autocast(amp, device, || model.forward(&images, &mut Pass::inference()));
+            let forward =
+                || autocast(self.precision.is_mixed(device), device, || model.forward(&images, &mut Pass::inference()));
             let logits = tch::no_grad(forward)?.logits;
             let logits = logits.to_device(Device::Cpu).to_kind(Kind::Float);
             let loss = cross_entropy(&logits, &batch.targets).double_value(&[]) * batch.len() as f64;

@@ -15,7 +15,7 @@ use crate::data::classify::{ClassBatch, ClassLoader, ClassLoaderOptions, FolderS
 use crate::data::{Feed, ImageFolder};
 use crate::detect::Losses;
 use crate::nn::crossings::send_tensor;
-use crate::nn::precision::autocast;
+use crate::nn::precision::{autocast, InferencePrecision};
 use crate::ranks::Ranks;
 use crate::runs::RunDir;
 use crate::weights::{Checkpoint, LoadOptions, LoadReport};
@@ -64,7 +64,8 @@ impl Task for Classification {
                         val.with_classes(&names)
                     })
                     .context("validation split (--set train.eval_every=0 trains without one)")?;
-                ClassEvaluator::new(val, &config, micro_batch)
+                let precision = InferencePrecision { trained: t.amp, asked: None };
+                ClassEvaluator::new(val, &config, micro_batch, precision)
             })
             .transpose()?;
         let options = ClassLoaderOptions {

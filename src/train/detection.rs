@@ -18,7 +18,7 @@ use crate::console::say;
 use crate::data::{shapes, Batch, CocoDataset, CocoSource, DataFolder, Feed, Loader, LoaderOptions};
 use crate::detect::{self, classes_of_outputs, Detector};
 use crate::nn::crossings::send_tensor;
-use crate::nn::precision::autocast;
+use crate::nn::precision::{autocast, InferencePrecision};
 use crate::ranks::Ranks;
 use crate::runs::RunDir;
 use crate::weights::{Checkpoint, LoadOptions, LoadReport};
@@ -79,7 +79,8 @@ impl Task for Detection {
                     .context("validation split (--set train.eval_every=0 trains without one)")?;
                 say(&format!("val: {}", indented(&val.report().to_string())));
                 let masks = config.model.has_masks();
-                Evaluator::new(Arc::new(val), &config.data, micro_batch, &classes, masks, t.amp)
+                let precision = InferencePrecision { trained: t.amp, asked: None };
+                Evaluator::new(Arc::new(val), &config.data, micro_batch, &classes, masks, precision)
             })
             .transpose()?;
         evaluator.iter().flat_map(Evaluator::notes).for_each(|note| say(&format!("val: {note}")));

@@ -10,7 +10,9 @@ use tch::{nn, Device, Kind, Tensor};
 
 use super::data_parallel::{all_remarks, check_same, DataParallel, Sums};
 use super::ema::Ema;
+use super::initial::initial;
 use super::logger::Logger;
+use super::machine;
 use super::not_finite;
 use super::notices;
 use super::optimizer::{clip_factor, Optimizer};
@@ -26,7 +28,7 @@ use crate::config::{self, Experiment, OnNan};
 use crate::console::{say, warn};
 use crate::data::{Feed, Source};
 use crate::nn::crossings::fetch;
-use crate::nn::precision::has_bfloat16;
+use crate::nn::precision;
 use crate::ranks::Ranks;
 use crate::runs::{check_space, unix_time, write_text, Evaluation, RunDir, Skipped, Step};
 use crate::threads::set_threads;
@@ -156,11 +158,8 @@ impl<T: Task> Engine<T> {
         let (task, mut feed) = ranks.one_before_the_others(|| T::open(config, known.as_ref()))?;
         check_same(&ranks, task.config(), &feed)?;
 
-        // Initial weights come from libtorch's generator; nothing after this draws from it but for weights that others
-        // take the place of.
-        tch::manual_seed(t.seed as i64);
-        let store = nn::VarStore::new(options.device);
-        let model = task.build(&store.root())?;
+        // Nothing after this draws from libtorch's generator but for weights that others take the place of.
+        let (store, model) = initial(t.seed, options.device, |path| task.build(path))?;
         let variables = sorted_variables(&store);
         if let (Some(weights), None) = (&options.weights, &saved) {
             say(&format!("weights: {}", task.start_from(&store, weights)?));
@@ -228,24 +227,22 @@ impl<T: Task> Engine<T> {
             options.requests.stand_by(standby.clone());
         }
         let statistics = Statistics::new(&variables);
-        let precision = if t.amp && has_bfloat16(options.device) { "float32 and bfloat16" } else { "float32" };
-        let device = device_name(options.device);
-        let start = json!({
+        let precision = precision::name(t.amp, options.device);
+        precision::left_off(t.amp, options.device).iter().for_each(|line| say(line));
+        let device = machine::device_name(options.device);
+        let mut start = json!({
             "command": options.command,
             "unix_time": unix_time(),
             "from_iter": progress.iter,
             "vigdet": env!("CARGO_PKG_VERSION"),
-            "libtorch": "2.13.0",
-            "device": device,
-            "threads": tch::get_num_threads(),
             "replicas": at_once,
             "ranks": ranks.size(),
             "precision": precision,
-            "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             "classes": task.classes().names(),
             "trained_numbers": optimizer.parameters(),
             "steps": total,
         });
+        start.as_object_mut().into_iter().for_each(|start| start.extend(machine::record(options.device)));
         let log = if ranks.is_first() {
             run.describe(&task.config().to_json()?, start, resuming)?;
             run.rewind_log(progress.iter, progress.evaluated != Some(progress.iter))?;
@@ -788,13 +785,5 @@ fn some(names: &[String]) -> String {
     match names {
         [first, second, _, _, _, ..] => format!("{first}, {second} and {} more images", names.len() - 2),
         few => few.join(", "),
-    }
-}
-
-fn device_name(device: Device) -> String {
-    match device {
-        Device::Cpu => "cpu".into(),
-        Device::Cuda(index) => format!("cuda:{index}"),
-        other => format!("{other:?}").to_lowercase(),
     }
 }

@@ -15,7 +15,7 @@ use crate::classes::{list, Class, Classes};
 use crate::config::DataConfig;
 use crate::data::{CocoDataset, ImageInfo, Loader, LoaderOptions};
 use crate::detect::{Detections, Detector};
-use crate::nn::precision::autocast;
+use crate::nn::precision::{autocast, InferencePrecision};
 use crate::ranks::Ranks;
 use crate::runs::{write_text, RunDir};
 
@@ -116,12 +116,12 @@ pub struct Evaluator {
     categories: Vec<Option<i64>>,
     /// What people should know of classes that only one side has.
     notes: Vec<String>,
-    amp: bool,
+    precision: InferencePrecision,
 }
 
 impl Evaluator {
     /// `classes`: those of the detector's labels. `masks`: whether it gives masks. `batch_size`: images that go
-    /// through it at once. `amp`: mixed precision, on CUDA.
+    /// through it at once.
     ///
     /// A class of the detector is the split's category that [`Classes::find`] finds for it.
     ///
@@ -133,7 +133,7 @@ impl Evaluator {
         batch_size: usize,
         classes: &Classes,
         masks: bool,
-        amp: bool,
+        precision: InferencePrecision,
     ) -> Result<Self> {
         let own = dataset.classes();
         let found: Vec<Option<&Class>> = classes.iter().map(|class| Some(&own[own.find(class)?])).collect();
@@ -174,7 +174,7 @@ impl Evaluator {
         let categories = found.into_iter().map(|class| Some(class?.id)).collect();
         let options = LoaderOptions { batch_size, train: false, seed: 0 };
         let loader = Loader::new(dataset.clone(), config, options)?;
-        Ok(Self { dataset, loader, categories, notes, amp })
+        Ok(Self { dataset, loader, categories, notes, precision })
     }
 
     /// What people should know of classes that only the detector or only the split has, each a line.
@@ -203,9 +203,7 @@ impl Evaluator {
             let mut batch = batch?;
             let before = all.counts();
             batch.images = batch.images.to_device(device);
-            // Results on CPUs shall not depend on the instructions that they have.
-            let amp = self.amp && device.is_cuda();
-            let found = autocast(amp, device, || detector.detect(&batch))?;
+            let found = autocast(self.precision.is_mixed(device), device, || detector.detect(&batch))?;
             for (info, found) in batch.infos.iter().zip(&found) {
                 self.to_coco(info, found, &mut all);
             }
@@ -344,6 +342,8 @@ mod tests {
     use crate::nn::cost::{Layer, Size};
     use vigdet_coco::types::{Annotation, Category, Dataset, Image};
 
+    const FLOAT32: InferencePrecision = InferencePrecision { trained: false, asked: None };
+
     /// Sees exactly what is annotated, under the labels of its own classes.
     struct Oracle {
         truth: Dataset,
@@ -406,7 +406,7 @@ mod tests {
         let dataset = CocoDataset::from_dataset(truth.clone(), folder.into(), None, false, false).unwrap();
         let classes: Classes = classes.iter().copied().collect();
         let config = DataConfig { size: [48, 64], workers: 1, ..DataConfig::default() };
-        let evaluator = Evaluator::new(Arc::new(dataset), &config, 2, &classes, false, false).unwrap();
+        let evaluator = Evaluator::new(Arc::new(dataset), &config, 2, &classes, false, FLOAT32).unwrap();
         let oracle = Oracle { truth: truth.clone(), categories: categories.to_vec() };
         let results = evaluator.detect(&oracle, Device::Cpu, &Ranks::default(), |_, _| true).unwrap().unwrap();
         let ids = results.boxes.iter().map(|d| (d.image_id, d.category_id)).collect();
@@ -441,7 +441,7 @@ mod tests {
         truth.annotations = vec![Annotation { bbox, area: 800.0, segmentation: seen.clone(), ..first }];
         let dataset = CocoDataset::from_dataset(truth.clone(), folder.path().into(), None, false, false).unwrap();
         let classes: Classes = [(3, "dark")].into_iter().collect();
-        let evaluator = Evaluator::new(Arc::new(dataset), &DataConfig::default(), 1, &classes, true, false).unwrap();
+        let evaluator = Evaluator::new(Arc::new(dataset), &DataConfig::default(), 1, &classes, true, FLOAT32).unwrap();
         // A false alarm as large comes first.
         let alarm = triangle([24.0, 8.0, 64.0, 8.0, 64.0, 48.0]);
         let boxes = [(0.9, [24.0, 8.0, 40.0, 40.0]), (0.5, bbox)].map(|(score, bbox)| Detection {

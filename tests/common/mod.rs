@@ -1,12 +1,46 @@
-//! A small data set, a model that trains in moments, and programs as users start them.
+//! A small data set, a model that trains in moments, programs as users start them, and the device of tests of numbers.
 #![allow(dead_code)]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use image::{Rgb, RgbImage};
 use serde_json::{json, Value};
+use tch::{Device, Tensor};
+
+/// Where tests of numbers run: `VIGDET_TEST_DEVICE`, as in `cuda:0`; the CPU where it is not set.
+pub fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        // TF32 keeps ten bits of what is multiplied. NVIDIA's libraries read this when they are first used.
+        std::env::set_var("NVIDIA_TF32_OVERRIDE", "0");
+        let name = std::env::var("VIGDET_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+        vigdet::cli::parse_device(Some(&name)).unwrap()
+    })
+}
+
+/// The tolerance on [`device`] where this is the CPU's. Elsewhere it is ten times as large: other libraries add in
+/// another order, and some of their sums come out otherwise at each run.
+pub fn tolerance(cpu: f64) -> f64 {
+    match device() {
+        Device::Cpu => cpu,
+        _ => 10.0 * cpu,
+    }
+}
+
+/// The tensors of a file, on [`device`].
+pub fn read_tensors(path: &Path) -> HashMap<String, Tensor> {
+    let tensors = Tensor::read_safetensors(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    tensors.into_iter().map(|(name, tensor)| (name, tensor.to_device(device()))).collect()
+}
+
+/// The tensors of a file in tests/fixtures, on [`device`].
+pub fn read_fixture(name: &str) -> HashMap<String, Tensor> {
+    read_tensors(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name))
+}
 
 /// A program with its arguments. Two threads: what is compared to the bit must not depend on luck.
 pub fn program(name: &str, args: &[&str]) -> Command {
