@@ -26,7 +26,7 @@ fn a_disk_that_is_full_at_any_moment_is_one_line_and_costs_nothing_that_was_save
     let state = run.join("checkpoints/last.state");
     let blocks = std::fs::metadata(&state).unwrap().len() / 512;
     let resume = scene.train("run", &[&each[..], &["--resume"]].concat());
-    let moments = cases(3, 10) as u64;
+    let moments = cases(2, 10) as u64;
     for moment in 0..moments {
         // From the first bytes of a file to its last ones: the log, then the weights, then the state.
         let at = moment * (blocks - 1) / (moments - 1);

@@ -60,13 +60,13 @@ fn sigusr1_saves_and_goes_on_and_sigterm_saves_and_ends() {
 fn sigterm_without_time_for_the_step_saves_the_step_before_it() {
     let scene = Scene::new();
     // Ten images in five parts: a step takes a second or more.
-    let slow = ["data.size=[400,600]", "batch_size=10", "grace_seconds=0", "train.max_iters=2"];
+    let slow = ["data.size=[240,360]", "batch_size=10", "grace_seconds=0", "train.max_iters=2"];
     let slow = set(&[&RARE[..], &slow].concat());
     let run = scene.path("run");
     let mut child = start(&scene.train("run", &slow));
     wait_for_steps(&mut child, &run, 1);
     // The loader and the first parts of the second step.
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(20));
     send(&child, "TERM");
     assert_eq!(child.wait().unwrap().code(), Some(143));
     let text = said(&mut child);
@@ -86,7 +86,7 @@ fn a_second_request_ends_the_run_at_once_and_what_was_saved_stands() {
     let run = scene.path("run");
     let mut child = start(&scene.train("run", &slow));
     wait_for_steps(&mut child, &run, 1);
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(20));
     send(&child, "INT");
     // Signals of one kind that come together may count once.
     std::thread::sleep(Duration::from_millis(100));
