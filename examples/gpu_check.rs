@@ -40,7 +40,8 @@ struct Images {
     width: i64,
 }
 
-/// A detector by a built-in config and changes to it; an empty name is the backbone of RetinaNet's alone. `device` is -1 for the CPU or the number of a card.
+/// A detector by a built-in config and changes to it; an empty name is the backbone of RetinaNet's alone. `device` is
+/// -1 for the CPU or the number of a card.
 #[derive(Debug, Deserialize)]
 struct Network {
     config: String,

@@ -45,7 +45,7 @@ pub struct Args {
 /// What runs without --config and --data.
 fn built_in(kind: DetectorKind) -> &'static str {
     match kind {
-        DetectorKind::Retinanet => "retinanet_pvig_ti_shapes",
+        DetectorKind::Retinanet => "retinanet_pvig_n_shapes",
         DetectorKind::MaskRcnn => "mask_rcnn_pvig_ti_shapes",
     }
 }

@@ -196,6 +196,7 @@ impl Experiment for Config {
     const TASK: Task = Task::Detection;
     const PRESETS: &'static [(&'static str, &'static str)] = presets![
         "retinanet_pvig_n_small",
+        "retinanet_pvig_n_shapes",
         "retinanet_pvig_ti_shapes",
         "retinanet_pvig_ti_bccd",
         "retinanet_pvig_ti_small",

@@ -76,8 +76,8 @@ pub fn with_neighbours(
             candidates: (h, w),
             pooled: (1, 1),
             stride: 0,
-            weights: Some(search.threshold.weights(&distances).to_device(Device::Cpu)),
-            distances: Some(distances.to_device(Device::Cpu)),
+            weights: Some(search.threshold.weights(&distances)),
+            distances: Some(distances),
         });
     }
     let beside = if nodes.requires_grad() {
@@ -103,7 +103,7 @@ enum Threshold {
     /// The distance of each image that others must be below, `[B]`.
     Near(Tensor),
     /// What distances are divided by, and the rolls without a gate.
-    Decay { temperature: f64, free: usize },
+    Decay { temperature: Tensor, free: usize },
 }
 
 impl Threshold {
@@ -120,9 +120,7 @@ impl Threshold {
                 let is_one = distance.size()[1] == 1;
                 Self::Near(if is_one { mean } else { mean - distance.std_dim([1i64].as_slice(), true, false) })
             }
-            Weight::Decay { temperature, free } => {
-                Self::Decay { temperature: scale(temperature).double_value(&[]), free }
-            }
+            Weight::Decay { temperature, free } => Self::Decay { temperature: scale(temperature), free },
         })
     }
 
@@ -131,7 +129,7 @@ impl Threshold {
         match self {
             Self::Near(limits) => distances.lt_tensor(&limits.view([-1, 1, 1])).to_kind(distances.kind()),
             Self::Decay { temperature, free } => {
-                let weights = (distances / -*temperature).exp();
+                let weights = (distances / -temperature).exp();
                 let _ = weights.narrow(2, 0, *free as i64).fill_(1.0);
                 weights
             }
@@ -202,9 +200,9 @@ impl Links<'_> {
             Threshold::Near(limits) => limits.try_into()?,
             Threshold::Decay { .. } => Vec::new(),
         };
-        let gate = match self.threshold {
+        let gate = match &self.threshold {
             Threshold::Near(_) => Gate::Below(&limits),
-            Threshold::Decay { temperature, free } => Gate::Decay { temperature: temperature as f32, free },
+            Threshold::Decay { temperature, free } => Gate::Decay { temperature: temperature.try_into()?, free: *free },
         };
         let rolls: Vec<(usize, usize)> = self.rolls.iter().map(|r| (r.0 as usize, r.1 as usize)).collect();
         let [batch, height, width, channels] = [b, h, w, c].map(|size| size as usize);
@@ -226,7 +224,7 @@ impl Links<'_> {
                 let weight = match &self.threshold {
                     Threshold::Near(limits) => l1(&new).lt_tensor(&limits.view([-1, 1, 1])).to_kind(new.kind()),
                     Threshold::Decay { free, .. } if i < *free => Tensor::ones([b, h, w], (new.kind(), new.device())),
-                    Threshold::Decay { temperature, .. } => (l1(&new) / -*temperature).exp(),
+                    Threshold::Decay { temperature, .. } => (l1(&new) / -temperature).exp(),
                 };
                 let _ = new.g_mul_(&weight.unsqueeze(3));
                 if winners {

@@ -1,7 +1,7 @@
 //! The graph that a forward pass built, for pictures and for comparison with other implementations.
 
 use anyhow::{ensure, Context, Result};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// One entry per Grapher block, in the order of the network.
 #[derive(Debug, Default)]
@@ -62,9 +62,11 @@ impl GraphTrace {
         }
     }
 
-    /// Records a block whose links are what they are, and fills in its stride.
+    /// Records a block whose links are what they are, and fills in its stride. Its numbers come to the CPU.
     pub(crate) fn keep_links(&mut self, block: BlockTrace) {
-        self.blocks.push(BlockTrace { stride: self.stride, ..block });
+        let fetched = |tensor: Option<Tensor>| tensor.map(|tensor| tensor.to_device(Device::Cpu));
+        let (distances, weights) = (fetched(block.distances), fetched(block.weights));
+        self.blocks.push(BlockTrace { stride: self.stride, distances, weights, ..block });
     }
 
     /// Records a block, fills in its stride and says which edges it mixes along.

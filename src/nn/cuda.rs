@@ -116,7 +116,8 @@ macro_rules! functions {
                 Some(Self {
                     // SAFETY: the function of this name takes these arguments (cuda.h).
                     $($field: unsafe {
-                        std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) -> c_int>(find($symbol)?)
+                        type Function = unsafe extern "C" fn($($argument),*) -> c_int;
+                        std::mem::transmute::<*mut c_void, Function>(find($symbol)?)
                     }),*
                 })
             }

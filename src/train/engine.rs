@@ -471,6 +471,7 @@ impl<T: Task> Engine<T> {
         };
         for one in learned {
             sum.learned.push(one?);
+            sum.forwards += 1;
         }
         Ok(())
     }

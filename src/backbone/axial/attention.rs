@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use tch::nn::{self, Module};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::graph::{BlockTrace, GraphTrace};
 use crate::nn::cost::{convolution, Flops, Layer, Size};
@@ -54,8 +54,8 @@ impl Attention {
                 candidates: (h, w),
                 pooled: (1, 1),
                 stride: 0,
-                distances: Some((-&weights + 1.0).to_device(Device::Cpu)),
-                weights: Some(weights.to_device(Device::Cpu)),
+                distances: Some(-&weights + 1.0),
+                weights: Some(weights),
             });
         }
         let given = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
