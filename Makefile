@@ -43,8 +43,9 @@ demo: build ## Train RetinaNet on the built-in shapes, evaluate it, draw curves 
 	$(CARGO) run --quiet --bin coco_eval -- --dt $(DEMO)/bbox.json --per-class
 	@echo "demo: scores in $(DEMO)/metrics.json, curves and detections in $(DEMO)/plots; to train anew: rm -r $(DEMO)"
 
+# Tests run side by side. Were libtorch's threads as many as cores in each, they would wait for each other.
 test: lint ## Check format and lints, then run all tests
-	$(CARGO) test --workspace --no-fail-fast
+	OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(CARGO) test --workspace --no-fail-fast
 
 thorough: libtorch ## Try every case of docs/reliability.md: an hour
 	VIGDET_THOROUGH=1 $(CARGO) test --test reliability

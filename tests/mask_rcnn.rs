@@ -22,7 +22,7 @@ const TINY: &str = r#"{
     "test": { "score": 0.0, "max_detections": 10 }
   },
   "data": { "size": [64, 96], "crop": { "probability": 0.3 }, "rotate": 0.3, "mosaic": 0.3, "flip_vertical": 0.5 },
-  "train": { "lr": 0.001, "batch_size": 4, "micro_batch": 2, "warmup_iters": 1, "epochs": 1, "threads": 2 },
+  "train": { "lr": 0.001, "batch_size": 4, "micro_batch": 2, "warmup_iters": 1, "epochs": 1, "threads": 1 },
   "checkpoint": { "every_iters": 2 }
 }"#;
 
@@ -45,7 +45,7 @@ impl Bench {
 
     fn run(&self, program: &str, args: &[&str]) -> Output {
         let mut command = Command::new(program);
-        command.args(args).current_dir(self.folder.path()).env("OMP_WAIT_POLICY", "passive").output().unwrap()
+        command.args(args).current_dir(self.folder.path()).env("OMP_NUM_THREADS", "1").output().unwrap()
     }
 
     fn train(&self, args: &[&str]) -> Output {

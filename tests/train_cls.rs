@@ -18,7 +18,7 @@ fn program(name: &str, args: &[&str]) -> Command {
         other => panic!("no program {other}"),
     };
     let mut command = Command::new(path);
-    command.args(args).env("OMP_WAIT_POLICY", "passive").stdin(Stdio::null());
+    command.args(args).env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
     command
 }
 
@@ -50,7 +50,7 @@ const TINY: &str = r#"{
                             "drop_path": 0.3 } },
   "data": { "size": 32, "repeats": 3, "repeat_round": 4, "workers": 2 },
   "train": { "batch_size": 8, "micro_batch": 4, "epochs": 4, "lr": 0.004, "warmup_epochs": 1, "lr_every": "step",
-             "ema": 0.9, "clip_norm": 5.0, "seed": 5, "threads": 2 },
+             "ema": 0.9, "clip_norm": 5.0, "seed": 5, "threads": 1 },
   "checkpoint": { "every_iters": 2, "keep": 2 } }"#;
 
 /// Bright, dark and striped images in the folders of three classes.

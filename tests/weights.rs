@@ -574,7 +574,7 @@ impl User {
         for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE"] {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
-        command.args(args).current_dir(self.home.path()).stdin(Stdio::null()).env("OMP_WAIT_POLICY", "passive");
+        command.args(args).current_dir(self.home.path()).stdin(Stdio::null()).env("OMP_NUM_THREADS", "1");
         command.env("VIGDET_CACHE", self.home.path().join("cache")).env("VIGDET_WEIGHTS_MIRROR", &self.mirror);
         command
     }
