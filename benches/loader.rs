@@ -15,7 +15,7 @@ use criterion::Criterion;
 use image::RgbImage;
 use vigdet::config::{ClassifyDataConfig, DataConfig, ResizeKind, SplitConfig};
 use vigdet::data::classify::{ClassLoader, ClassLoaderOptions};
-use vigdet::data::{color, decode, prepare, CocoDataset, ImageFolder, ImageInfo, Loader, LoaderOptions};
+use vigdet::data::{color, decode, prepare, DetectionDataset, ImageFolder, ImageInfo, Loader, LoaderOptions};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -55,7 +55,7 @@ fn epoch(data: &Path, config: &DataConfig, batch_size: usize) -> Result<()> {
         annotations: "annotations/instances_train2017.json".into(),
         limit: None,
     };
-    let dataset = Arc::new(CocoDataset::open(&split, data, true)?);
+    let dataset = Arc::new(DetectionDataset::open(&split, data, true)?);
     let loader = Loader::new(dataset, config, LoaderOptions { batch_size, train: true, seed: 0 })?;
     let start = Instant::now();
     let mut images = 0;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tch::{nn, Device};
 use vigdet::backbone::Pass;
 use vigdet::config::{Config, Experiment};
-use vigdet::data::{CocoDataset, Loader, LoaderOptions};
+use vigdet::data::{DetectionDataset, Loader, LoaderOptions};
 use vigdet::detect;
 
 fn main() -> anyhow::Result<()> {
@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
 
 /// The losses of an untrained detector on the first batch of the training split.
 pub fn losses(folder: &Path, config: &Config) -> anyhow::Result<Vec<String>> {
-    let dataset = Arc::new(CocoDataset::open(&config.data.train, folder, true)?);
+    let dataset = Arc::new(DetectionDataset::open(&config.data.train, folder, true)?);
     let options = LoaderOptions { batch_size: 2, train: true, seed: 0 };
     let loader = Loader::new(dataset.clone(), &config.data, options)?;
     let Some(batch) = loader.epoch(0, 0, true).next().transpose()? else { anyhow::bail!("there is no image") };

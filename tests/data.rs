@@ -12,7 +12,7 @@ use vigdet::data::augment::{cut, random_crop};
 use vigdet::data::mosaic::mosaic;
 use vigdet::data::order::generator;
 use vigdet::data::resize::{antialias, output_size};
-use vigdet::data::{decode, prepare, Batch, CocoDataset, ImageInfo, Loader, LoaderOptions, Mask, Target};
+use vigdet::data::{decode, prepare, Batch, DetectionDataset, ImageInfo, Loader, LoaderOptions, Mask, Target};
 use vigdet_coco::types::Segmentation;
 
 fn fixtures() -> PathBuf {
@@ -277,7 +277,7 @@ fn labels_follow_the_category_ids_in_their_order_and_map_back() {
         object(3, 5, 18, [3.0, 2.0, 3.0, 4.0]),
     ]);
     let (folder, split) = on_disk(&[(5, "a.png", 20, 10)], annotations, categories());
-    let data = CocoDataset::open(&split, folder.path(), true).unwrap();
+    let data = DetectionDataset::open(&split, folder.path(), true).unwrap();
     let names: Vec<&str> = data.classes().iter().map(|c| c.name.as_str()).collect();
     assert_eq!(names, ["fig", "plum", "pear"]);
     let target = data.sample(0, false).unwrap().target;
@@ -310,7 +310,7 @@ fn what_annotations_hold_is_kept_clipped_dropped_and_counted() {
     ]);
     let images = [(1, "a.png", 20, 10), (2, "b.png", 20, 10)];
     let (folder, split) = on_disk(&images, annotations, categories());
-    let data = CocoDataset::open(&split, folder.path(), false).unwrap();
+    let data = DetectionDataset::open(&split, folder.path(), false).unwrap();
     let report = data.report();
     assert_eq!((report.images, report.objects, report.crowds, report.without_objects), (2, 3, 1, 1));
     assert_eq!((report.clipped, report.degenerate, report.dropped), (1, 3, 0));
@@ -326,7 +326,7 @@ fn what_annotations_hold_is_kept_clipped_dropped_and_counted() {
     // The ground truth stays as it was written.
     assert_eq!(data.ground_truth().annotations.len(), 7);
 
-    let training = CocoDataset::open(&split, folder.path(), true).unwrap();
+    let training = DetectionDataset::open(&split, folder.path(), true).unwrap();
     assert_eq!((training.len(), training.report().dropped), (1, 1));
 }
 
@@ -336,7 +336,7 @@ fn training_drops_images_with_nothing_but_crowds() {
     crowd["iscrowd"] = json!(1);
     let images = [(1, "a.png", 20, 10), (2, "b.png", 20, 10)];
     let (folder, split) = on_disk(&images, json!([crowd, object(2, 2, 3, [0.0, 0.0, 5.0, 5.0])]), categories());
-    let data = CocoDataset::open(&split, folder.path(), true).unwrap();
+    let data = DetectionDataset::open(&split, folder.path(), true).unwrap();
     assert_eq!((data.len(), data.info(0).id), (1, 2));
 }
 
@@ -346,7 +346,7 @@ fn the_limit_keeps_the_first_images_by_id_and_their_annotations() {
     let annotations: Vec<Value> = [9, 2, 4].iter().map(|&i| object(i * 10, i, 3, [0.0, 0.0, 5.0, 5.0])).collect();
     let (folder, mut split) = on_disk(&images, json!(annotations), categories());
     split.limit = Some(2);
-    let data = CocoDataset::open(&split, folder.path(), true).unwrap();
+    let data = DetectionDataset::open(&split, folder.path(), true).unwrap();
     assert_eq!((0..data.len()).map(|i| data.info(i).id).collect::<Vec<_>>(), [2, 4]);
     let truth = data.ground_truth();
     assert_eq!(truth.images.iter().map(|i| i.id).collect::<Vec<_>>(), [2, 4]);
@@ -363,7 +363,7 @@ fn names_that_leave_the_image_folder_are_refused() {
         let path = folder.path().join("all.json");
         let text = std::fs::read_to_string(&path).unwrap().replace("a.png", name);
         std::fs::write(&path, text).unwrap();
-        let error = format!("{:#}", CocoDataset::open(&split, folder.path(), true).unwrap_err());
+        let error = format!("{:#}", DetectionDataset::open(&split, folder.path(), true).unwrap_err());
         assert!(error.contains("all.json") && error.contains("image 1"), "{error}");
         assert!(error.contains("leaves the image folder") || name.is_empty(), "{error}");
     }
@@ -375,7 +375,7 @@ fn contradictions_in_annotations_are_one_clear_line() {
     let image = (1, "a.png", 20, 10);
     let error = |images: &[(i64, &str, u32, u32)], annotations: Value, categories: Value| {
         let (folder, split) = on_disk(images, annotations, categories);
-        let error = format!("{:#}", CocoDataset::open(&split, folder.path(), true).unwrap_err());
+        let error = format!("{:#}", DetectionDataset::open(&split, folder.path(), true).unwrap_err());
         assert!(!error.contains('\n'), "{error}");
         error
     };
@@ -389,12 +389,12 @@ fn contradictions_in_annotations_are_one_clear_line() {
 
     let (folder, split) = on_disk(&[image], json!([fine]), categories());
     let gone = SplitConfig { annotations: "none.json".into(), ..split.clone() };
-    let text = format!("{:#}", CocoDataset::open(&gone, folder.path(), true).unwrap_err());
+    let text = format!("{:#}", DetectionDataset::open(&gone, folder.path(), true).unwrap_err());
     assert!(text.contains("none.json") && text.contains("--data"), "{text}");
     let gone = SplitConfig { images: "nowhere".into(), ..split.clone() };
-    assert!(format!("{:#}", CocoDataset::open(&gone, folder.path(), true).unwrap_err()).contains("nowhere"));
+    assert!(format!("{:#}", DetectionDataset::open(&gone, folder.path(), true).unwrap_err()).contains("nowhere"));
     std::fs::remove_file(folder.path().join("pictures/a.png")).unwrap();
-    let text = format!("{:#}", CocoDataset::open(&split, folder.path(), true).unwrap_err());
+    let text = format!("{:#}", DetectionDataset::open(&split, folder.path(), true).unwrap_err());
     assert!(text.contains("a.png") && text.contains("pictures"), "{text}");
 }
 
@@ -426,7 +426,7 @@ const TRAIN: LoaderOptions = LoaderOptions { batch_size: 3, train: true, seed: 1
 /// Everything of an epoch that a training step sees.
 type Seen = Vec<(Vec<i64>, Vec<f32>, Vec<Vec<[f32; 4]>>, Vec<Vec<i64>>)>;
 
-fn run(data: &Arc<CocoDataset>, config: &DataConfig, options: LoaderOptions, epoch: usize, first: usize) -> Seen {
+fn run(data: &Arc<DetectionDataset>, config: &DataConfig, options: LoaderOptions, epoch: usize, first: usize) -> Seen {
     let loader = Loader::new(data.clone(), config, options).unwrap();
     loader
         .epoch(epoch, first, true)
@@ -443,7 +443,7 @@ fn run(data: &Arc<CocoDataset>, config: &DataConfig, options: LoaderOptions, epo
 #[test]
 fn batches_do_not_depend_on_the_number_of_threads_nor_on_where_an_epoch_is_entered() {
     let (folder, split) = forty();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     for small in [small, all_changes] {
         let one = run(&data, &small(1), TRAIN, 4, 0);
         assert_eq!(one.len(), 14);
@@ -460,7 +460,7 @@ fn batches_do_not_depend_on_the_number_of_threads_nor_on_where_an_epoch_is_enter
 #[test]
 fn a_batch_that_shares_its_factor_of_the_size_has_no_padding_between_its_images() {
     let (folder, split) = forty();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let config = DataConfig { size: [48, 80], pad: 1, scale: [0.5, 1.0], ..small(2) };
     let sizes = |scale_per: ScalePer| -> Vec<Vec<(i64, i64)>> {
         let config = DataConfig { scale_per, ..config.clone() };
@@ -483,7 +483,7 @@ fn a_batch_that_shares_its_factor_of_the_size_has_no_padding_between_its_images(
 #[test]
 fn an_epoch_without_strong_augmentation_keeps_the_other_changes_as_they_are() {
     let (folder, split) = forty();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let first = |config: &DataConfig, strong: bool| {
         let loader = Loader::new(data.clone(), config, TRAIN).unwrap();
         let batch = loader.epoch(4, 0, strong).next().unwrap().unwrap();
@@ -499,7 +499,7 @@ fn an_epoch_without_strong_augmentation_keeps_the_other_changes_as_they_are() {
 #[test]
 fn an_image_keeps_its_own_class_and_box_through_the_loader() {
     let (folder, split) = forty();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let config = DataConfig { flip: 0.0, scale: [1.0, 1.0], color: 0.0, ..small(2) };
     for (ids, pixels, boxes, labels) in run(&data, &config, TRAIN, 0, 0) {
         let image_size = pixels.len() / ids.len();
@@ -515,7 +515,7 @@ fn an_image_keeps_its_own_class_and_box_through_the_loader() {
 #[test]
 fn evaluation_takes_every_image_once_unchanged() {
     let (folder, split) = forty();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), false).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), false).unwrap());
     let options = LoaderOptions { batch_size: 1, train: false, seed: 0 };
     let config = DataConfig { flip: 1.0, flip_vertical: 1.0, ..small(2) };
     let seen = run(&data, &config, options, 0, 0);
@@ -550,7 +550,7 @@ fn assert_box_on_patch(batch: &Batch) -> [f32; 4] {
 #[test]
 fn flips_take_their_boxes_along() {
     let (folder, split) = patch();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let options = LoaderOptions { batch_size: 1, train: true, seed: 0 };
     let cases = [
         (0.0, 0.0, [8.0, 4.0, 20.0, 10.0]),
@@ -569,7 +569,7 @@ fn flips_take_their_boxes_along() {
 #[test]
 fn a_quarter_turn_takes_its_boxes_along() {
     let (folder, split) = patch();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let options = LoaderOptions { batch_size: 1, train: true, seed: 0 };
     let config = DataConfig { size: [32, 64], flip: 0.0, rotate: 1.0, workers: 1, ..DataConfig::default() };
     let batch = Loader::new(data, &config, options).unwrap().epoch(0, 0, true).next().unwrap().unwrap();
@@ -580,7 +580,7 @@ fn a_quarter_turn_takes_its_boxes_along() {
 #[test]
 fn crops_take_their_boxes_along_and_keep_an_object() {
     let (folder, split) = patch();
-    let data = CocoDataset::open(&split, folder.path(), true).unwrap();
+    let data = DetectionDataset::open(&split, folder.path(), true).unwrap();
     let config = CropConfig { probability: 1.0, scale: 0.2, visible: 0.4 };
     let mut cut_sides = 0;
     for i in 0..200 {
@@ -628,7 +628,7 @@ fn a_mosaic_shows_parts_of_four_images_with_their_own_boxes() {
     let annotations: Vec<Value> =
         (1..=4).map(|i| object(i, 50 * i, [3, 18, 70, 3][i as usize - 1], [0.0, 0.0, 200.0, 200.0])).collect();
     let (folder, split) = on_disk(&images, json!(annotations), categories());
-    let data = CocoDataset::open(&split, folder.path(), true).unwrap();
+    let data = DetectionDataset::open(&split, folder.path(), true).unwrap();
     for i in 0..50 {
         let four = [0, 1, 2, 3].map(|i| data.sample(i, false).unwrap());
         let all = mosaic(four, 0.0, &mut generator(2, 0, i)).unwrap();
@@ -648,7 +648,7 @@ fn a_mosaic_shows_parts_of_four_images_with_their_own_boxes() {
 #[test]
 fn every_augmentation_together_stays_the_same_for_the_same_seed() {
     let (folder, split) = forty();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let crop = CropConfig { probability: 0.5, ..CropConfig::default() };
     let config = |workers| DataConfig { crop: crop.clone(), rotate: 0.5, mosaic: 0.5, ..small(workers) };
     let one = run(&data, &config(1), TRAIN, 4, 0);
@@ -659,7 +659,7 @@ fn every_augmentation_together_stays_the_same_for_the_same_seed() {
 #[test]
 fn boxes_are_scaled_with_their_image() {
     let (folder, split) = patch();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let config = DataConfig { size: [64, 200], scale: [0.5, 1.0], workers: 1, ..DataConfig::default() };
     let loader = Loader::new(data, &config, LoaderOptions { batch_size: 1, train: true, seed: 3 }).unwrap();
     let mut heights = Vec::new();
@@ -679,7 +679,7 @@ fn boxes_are_scaled_with_their_image() {
 #[test]
 fn images_that_are_not_trained_on_may_have_another_size() {
     let (folder, split) = patch();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let config = DataConfig { size: [32, 64], test_size: Some([48, 200]), ..DataConfig::default() };
     let size = |train: bool| {
         let options = LoaderOptions { batch_size: 1, train, seed: 0 };
@@ -695,7 +695,7 @@ fn an_unreadable_image_is_named_and_skipped_or_stops_the_run() {
     let (folder, split) = forty();
     std::fs::write(folder.path().join("pictures/7.png"), b"not an image").unwrap();
     std::fs::remove_file(folder.path().join("pictures/8.png")).unwrap();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), false).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), false).unwrap());
 
     let evaluation = LoaderOptions { batch_size: 1, train: false, seed: 0 };
     let loader = Loader::new(data.clone(), &small(2), evaluation).unwrap();
@@ -724,7 +724,7 @@ fn an_unreadable_image_is_named_and_skipped_or_stops_the_run() {
 #[test]
 fn training_stops_when_no_image_can_be_read() {
     let (folder, split) = forty();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     std::fs::remove_dir_all(folder.path().join("pictures")).unwrap();
     let loader = Loader::new(data, &small(2), TRAIN).unwrap();
     let error = loader.epoch(0, 0, true).next().unwrap().unwrap_err();
@@ -734,7 +734,7 @@ fn training_stops_when_no_image_can_be_read() {
 #[test]
 fn no_more_batches_are_made_ahead_than_promised() {
     let (folder, split) = forty();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), false).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), false).unwrap());
     let options = LoaderOptions { batch_size: 2, train: false, seed: 0 };
     let config = DataConfig { group_by_aspect: false, ..small(3) };
     let loader = Loader::new(data, &config, options).unwrap();
@@ -755,7 +755,7 @@ fn an_image_of_another_size_than_annotated_counts_by_its_pixels_and_is_reported(
     let (folder, split) = on_disk(&[(1, "a.png", 40, 24), (2, "b.png", 40, 24)], annotations, categories());
     RgbImage::new(30, 12).save(folder.path().join("pictures/a.png")).unwrap();
     RgbImage::new(24, 40).save(folder.path().join("pictures/b.png")).unwrap();
-    let data = Arc::new(CocoDataset::open(&split, folder.path(), true).unwrap());
+    let data = Arc::new(DetectionDataset::open(&split, folder.path(), true).unwrap());
     let sample = data.sample(0, false).unwrap();
     assert_eq!((sample.info.width, sample.info.height), (30, 12));
     assert_eq!(sample.target.boxes, [[0.0, 0.0, 30.0, 6.0]]);
@@ -775,7 +775,7 @@ fn sizes_missing_from_the_annotations_are_read_from_the_image() {
     let mut all: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     all["images"][0].as_object_mut().unwrap().retain(|key, _| key == "id" || key == "file_name");
     std::fs::write(&path, all.to_string()).unwrap();
-    let data = CocoDataset::open(&split, folder.path(), true).unwrap();
+    let data = DetectionDataset::open(&split, folder.path(), true).unwrap();
     assert_eq!((data.info(0).width, data.info(0).height, data.report().sizes_missing), (40, 24, 1));
     assert_eq!(data.report().clipped, 1);
 }
@@ -787,7 +787,7 @@ fn sizes_missing_from_the_annotations_are_those_after_turning_where_images_are_t
     // Stored 31 × 22, and shown 22 × 31.
     std::fs::copy(fixtures().join("exif6.jpg"), folder.path().join("pictures/a.jpg")).unwrap();
     for (exif, size) in [(false, (31, 22)), (true, (22, 31))] {
-        let data = CocoDataset::open_with_exif(&split, folder.path(), true, exif).unwrap();
+        let data = DetectionDataset::open_with_exif(&split, folder.path(), true, exif).unwrap();
         assert_eq!((data.info(0).width, data.info(0).height), size);
         assert_eq!(data.report().clipped, usize::from(exif));
         let sample = data.sample(0, exif).unwrap();
@@ -805,7 +805,7 @@ fn masks_that_cannot_be_used_are_counted_and_those_that_cannot_be_evaluated_are_
     let triangle = json!([[0.0, 0.0, 5.0, 0.0, 5.0, 5.0]]);
     let open = |annotations: Value| {
         let (folder, split) = on_disk(&[(1, "a.png", 20, 10)], annotations, categories());
-        let mut data = CocoDataset::open(&split, folder.path(), true).unwrap();
+        let mut data = DetectionDataset::open(&split, folder.path(), true).unwrap();
         data.count_masks();
         let check = data.check_masks().map_err(|error| format!("{error:#}"));
         (data.has_masks(), data.report().without_mask, check)

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use vigdet::config::DataConfig;
-use vigdet::data::{CocoDataset, DataFolder};
+use vigdet::data::{DataFolder, DetectionDataset};
 use vigdet_dataset::layouts::{self, Images};
 use vigdet_dataset::{Import, Layout};
 
@@ -56,10 +56,10 @@ fn a_folder_of_another_layout_is_read_once_for_all_its_splits() {
     let yolo = home.path().join("yolo");
     layouts::write(&Import::open(data.root()).unwrap(), Layout::Yolo, &yolo, Images::Copy).unwrap();
     let (config, folder) = (DataConfig::default(), DataFolder::new(&yolo));
-    let train = CocoDataset::open_in(&folder, &config.train, true, false).unwrap();
+    let train = DetectionDataset::open_in(&folder, &config.train, true, false).unwrap();
     std::fs::remove_dir_all(yolo.join("labels")).unwrap();
-    let val = CocoDataset::open_in(&folder, &config.val, false, false).unwrap();
-    let objects = |split: &CocoDataset| -> usize { split.classes().iter().map(|c| split.objects_of(c.id)).sum() };
+    let val = DetectionDataset::open_in(&folder, &config.val, false, false).unwrap();
+    let objects = |split: &DetectionDataset| -> usize { split.classes().iter().map(|c| split.objects_of(c.id)).sum() };
     assert_eq!([(train.len(), objects(&train)), (val.len(), objects(&val))], [(10, 20), (4, 8)]);
 }
 

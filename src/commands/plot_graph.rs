@@ -12,7 +12,7 @@ use vigdet_coco::output::Outputs;
 use crate::cli::{make_folder, outputs, parse_device, parse_size, FetchArgs};
 use crate::config::SplitConfig;
 use crate::console::{say, warn};
-use crate::data::{decode, CocoDataset};
+use crate::data::{decode, DetectionDataset};
 use crate::explore::centers::parse_blocks;
 use crate::explore::link_stats::{of_dataset, of_view, table, LinkStats};
 use crate::explore::{Center, GraphViewer, ViewerOptions};
@@ -187,7 +187,7 @@ fn statistics(args: &Args, viewer: &GraphViewer, outputs: &Outputs) -> Result<()
     let root = args.data.as_deref().context("--image or --data is missing")?;
     let mut split: SplitConfig = viewer.config().data.val.clone();
     split.limit = args.limit.or(split.limit);
-    let dataset = CocoDataset::open_with_exif(&split, root, false, viewer.config().data.exif)?;
+    let dataset = DetectionDataset::open_with_exif(&split, root, false, viewer.config().data.exif)?;
     let (stats, images, skipped) = of_dataset(viewer, &dataset, |done| {
         if done % 10 == 0 {
             warn(&format!("{done} of {} images", dataset.len()));

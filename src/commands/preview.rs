@@ -14,7 +14,7 @@ use crate::cli::{make_folder, outputs, DetectorArgs};
 use crate::config::{Config, Experiment};
 use crate::console::say;
 use crate::data::order::generator;
-use crate::data::{Batch, CocoDataset, DataFolder, Loader, LoaderOptions};
+use crate::data::{Batch, DataFolder, DetectionDataset, Loader, LoaderOptions};
 use crate::detect::assignment::matched_anchors;
 use crate::plot::canvas::{Color, Line};
 use crate::plot::{
@@ -126,7 +126,7 @@ fn crops_name(label: i64, class: &str) -> String {
 }
 
 /// The first batches of an epoch, with as many images as asked for or all that there are.
-fn batches(train: &Arc<CocoDataset>, config: &Config, args: &Args, seed: u64) -> Result<Vec<Batch>> {
+fn batches(train: &Arc<DetectionDataset>, config: &Config, args: &Args, seed: u64) -> Result<Vec<Batch>> {
     let batch_size = config.train.images_of_micro_batch();
     let loader = Loader::new(train.clone(), &config.data, LoaderOptions { batch_size, train: true, seed })?;
     let wanted = usize::from(args.images);
@@ -141,7 +141,7 @@ fn batches(train: &Arc<CocoDataset>, config: &Config, args: &Args, seed: u64) ->
 }
 
 /// The images as annotated.
-fn before(train: &CocoDataset, batches: &[Batch], config: &Config) -> Result<RgbImage> {
+fn before(train: &DetectionDataset, batches: &[Batch], config: &Config) -> Result<RgbImage> {
     let index: BTreeMap<i64, usize> = (0..train.len()).map(|i| (train.info(i).id, i)).collect();
     let mut pictures = Vec::new();
     for info in batches.iter().flat_map(|batch| &batch.infos) {
@@ -155,7 +155,7 @@ fn before(train: &CocoDataset, batches: &[Batch], config: &Config) -> Result<Rgb
 }
 
 /// The images as the network gets them.
-fn after(train: &CocoDataset, batches: &[Batch], config: &Config) -> Result<RgbImage> {
+fn after(train: &DetectionDataset, batches: &[Batch], config: &Config) -> Result<RgbImage> {
     let mut pictures = Vec::new();
     for batch in batches {
         let images = batch_images(batch, config.data.mean, config.data.std)?;
@@ -168,7 +168,7 @@ fn after(train: &CocoDataset, batches: &[Batch], config: &Config) -> Result<RgbI
     contact_sheet("As the network sees them", &classes_legend(train), &pictures, COLUMNS)
 }
 
-fn classes_legend(train: &CocoDataset) -> Vec<(String, Color)> {
+fn classes_legend(train: &DetectionDataset) -> Vec<(String, Color)> {
     const MOST: usize = 12;
     let labels = 0..train.classes().len().min(MOST) as i64;
     labels.map(|label| (train.classes().name(label), class_color(label))).collect()
@@ -230,7 +230,7 @@ fn assigned(batches: &[Batch], config: &Config) -> Result<RgbImage> {
 }
 
 /// Objects of a class, drawn at random.
-fn crops_of(train: &CocoDataset, label: i64, exif: bool, seed: u64) -> Result<RgbImage> {
+fn crops_of(train: &DetectionDataset, label: i64, exif: bool, seed: u64) -> Result<RgbImage> {
     let mut all: Vec<(usize, [f32; 4])> = Vec::new();
     for i in 0..train.len() {
         let info = train.info(i);

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::cli::{is_of_run, make_folder, outputs, test_folder, with_bar, AmpArgs, DetectorArgs, FetchArgs};
 use crate::config::{Config, DetectorKind};
 use crate::console::say;
-use crate::data::{CocoDataset, DataFolder};
+use crate::data::{DataFolder, DetectionDataset};
 use crate::predictor::{Predictor, PredictorOptions};
 use crate::ranks::Ranks;
 use crate::runs::{write_text, RunDir};
@@ -121,6 +121,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn dataset(config: &Config) -> Result<CocoDataset> {
+fn dataset(config: &Config) -> Result<DetectionDataset> {
     open_split(config, &config.data.val, &DataFolder::new(&data_root(config)?), false)
 }

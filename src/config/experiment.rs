@@ -208,6 +208,7 @@ impl Experiment for Config {
         "retinanet_resnet50_fpn_1x_coco",
         "retinanet_resnet50_fpn_torchvision",
         "retinanet_resnet50_fpn_v2_torchvision",
+        "mask_rcnn_pvig_n_shapes",
         "mask_rcnn_pvig_ti_shapes",
         "mask_rcnn_pvig_s_fpn_1x_coco",
         "mask_rcnn_greedyvig_s_fpn_1x_coco",

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::augment::{augment, draw_scale};
 use super::batch::collate;
-use super::coco::CocoDataset;
+use super::detection_dataset::DetectionDataset;
 use super::feed::{Feed, Job, Reader, Source};
 use super::mixup::mixup;
 use super::mosaic::mosaic;
@@ -30,12 +30,12 @@ pub struct LoaderOptions {
 }
 
 /// Decodes, augments, resizes, normalises and pads on its own threads (see [`Feed`]).
-pub type Loader = Feed<CocoSource>;
+pub type Loader = Feed<DetectionSource>;
 
 /// A split on its way to batches.
 #[derive(Debug)]
-pub struct CocoSource {
-    dataset: Arc<CocoDataset>,
+pub struct DetectionSource {
+    dataset: Arc<DetectionDataset>,
     config: DataConfig,
     options: LoaderOptions,
     reader: Reader,
@@ -46,15 +46,15 @@ impl Loader {
     ///
     /// # Errors
     /// A batch size of 0, threads that cannot be started.
-    pub fn new(dataset: Arc<CocoDataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self> {
+    pub fn new(dataset: Arc<DetectionDataset>, config: &DataConfig, options: LoaderOptions) -> Result<Self> {
         let grouping = if config.group_by_aspect { Grouping::ByAspect } else { Grouping::InOrder };
         let order = Order::once(options.batch_size, options.train.then_some(options.seed), grouping);
         let reader = Reader::new(config.on_error);
-        Self::start(CocoSource { dataset, config: config.clone(), options, reader }, order, config.workers)
+        Self::start(DetectionSource { dataset, config: config.clone(), options, reader }, order, config.workers)
     }
 }
 
-impl Source for CocoSource {
+impl Source for DetectionSource {
     type Batch = Batch;
 
     fn images(&self) -> usize {
@@ -87,7 +87,7 @@ impl Source for CocoSource {
     }
 }
 
-impl CocoSource {
+impl DetectionSource {
     /// Image `i` of a batch, augmented, and the factor of its size. `None`: it is unreadable and left out.
     fn load(&self, job: &Job, i: usize) -> Result<Option<(Sample, f64)>> {
         if !self.options.train {

@@ -1,16 +1,16 @@
 //! Images and their objects: files to batches. Knows nothing of models.
 //!
-//! [`CocoDataset`] reads a split, [`Loader`] makes [`Batch`]es of it on the threads of a [`Feed`], [`prepare`] makes
-//! one of images in memory; [`shapes`] draws data where there is none. [`ImageFolder`] and [`classify`] are the same
-//! for images of classes.
+//! [`DetectionDataset`] reads a split, [`Loader`] makes [`Batch`]es of it on the threads of a [`Feed`], [`prepare`]
+//! makes one of images in memory; [`shapes`] draws data where there is none. [`ImageFolder`] and [`classify`] are the
+//! same for images of classes.
 
 mod ahead;
 pub mod augment;
 mod batch;
 pub mod classify;
-pub mod coco;
 pub mod color;
 pub mod decode;
+pub mod detection_dataset;
 pub mod feed;
 pub mod image_folder;
 mod loader;
@@ -27,10 +27,10 @@ pub mod shapes;
 
 pub(crate) use ahead::message as panic_message;
 pub use batch::{fitting, prepare};
-pub use coco::{CocoDataset, DataFolder};
+pub use detection_dataset::{DataFolder, DetectionDataset};
 pub use feed::{Epoch, Feed, Source};
 pub use image_folder::ImageFolder;
-pub use loader::{CocoSource, Loader, LoaderOptions};
+pub use loader::{DetectionSource, Loader, LoaderOptions};
 pub use mask::{Geometry, Mask};
 pub use record::Record;
 pub use report::OpenReport;

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// Counts of [`super::CocoDataset::open`]. Its `Display` is one line for what is used, then one for each thing worth
-/// knowing.
+/// Counts of [`super::DetectionDataset::open`]. Its `Display` is one line for what is used, then one for each thing
+/// worth knowing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenReport {
     /// Images in the annotation file.
@@ -28,7 +28,8 @@ pub struct OpenReport {
     pub degenerate: usize,
     /// Images without width and height in the file: taken from the image itself.
     pub sizes_missing: usize,
-    /// Objects of the used images without a mask that training can use; 0 until [`super::CocoDataset::count_masks`].
+    /// Objects of the used images without a mask that training can use; 0 until
+    /// [`super::DetectionDataset::count_masks`].
     pub without_mask: usize,
     /// What else in the file is not used as one might think, each a line.
     pub notes: Vec<String>,

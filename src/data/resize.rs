@@ -165,6 +165,36 @@ fn taps(input: usize, output: usize) -> Vec<Tap> {
         .collect()
 }
 
+/// The two input rows that an output row lies between, stretched to its width. Both are kept for the next output row.
+struct StretchedRows<T> {
+    /// With the numbers of their input rows.
+    upper: (usize, Vec<T>),
+    lower: (usize, Vec<T>),
+}
+
+impl<T: Clone + Default> StretchedRows<T> {
+    /// For rows of `length` values.
+    fn new(length: usize) -> Self {
+        let none = || (usize::MAX, vec![T::default(); length]);
+        Self { upper: none(), lower: none() }
+    }
+
+    /// The input rows `first` and `second`. `stretch` makes a row that is not there yet.
+    fn pair(&mut self, first: usize, second: usize, stretch: impl Fn(usize, &mut [T])) -> (&[T], &[T]) {
+        let Self { upper, lower } = self;
+        if upper.0 != first && lower.0 == first {
+            std::mem::swap(upper, lower);
+        }
+        for ((number, row), wanted) in [(upper, first), (lower, second)] {
+            if *number != wanted {
+                stretch(wanted, row);
+                *number = wanted;
+            }
+        }
+        (&self.upper.1, &self.lower.1)
+    }
+}
+
 /// Two-by-two bilinear: each needed input row is stretched once, and each output row blends two of them.
 fn bilinear(image: &RgbImage, (width, height): (usize, usize), normalise: &Normalise, slot: Slot) {
     let Slot { data, rows, columns } = slot;
@@ -186,30 +216,16 @@ fn bilinear(image: &RgbImage, (width, height): (usize, usize), normalise: &Norma
             *b = blend(2);
         }
     };
-    // The two stretched rows that the current output row lies between, with their input row's number.
-    let mut upper = (usize::MAX, vec![0.0f32; 3 * width]);
-    let mut lower = (usize::MAX, vec![0.0f32; 3 * width]);
+    let mut stretched = StretchedRows::new(3 * width);
     for (y, tap) in taps(image.height() as usize, height).into_iter().enumerate() {
-        if upper.0 != tap.first {
-            if lower.0 == tap.first {
-                std::mem::swap(&mut upper, &mut lower);
-            } else {
-                stretch(tap.first, &mut upper.1);
-                upper.0 = tap.first;
-            }
-        }
-        if lower.0 != tap.second {
-            stretch(tap.second, &mut lower.1);
-            lower.0 = tap.second;
-        }
+        let (above, below) = stretched.pair(tap.first, tap.second, stretch);
         for c in 0..3 {
             let (scale, shift) = (normalise.scale[c], normalise.shift[c]);
             let (from_upper, from_lower) = (scale * (1.0 - tap.weight), scale * tap.weight);
             let start = c * rows * columns + y * columns;
             let out = &mut data[start..start + width];
-            let above = &upper.1[c * width..(c + 1) * width];
-            let below = &lower.1[c * width..(c + 1) * width];
-            for ((o, a), b) in out.iter_mut().zip(above).zip(below) {
+            let plane = c * width..(c + 1) * width;
+            for ((o, a), b) in out.iter_mut().zip(&above[plane.clone()]).zip(&below[plane]) {
                 *o = a * from_upper + b * from_lower + shift;
             }
         }

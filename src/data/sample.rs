@@ -37,7 +37,7 @@ pub struct ImageInfo {
 pub struct Target {
     /// Corners x1, y1, x2, y2 in pixels of the image that the target belongs to.
     pub boxes: Vec<[f32; 4]>,
-    /// Class index from 0, in the order of [`super::coco::CocoDataset::classes`].
+    /// Class index from 0, in the order of [`super::detection_dataset::DetectionDataset::classes`].
     pub labels: Vec<i64>,
     /// Whether the object is a crowd region: neither positive nor negative in training.
     pub crowd: Vec<bool>,

@@ -10,7 +10,7 @@ use vigdet_coco::types::Segmentation;
 
 use super::patches::PatchGraph;
 use super::viewer::{GraphView, GraphViewer};
-use crate::data::{decode, CocoDataset};
+use crate::data::{decode, DetectionDataset};
 
 /// Distances, in pixels, within which the fraction of neighbours is counted.
 pub const WITHIN: [f64; 4] = [32.0, 64.0, 128.0, 256.0];
@@ -174,7 +174,7 @@ fn add(counts: &mut Vec<LinkCounts>, view: &GraphView, objects: &[Rle]) {
 /// If the model cannot run.
 pub fn of_dataset(
     viewer: &GraphViewer,
-    dataset: &CocoDataset,
+    dataset: &DetectionDataset,
     mut progress: impl FnMut(usize),
 ) -> Result<(Vec<LinkStats>, usize, Vec<Error>)> {
     let mut masks: HashMap<i64, Vec<&Segmentation>> = HashMap::new();

@@ -16,7 +16,7 @@ use super::judge::{best_threshold, judge, Judgement, Truth};
 use super::sheet::{beside_truth, HIT};
 use crate::config::{Config, Experiment};
 use crate::data::mask::Mask;
-use crate::data::CocoDataset;
+use crate::data::DetectionDataset;
 use crate::detect::Detections;
 use crate::runs::RunDir;
 
@@ -76,7 +76,7 @@ fn detections(run: &RunDir, plots: &Path, options: &RunPictures) -> Result<Vec<P
         .clone()
         .or(config.root)
         .with_context(|| format!("{} does not name the folder of the data", path.display()))?;
-    let dataset = CocoDataset::open_with_exif(&config.val, &root, false, config.exif)?;
+    let dataset = DetectionDataset::open_with_exif(&config.val, &root, false, config.exif)?;
     if !config.links {
         dataset.check_links()?;
     }
@@ -130,7 +130,7 @@ fn read_results(path: &Path) -> Result<Vec<Detection>> {
 fn by_image(
     boxes: Vec<Detection>,
     masks: Vec<Detection>,
-    dataset: &CocoDataset,
+    dataset: &DetectionDataset,
 ) -> (Vec<Detections>, Vec<Vec<Option<Rle>>>) {
     let same =
         |(a, b): (&Detection, &Detection)| (a.image_id, a.category_id, a.score) == (b.image_id, b.category_id, b.score);
@@ -152,7 +152,7 @@ fn by_image(
     (found, of_image)
 }
 
-fn truths(dataset: &CocoDataset, i: usize) -> Vec<Truth> {
+fn truths(dataset: &DetectionDataset, i: usize) -> Vec<Truth> {
     let info = dataset.info(i);
     let target = dataset.target(i, info.width, info.height);
     let truth = |o: usize| Truth {
@@ -187,7 +187,7 @@ mod tests {
         let changes = [format!("data.root={}", serde_json::json!(root))];
         let config = Config::preset("mask_rcnn_pvig_ti_shapes", &changes).unwrap();
         std::fs::write(run.join("config.json"), config.to_json().unwrap()).unwrap();
-        let dataset = CocoDataset::open(&config.data.val, &root, false).unwrap();
+        let dataset = DetectionDataset::open(&config.data.val, &root, false).unwrap();
         let truth = dataset.ground_truth();
         let of = |a: &vigdet_coco::types::Annotation| Detection {
             image_id: a.image_id,
@@ -241,7 +241,7 @@ mod tests {
         let boxes = read_results(&run_dir.join("bbox.json")).unwrap();
         let mut masks = read_results(&run_dir.join("segm.json")).unwrap();
         let config = Config::load(&run_dir.join("config.json"), &[]).unwrap().data;
-        let dataset = CocoDataset::open(&config.val, &config.root.unwrap(), false).unwrap();
+        let dataset = DetectionDataset::open(&config.val, &config.root.unwrap(), false).unwrap();
         let some = |masks: &[Detection]| {
             by_image(boxes.clone(), masks.to_vec(), &dataset).1.iter().flatten().flatten().count()
         };

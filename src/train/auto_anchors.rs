@@ -4,14 +4,19 @@ use anyhow::{Context, Result};
 use vigdet_dataset::anchors::{fitted, Anchors, Fit, Object};
 
 use crate::config::{AnchorConfig, DataConfig};
-use crate::data::CocoDataset;
+use crate::data::DetectionDataset;
 
 /// Puts sizes and ratios that fit the objects of `train`, at the size of training, in place of the config's: as many
 /// as they are. `auto` is off then, so that the numbers stay what they are. Returns a line that says what became of it.
 ///
 /// # Errors
 /// There are fewer objects than anchors of a location.
-pub fn fit_anchors(config: &mut AnchorConfig, train: &CocoDataset, data: &DataConfig, seed: u64) -> Result<String> {
+pub fn fit_anchors(
+    config: &mut AnchorConfig,
+    train: &DetectionDataset,
+    data: &DataConfig,
+    seed: u64,
+) -> Result<String> {
     let objects = objects(train, data);
     let start = Anchors {
         strides: config.strides.iter().map(|s| *s as f64).collect(),
@@ -37,7 +42,7 @@ pub fn fit_anchors(config: &mut AnchorConfig, train: &CocoDataset, data: &DataCo
 }
 
 /// The objects that training learns from, in the pixels that it sees.
-fn objects(train: &CocoDataset, data: &DataConfig) -> Vec<Object> {
+fn objects(train: &DetectionDataset, data: &DataConfig) -> Vec<Object> {
     let [short, long] = data.size.map(f64::from);
     let mut objects = Vec::new();
     for i in 0..train.len() {

@@ -15,7 +15,7 @@ use crate::backbone::{Family, Pass};
 use crate::classes::{list, Class, Classes};
 use crate::config::{self, Config, ModelConfig, SplitConfig};
 use crate::console::say;
-use crate::data::{shapes, Batch, CocoDataset, CocoSource, DataFolder, Feed, Loader, LoaderOptions};
+use crate::data::{shapes, Batch, DataFolder, DetectionDataset, DetectionSource, Feed, Loader, LoaderOptions};
 use crate::detect::{self, classes_of_outputs, Detector};
 use crate::nn::crossings::send_tensor;
 use crate::nn::precision::{autocast, InferencePrecision};
@@ -47,10 +47,10 @@ impl Detection {
 impl Task for Detection {
     type Config = Config;
     type Model = Box<dyn Detector>;
-    type Source = CocoSource;
+    type Source = DetectionSource;
     type Found = Results;
 
-    fn open(mut config: Config, known: Option<&Classes>) -> Result<(Self, Feed<CocoSource>)> {
+    fn open(mut config: Config, known: Option<&Classes>) -> Result<(Self, Feed<DetectionSource>)> {
         let t = &config.train;
         let micro_batch = t.images_of_micro_batch();
         ensure!(
@@ -227,9 +227,14 @@ fn match_classes(config: &ModelConfig, data: &Classes, known: Option<&Classes>) 
 /// A split of a config's data; for a detector that gives masks, with those that are missing counted.
 ///
 /// # Errors
-/// As [`CocoDataset::open_with_exif`].
-pub fn open_split(config: &Config, split: &SplitConfig, data: &DataFolder, for_training: bool) -> Result<CocoDataset> {
-    let mut dataset = CocoDataset::open_in(data, split, for_training, config.data.exif)?;
+/// As [`DetectionDataset::open_with_exif`].
+pub fn open_split(
+    config: &Config,
+    split: &SplitConfig,
+    data: &DataFolder,
+    for_training: bool,
+) -> Result<DetectionDataset> {
+    let mut dataset = DetectionDataset::open_in(data, split, for_training, config.data.exif)?;
     if !config.data.links {
         dataset.check_links()?;
     }

@@ -1,38 +1,35 @@
 //! The training loop, of detectors and classifiers alike.
 
+mod start;
+mod step;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde_json::json;
-use tch::{nn, Device, Kind, Tensor};
+use tch::{nn, Device, Tensor};
 
-use super::data_parallel::{all_remarks, check_same, DataParallel, Sums};
+pub(super) use self::step::learn_micro_batch;
+use self::step::Accumulated;
+use super::data_parallel::{all_remarks, DataParallel};
 use super::ema::Ema;
-use super::initial::initial;
 use super::logger::Logger;
-use super::machine;
-use super::not_finite;
 use super::notices;
-use super::optimizer::{clip_factor, Optimizer};
+use super::optimizer::Optimizer;
 use super::replicas::Replicas;
 use super::requests::Requests;
 use super::schedule::Schedule;
 use super::standby::{Standby, Statistics};
-use super::state::{self, keep_numbered, progress_of, save_weights, Best, Progress, State};
-use super::task::{Micro, Task};
+use super::state::{keep_numbered, save_weights, Best, Progress, State};
+use super::task::Task;
 use super::time_limit::{is_strong, TimeLimit};
-use crate::backbone::Pass;
-use crate::config::{self, Experiment, OnNan};
-use crate::console::{say, warn};
-use crate::data::{Feed, Source};
-use crate::nn::crossings::fetch;
-use crate::nn::precision;
+use crate::config::{self, Experiment};
+use crate::data::Feed;
 use crate::ranks::Ranks;
-use crate::runs::{check_space, unix_time, write_text, Evaluation, RunDir, Skipped, Step};
-use crate::threads::set_threads;
-use crate::weights::{metadata_of, sorted_variables, Checkpoint, Metadata};
+use crate::runs::{check_space, write_text, Evaluation, RunDir, Skipped, Step};
+use crate::weights::{Checkpoint, Metadata};
 
 /// Where a run is written.
 #[derive(Clone, Debug)]
@@ -124,175 +121,6 @@ enum Flow {
 }
 
 impl<T: Task> Engine<T> {
-    /// Opens the data, builds the model, and takes up weights or a whole run.
-    ///
-    /// # Errors
-    /// Data, weights or folders that cannot be used. A new run's folder is made last, so a failed start leaves none.
-    pub fn start(config: T::Config, options: TrainOptions) -> Result<Self> {
-        set_threads(config.train().threads);
-        let ranks = options.ranks;
-        let resumed = match (&options.out, options.resume) {
-            // Rank 0 reads and writes; the others hear from it.
-            _ if !ranks.is_first() => None,
-            (Out::Named(path) | Out::Numbered(path), true) => Some(RunDir::open(path)?),
-            (Out::Named(path), false) => RunDir::check_free(path).map(|()| None)?,
-            (Out::Numbered(_), false) => None,
-        };
-        let saved = resumed.as_ref().map(open_state).transpose()?;
-        let t = config.train().clone();
-        let micro_batch = t.images_of_micro_batch();
-        ensure!(
-            t.micro_batch.is_some() || t.batch_size.is_multiple_of(micro_batch),
-            "train.batch_size, {}, cannot be divided evenly among {} train.replicas: change either, or set \
-             train.micro_batch",
-            t.batch_size,
-            t.replicas
-        );
-        let known = match (&saved, &resumed) {
-            (Some(saved), _) if saved.classes().is_some() => saved.classes().cloned(),
-            // States of before they knew their classes.
-            (Some(_), Some(run)) => Checkpoint::open(&run.last()).ok().and_then(|last| last.classes().cloned()),
-            _ => None,
-        };
-        let known = ranks.of_first(|| Ok(known))?;
-        let (task, mut feed) = ranks.one_before_the_others(|| T::open(config, known.as_ref()))?;
-        check_same(&ranks, task.config(), &feed)?;
-
-        // Nothing after this draws from libtorch's generator but for weights that others take the place of.
-        let (store, model) = initial(t.seed, options.device, |path| task.build(path))?;
-        let variables = sorted_variables(&store);
-        if let (Some(weights), None) = (&options.weights, &saved) {
-            say(&format!("weights: {}", task.start_from(&store, weights)?));
-        }
-        let mut optimizer = Optimizer::new(&variables, &t);
-        let mut ema = t.ema.map(|decay| Ema::new(&variables, decay, t.ema_warmup));
-        let mut progress = Progress::default();
-        let mut state = State { variables: &variables, optimizer: &mut optimizer, ema: ema.as_mut() };
-        if let Some(saved) = &saved {
-            progress = progress_of(saved)?;
-            state.load(saved, &progress)?;
-        }
-        let progress = ranks.of_first(|| Ok(progress))?;
-        ema.iter_mut().for_each(|ema| ema.resume(progress.ema_updates));
-        let parallel = DataParallel::start(ranks, &variables, &mut optimizer, ema.as_ref())?;
-        let ranks = parallel.ranks();
-        let state = State { variables: &variables, optimizer: &mut optimizer, ema: ema.as_mut() };
-
-        let micro_steps = t.batch_size.div_ceil(micro_batch);
-        ensure!(
-            ranks.size() <= micro_steps,
-            "{} processes have {micro_steps} micro batches of {micro_batch} images in a step: fewer processes, a \
-             smaller train.micro_batch or a larger train.batch_size give each at least one",
-            ranks.size()
-        );
-        let own_steps = parallel.share(micro_steps).len();
-        let at_once = if options.device == Device::Cpu { t.replicas.min(own_steps) } else { 1 };
-        feed.keep_ahead(at_once + 1);
-        feed.take_share(ranks.rank(), ranks.size(), micro_steps);
-        let steps_per_epoch = feed.batches_per_epoch().div_ceil(micro_steps);
-        let all = t.epochs.saturating_mul(steps_per_epoch);
-        let stretch = t.min_iters.unwrap_or(0).div_ceil(all.max(1)).max(1);
-        let all = all.saturating_mul(stretch);
-        let total = all.min(t.max_iters.unwrap_or(usize::MAX));
-        let total = total.min(progress.planned.map_or(usize::MAX, |steps| steps as usize));
-        ensure!(total > 0, "there is nothing to train: train.epochs or train.max_iters is 0");
-        let limit = t.max_minutes.filter(|_| progress.planned.is_none()).map(TimeLimit::new);
-        let mut schedule = task.schedule(steps_per_epoch.saturating_mul(stretch), total);
-        if progress.planned.is_some() {
-            schedule.set_total(total);
-        }
-        let replicas = (at_once > 1).then(|| Replicas::new(at_once, &store, |path| task.build(path))).transpose()?;
-
-        let metadata = metadata_of(task.config(), task.classes())?;
-        let resuming = options.resume;
-        let snapshot = state.snapshot(&progress, |_| None);
-        if let (true, false, Out::Named(path) | Out::Numbered(path)) = (ranks.is_first(), resuming, &options.out) {
-            // Beside each checkpoint there is the one before it.
-            check_space(path, 2 * snapshot.bytes(), "a checkpoint beside the one before it")?;
-        }
-        let run = match (resumed, &options.out) {
-            (Some(run), _) => run,
-            (None, Out::Named(path) | Out::Numbered(path)) if !ranks.is_first() => RunDir::at(path),
-            (None, Out::Named(path)) => RunDir::create(path)?,
-            (None, Out::Numbered(base)) => RunDir::create_numbered(base)?,
-        };
-        if !resuming && ranks.is_first() {
-            // Before the config, which makes the folder a run's: whatever has a config can go on, from these weights.
-            snapshot.write(&run, &metadata)?;
-        } else if ranks.is_first() && state::weights_are_of_another_step(&run, &progress) {
-            snapshot.write_weights(&run, &metadata)?;
-        }
-        let standby = Arc::new(Standby::new(run.path(), &metadata, t.grace_seconds));
-        if ranks.is_first() {
-            options.requests.stand_by(standby.clone());
-        }
-        let statistics = Statistics::new(&variables);
-        let precision = precision::name(t.amp, options.device);
-        precision::left_off(t.amp, options.device).iter().for_each(|line| say(line));
-        let device = machine::device_name(options.device);
-        let mut start = json!({
-            "command": options.command,
-            "unix_time": unix_time(),
-            "from_iter": progress.iter,
-            "vigdet": env!("CARGO_PKG_VERSION"),
-            "replicas": at_once,
-            "ranks": ranks.size(),
-            "precision": precision,
-            "classes": task.classes().names(),
-            "trained_numbers": optimizer.parameters(),
-            "steps": total,
-        });
-        start.as_object_mut().into_iter().for_each(|start| start.extend(machine::record(options.device)));
-        let log = if ranks.is_first() {
-            run.describe(&task.config().to_json()?, start, resuming)?;
-            run.rewind_log(progress.iter, progress.evaluated != Some(progress.iter))?;
-            Logger::new(&run, progress.iter, total as u64, t.epochs.saturating_mul(stretch))?
-        } else {
-            Logger::silent()
-        };
-        say(&format!(
-            "{}, {:.1} M trained parameters, on {device} with {} threads{}{} in {precision}: {total} steps of {} \
-             images into {}",
-            task.name(),
-            optimizer.parameters() as f64 / 1e6,
-            tch::get_num_threads(),
-            if at_once > 1 { format!(" and {at_once} replicas") } else { String::new() },
-            if ranks.size() > 1 { format!(" in each of {} processes", ranks.size()) } else { String::new() },
-            t.batch_size,
-            run.path().display()
-        ));
-        if resuming {
-            say(&format!("resuming after step {} (epoch {})", progress.iter, progress.epoch + 1));
-        }
-        Ok(Self {
-            total: total as u64,
-            stretch,
-            task,
-            feed: Arc::new(feed),
-            model,
-            _store: store,
-            variables,
-            parallel,
-            replicas,
-            optimizer,
-            ema,
-            schedule,
-            limit,
-            micro_steps,
-            progress,
-            metadata,
-            run,
-            log,
-            device: options.device,
-            requests: options.requests,
-            standby,
-            statistics,
-            saved: Instant::now(),
-            reproducible: false,
-            best_lines: None,
-        })
-    }
-
     /// What is trained.
     pub fn task(&self) -> &T {
         &self.task
@@ -358,7 +186,7 @@ impl<T: Task> Engine<T> {
         self.offer();
         loop {
             let start = Instant::now();
-            let mut sum = Accumulated { first: (self.progress.batch, self.progress.forwards), ..Default::default() };
+            let mut sum = Accumulated::from(self.progress.batch, self.progress.forwards);
             let micro_batches = self.micro_steps.min(feed.batches_per_epoch().saturating_sub(self.progress.batch));
             for numbers in self.parallel.share(micro_batches).chunks(self.at_once()) {
                 let together = batches.by_ref().take(numbers.len()).collect::<Result<Vec<_>>>()?;
@@ -456,138 +284,6 @@ impl<T: Task> Engine<T> {
         };
         self.log.say(&format!("{total} steps in the {minutes} minutes of train.max_minutes{again}"));
         Ok(())
-    }
-
-    /// Adds the gradients of micro batches, each with its number in the run, with replicas of all at the same time.
-    fn learn(&mut self, numbered: Vec<(u64, <T::Source as Source>::Batch)>, sum: &mut Accumulated) -> Result<()> {
-        let (task, device) = (&self.task, self.device);
-        let work = |model: &T::Model, (number, mut batch)| {
-            task.relabel(&mut batch);
-            learn_micro_batch(task, model, number, batch, device)
-        };
-        let learned: Vec<Result<Learned>> = match &mut self.replicas {
-            Some(replicas) => replicas.run(&mut self.model, numbered, work),
-            None => numbered.into_iter().map(|one| work(&self.model, one)).collect(),
-        };
-        for one in learned {
-            sum.learned.push(one?);
-            sum.forwards += 1;
-        }
-        Ok(())
-    }
-
-    /// Adds up the losses of a step's micro batches, with one copy from the device for all.
-    fn settle(&self, sum: &mut Accumulated) -> Result<()> {
-        let learned = std::mem::take(&mut sum.learned);
-        if learned.is_empty() {
-            return Ok(());
-        }
-        let all: Vec<&Tensor> = learned.iter().map(|one| &one.values).collect();
-        let mut values = numbers(&Tensor::cat(&all, 0))?.into_iter();
-        for Learned { parts, images, names, .. } in learned {
-            let parts: Vec<(&str, f64)> = parts.into_iter().zip(values.by_ref()).collect();
-            if let Some((name, value)) = parts.iter().find(|(_, value)| !value.is_finite()) {
-                sum.not_finite.get_or_insert_with(|| format!("the loss `{name}` became {value} on {}", some(&names)));
-            }
-            sum.parts.resize(parts.len(), ("", 0.0));
-            for (sum, (name, value)) in sum.parts.iter_mut().zip(parts) {
-                *sum = (name, sum.1 + value * images as f64);
-            }
-            sum.images += images;
-            sum.names.extend(names);
-        }
-        Ok(())
-    }
-
-    /// Adds up what the ranks have learned from a step's micro batches. A step that is not finite ends the run: its
-    /// rank alone knows of it.
-    fn reduce(&mut self, micro_batches: usize, sum: &mut Accumulated, stop: &mut bool) -> Result<()> {
-        if self.parallel.ranks().size() == 1 {
-            return Ok(());
-        }
-        let step = self.progress.iter + 1;
-        let advice =
-            format!("{}; the last checkpoint, {}, is from before", self.task.advice(), self.run.last().display());
-        if let Some(reason) = sum.not_finite.take() {
-            bail!("{reason} at step {step}; {advice}");
-        }
-        let not_finite = format!("the gradient is not finite at step {step} on {}; {advice}", some(&sum.names));
-        let sums = Sums { images: &mut sum.images, parts: &mut sum.parts, stop };
-        self.parallel.reduce(micro_batches, sums, || not_finite)
-    }
-
-    /// Clips, updates, averages. Returns the learning rate and the norm of the gradient, or why the step was skipped.
-    fn update(&mut self, sum: &mut Accumulated) -> Result<Result<(f64, f64), String>> {
-        let t = self.task.config().train();
-        // The last step of an epoch may have fewer images than a batch.
-        let mut scale = t.batch_size as f64 / sum.images as f64;
-        let norm = self.optimizer.gradient_norm() * scale;
-        if !norm.is_finite() {
-            sum.not_finite.get_or_insert_with(|| format!("the gradient became {norm} on {}", some(&sum.names)));
-        }
-        if let Some(reason) = sum.not_finite.take() {
-            return self.skip(sum, reason).map(Err);
-        }
-        if let Some(most) = t.clip_norm {
-            scale *= clip_factor(norm, most);
-        }
-        let lr = self.schedule.lr(self.progress.iter as usize);
-        self.standby.take_back();
-        self.optimizer.step(lr, scale);
-        if let Some(ema) = &mut self.ema {
-            ema.update();
-            self.progress.ema_updates = ema.updates();
-        }
-        self.statistics.keep();
-        self.progress.iter += 1;
-        self.progress.skipped = 0;
-        Ok(Ok((lr, norm)))
-    }
-
-    /// Takes back a step that is not finite, and gives the reason again; or ends the run. Leaves a file of the first.
-    fn skip(&mut self, sum: &Accumulated, reason: String) -> Result<String> {
-        self.statistics.restore();
-        self.optimizer.clear();
-        if let Some(replicas) = &mut self.replicas {
-            replicas.take_statistics();
-        }
-        let step = self.progress.iter + 1;
-        let mut again = String::new();
-        if !self.reproducible {
-            self.reproducible = true;
-            match self.reproduce(sum, &reason) {
-                Ok(path) => again = format!("; `vigdet replay {}` does the step again", path.display()),
-                Err(error) => warn(&format!("step {step} cannot be kept: {error:#}")),
-            }
-        }
-        let t = self.task.config().train();
-        let reason = match t.on_nan {
-            OnNan::Stop => reason,
-            OnNan::Skip if self.progress.skipped < t.skip_most => {
-                self.standby.take_back();
-                self.progress.iter = step;
-                self.progress.skipped += 1;
-                return Ok(reason + &again);
-            }
-            OnNan::Skip => format!("{reason}, after {} steps that were skipped (train.skip_most)", t.skip_most),
-        };
-        let last = self.run.last();
-        let advice = self.task.advice();
-        bail!("{reason} at step {step}; {advice}{again}; the last checkpoint, {}, is from before", last.display());
-    }
-
-    /// Writes what does a step again. Its batches are made anew, to the bit as they were.
-    fn reproduce(&self, sum: &Accumulated, reason: &str) -> Result<PathBuf> {
-        let (batch, forwards) = sum.first;
-        let batches = self.feed.epoch(self.progress.epoch, batch, self.is_strong()).take(sum.forwards);
-        let mut relabelled = Vec::new();
-        for (number, batch) in (forwards..).zip(batches) {
-            let mut batch = batch?;
-            self.task.relabel(&mut batch);
-            relabelled.push((number, batch));
-        }
-        let step = (self.progress.iter + 1, reason);
-        not_finite::write(&self.run, step, &relabelled, &self.variables, &self.metadata)
     }
 
     /// Holds the last finished step ready for whoever must write it.
@@ -706,85 +402,5 @@ impl<T: Task> Engine<T> {
             return Ok(());
         }
         keep_numbered(&self.run, self.progress.iter, self.task.config().checkpoint().keep)
-    }
-}
-
-/// The state of a run. Where only the one before it is whole, that takes its place, so that it is not lost with the
-/// next.
-fn open_state(run: &RunDir) -> Result<Checkpoint> {
-    let saved = Checkpoint::open(&run.state())?;
-    if saved.path() != run.state() {
-        let rename = || std::fs::rename(saved.path(), run.state());
-        rename().with_context(|| format!("cannot write {}", run.state().display()))?;
-    }
-    Ok(saved)
-}
-
-/// What came of a micro batch.
-pub(super) struct Learned {
-    /// The parts of the loss.
-    parts: Vec<&'static str>,
-    /// Their values on the device; not always finite.
-    values: Tensor,
-    images: usize,
-    /// Its files.
-    pub names: Vec<String>,
-}
-
-/// Adds the gradient of one micro batch, times its fraction of a full batch, to the model's. `number` counts the run's
-/// micro batches.
-pub(super) fn learn_micro_batch<T: Task>(
-    task: &T,
-    model: &T::Model,
-    number: u64,
-    batch: <T::Source as Source>::Batch,
-    device: Device,
-) -> Result<Learned> {
-    let t = task.config().train();
-    let mut pass = Pass::training(t.seed, number).recomputing(t.recompute);
-    let Micro { losses, images, names } = task.losses(model, batch, device, &mut pass)?;
-    let total = losses.total();
-    let fraction = images as f64 / t.batch_size as f64;
-    if fraction == 1.0 { total } else { total * fraction }.backward();
-    // In float32: MPS has no float64.
-    let values = losses.parts.iter().map(|(_, part)| part.detach().to_kind(Kind::Float).reshape([]));
-    let values = Tensor::stack(&values.collect::<Vec<_>>(), 0);
-    let parts = losses.parts.iter().map(|(name, _)| *name).collect();
-    Ok(Learned { parts, values, images, names })
-}
-
-/// Values of a device in float64.
-fn numbers(values: &Tensor) -> Result<Vec<f64>> {
-    Ok(fetch(values).to_kind(Kind::Double).try_into()?)
-}
-
-impl Learned {
-    /// The parts of the loss, by name.
-    pub(super) fn losses(&self) -> Result<Vec<(&'static str, f64)>> {
-        Ok(self.parts.iter().copied().zip(numbers(&self.values)?).collect())
-    }
-}
-
-/// What the micro batches of a step have added up to.
-#[derive(Default)]
-struct Accumulated {
-    /// The numbers of its first micro batch, in the epoch and in the run.
-    first: (usize, u64),
-    forwards: usize,
-    /// Micro batches whose losses are still on the device.
-    learned: Vec<Learned>,
-    images: usize,
-    /// Sum over images of each part of the loss.
-    parts: Vec<(&'static str, f64)>,
-    names: Vec<String>,
-    /// What was the first thing that is not finite.
-    not_finite: Option<String>,
-}
-
-/// The first few names.
-fn some(names: &[String]) -> String {
-    match names {
-        [first, second, _, _, _, ..] => format!("{first}, {second} and {} more images", names.len() - 2),
-        few => few.join(", "),
     }
 }

@@ -13,7 +13,7 @@ use vigdet_coco::types::{Detection, Segmentation};
 
 use crate::classes::{list, Class, Classes};
 use crate::config::DataConfig;
-use crate::data::{CocoDataset, ImageInfo, Loader, LoaderOptions};
+use crate::data::{DetectionDataset, ImageInfo, Loader, LoaderOptions};
 use crate::detect::{Detections, Detector};
 use crate::nn::precision::{autocast, InferencePrecision};
 use crate::ranks::Ranks;
@@ -110,7 +110,7 @@ impl Results {
 /// Runs detectors on one split and scores what they see.
 #[derive(Debug)]
 pub struct Evaluator {
-    dataset: Arc<CocoDataset>,
+    dataset: Arc<DetectionDataset>,
     loader: Loader,
     /// Category id of each label of the detector; `None`: the split has no such class.
     categories: Vec<Option<i64>>,
@@ -128,7 +128,7 @@ impl Evaluator {
     /// # Errors
     /// If the split has none of the classes, or no masks for a detector that gives them.
     pub fn new(
-        dataset: Arc<CocoDataset>,
+        dataset: Arc<DetectionDataset>,
         config: &DataConfig,
         batch_size: usize,
         classes: &Classes,
@@ -403,7 +403,7 @@ mod tests {
         classes: &[(i64, &str)],
         categories: &[i64],
     ) -> (Vec<(i64, i64)>, f64) {
-        let dataset = CocoDataset::from_dataset(truth.clone(), folder.into(), None, false, false).unwrap();
+        let dataset = DetectionDataset::from_dataset(truth.clone(), folder.into(), None, false, false).unwrap();
         let classes: Classes = classes.iter().copied().collect();
         let config = DataConfig { size: [48, 64], workers: 1, ..DataConfig::default() };
         let evaluator = Evaluator::new(Arc::new(dataset), &config, 2, &classes, false, FLOAT32).unwrap();
@@ -439,7 +439,7 @@ mod tests {
         let (seen, bbox) = (triangle([0.0, 0.0, 40.0, 0.0, 0.0, 40.0]), [0.0, 0.0, 40.0, 40.0]);
         let first = truth.annotations.swap_remove(0);
         truth.annotations = vec![Annotation { bbox, area: 800.0, segmentation: seen.clone(), ..first }];
-        let dataset = CocoDataset::from_dataset(truth.clone(), folder.path().into(), None, false, false).unwrap();
+        let dataset = DetectionDataset::from_dataset(truth.clone(), folder.path().into(), None, false, false).unwrap();
         let classes: Classes = [(3, "dark")].into_iter().collect();
         let evaluator = Evaluator::new(Arc::new(dataset), &DataConfig::default(), 1, &classes, true, FLOAT32).unwrap();
         // A false alarm as large comes first.

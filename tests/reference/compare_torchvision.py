@@ -167,6 +167,24 @@ def iou(a, b):
     return both / either if either else 1.0
 
 
+def overlap(box, others):
+    """IoU of a box with each of others, as x1, y1, x2, y2."""
+    width, height = (numpy.minimum(box[i + 2], others[:, i + 2]) - numpy.maximum(box[i], others[:, i]) for i in range(2))
+    both = width.clip(0) * height.clip(0)
+    area = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1]) + (box[2] - box[0]) * (box[3] - box[1])
+    return both / (area - both)
+
+
+def lost(box, label, score, found, boxes):
+    """What could have turned a decision about a detection that vigdet does not have: all margins that are near zero."""
+    scores = numpy.array([d['score'] for d in found])
+    others = overlap(box, boxes)
+    alike = numpy.array([d['category_id'] == label for d in found])
+    nearest = numpy.where(alike, others, 0).argmax()
+    return (f'class {label}, score {score:.6f}, box {box.round(2).tolist()} is missing; the last score is {scores.min():.6f}; nearest of its class: IoU '
+            f'{others[nearest]:.6f}, score {scores[nearest]:.6f}, box {boxes[nearest].round(2).tolist()}')
+
+
 def same_detections(what, wanted, entries):
     total = same = extra = 0
     ious = []
@@ -182,6 +200,7 @@ def same_detections(what, wanted, entries):
             fits = [j for j, d in enumerate(found) if free[j] and d['category_id'] == label and abs(d['score'] - score) < 1e-3
                     and numpy.abs(boxes[j] - box).max() < 0.1]
             if not fits:
+                print(f'  {entry["file"] if "file" in entry else ""}: {lost(box, int(label), float(score), found, boxes)}')
                 continue
             same += 1
             free[fits[0]] = False

@@ -10,7 +10,7 @@ use tch::{nn, Device, Tensor};
 use vigdet::backbone::Pass;
 use vigdet::classes::Classes;
 use vigdet::config::{Config, Experiment};
-use vigdet::data::{Batch, CocoSource, Feed};
+use vigdet::data::{Batch, DetectionSource, Feed};
 use vigdet::ranks::Ranks;
 use vigdet::train::detection::Detection;
 use vigdet::train::engine::{Engine, Out, TrainOptions};
@@ -36,10 +36,10 @@ struct Poisoned {
 impl Task for Poisoned {
     type Config = Config;
     type Model = <Detection as Task>::Model;
-    type Source = CocoSource;
+    type Source = DetectionSource;
     type Found = Results;
 
-    fn open(config: Config, known: Option<&Classes>) -> Result<(Self, Feed<CocoSource>)> {
+    fn open(config: Config, known: Option<&Classes>) -> Result<(Self, Feed<DetectionSource>)> {
         let (inner, feed) = Detection::open(config, known)?;
         Ok((Self { inner, spoiled: SPOILED.lock().unwrap().clone(), calls: AtomicU64::new(0) }, feed))
     }

@@ -4,6 +4,8 @@
 
 use image::RgbImage;
 
+use super::StretchedRows;
+
 /// What the weights of a pair of pixels add up to.
 const ONE: f32 = 2048.0;
 
@@ -48,24 +50,11 @@ pub(super) fn resize(image: &RgbImage, width: u32, height: u32) -> RgbImage {
         }
     };
     let mut resized = RgbImage::new(width, height);
-    // The two stretched rows that an output row lies between, with their input row's number.
-    let mut upper = (usize::MAX, vec![0; length]);
-    let mut lower = (usize::MAX, vec![0; length]);
+    let mut stretched = StretchedRows::new(length);
     let down = taps(image.height() as usize, height as usize, false);
     for (out, tap) in resized.chunks_exact_mut(length).zip(down) {
-        if upper.0 != tap.first {
-            if lower.0 == tap.first {
-                std::mem::swap(&mut upper, &mut lower);
-            } else {
-                stretch(tap.first, &mut upper.1);
-                upper.0 = tap.first;
-            }
-        }
-        if lower.0 != tap.second {
-            stretch(tap.second, &mut lower.1);
-            lower.0 = tap.second;
-        }
-        for ((out, above), below) in out.iter_mut().zip(&upper.1).zip(&lower.1) {
+        let (above, below) = stretched.pair(tap.first, tap.second, stretch);
+        for ((out, above), below) in out.iter_mut().zip(above).zip(below) {
             let part = |sum: i32, weight: i32| (weight * (sum >> 4)) >> 16;
             *out = ((part(*above, tap.weights[0]) + part(*below, tap.weights[1]) + 2) >> 2) as u8;
         }

@@ -3,7 +3,6 @@
 
 use super::Recognised;
 use crate::backbone;
-use crate::config::{ClassifyConfig, Experiment};
 use crate::weights::WeightFile;
 
 /// The family of a file.
@@ -82,14 +81,7 @@ pub fn recognise(file: &WeightFile, names: &[String]) -> Option<Recognised> {
     let positions = file.shape("pos_embed1").and_then(|shape| shape.get(1).copied());
     let changes: Vec<String> =
         positions.iter().map(|count| format!("model.backbone.image_size={}", 4 * count.isqrt())).collect();
-    let config = ClassifyConfig::of_model(model, &changes).ok()?;
-    Some(Recognised {
-        family: format!("its authors' {model}, a classifier of ImageNet"),
-        config: Some(config.to_value().ok()?),
-        classes: None,
-        tensors: None,
-        notes: Vec::new(),
-    })
+    Recognised::classifier("its authors'", model, &changes)
 }
 
 #[cfg(test)]

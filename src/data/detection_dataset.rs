@@ -1,4 +1,4 @@
-//! A split of a data set in COCO's layout: an annotation file and a folder of images.
+//! A split of a data set of detections: images of a folder and their objects, of COCO's layout or any other.
 
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
@@ -52,7 +52,7 @@ impl DataFolder {
 ///
 /// Category ids of any kind become labels 0, 1, 2, … in the order of the ids.
 #[derive(Debug)]
-pub struct CocoDataset {
+pub struct DetectionDataset {
     folder: PathBuf,
     /// The annotation file, where there is one.
     source: Option<PathBuf>,
@@ -65,7 +65,7 @@ pub struct CocoDataset {
     report: OpenReport,
 }
 
-impl CocoDataset {
+impl DetectionDataset {
     /// Reads the annotations of `split`, whose paths are relative to `root`, and checks them.
     ///
     /// With `for_training`, images without a usable object that is not a crowd are dropped. `split.limit` then keeps
@@ -73,18 +73,18 @@ impl CocoDataset {
     ///
     /// Errors: files that are not there or not COCO, contradictory (ids used twice, annotations of unknown images or
     /// categories), file names that leave the image folder, a folder with none of the images, nothing left to use.
-    /// What can be worked with is counted in [`CocoDataset::report`].
+    /// What can be worked with is counted in [`DetectionDataset::report`].
     pub fn open(split: &SplitConfig, root: &Path, for_training: bool) -> Result<Self> {
         Self::open_with_exif(split, root, for_training, false)
     }
 
-    /// [`CocoDataset::open`] for images that are turned as their EXIF orientation says, where `exif` is set: sizes
+    /// [`DetectionDataset::open`] for images that are turned as their EXIF orientation says, where `exif` is set: sizes
     /// that the file lacks are those after turning.
     pub fn open_with_exif(split: &SplitConfig, root: &Path, for_training: bool, exif: bool) -> Result<Self> {
         Self::open_in(&DataFolder::new(root), split, for_training, exif)
     }
 
-    /// [`CocoDataset::open_with_exif`] in a folder that is opened for several splits.
+    /// [`DetectionDataset::open_with_exif`] in a folder that is opened for several splits.
     pub fn open_in(data: &DataFolder, split: &SplitConfig, for_training: bool, exif: bool) -> Result<Self> {
         let root = data.root.as_path();
         let path = root.join(&split.annotations);
@@ -145,8 +145,8 @@ impl CocoDataset {
         self.source.as_deref()
     }
 
-    /// [`CocoDataset::open_with_exif`] for annotations in memory, whose ids must be unique; file names are relative to
-    /// `folder`.
+    /// [`DetectionDataset::open_with_exif`] for annotations in memory, whose ids must be unique; file names are
+    /// relative to `folder`.
     pub fn from_dataset(
         mut dataset: Dataset,
         folder: PathBuf,
@@ -280,7 +280,7 @@ impl CocoDataset {
         self.infos.len()
     }
 
-    /// Whether there is no image. [`CocoDataset::open`] never gives such a data set.
+    /// Whether there is no image. [`DetectionDataset::open`] never gives such a data set.
     pub fn is_empty(&self) -> bool {
         self.infos.is_empty()
     }
@@ -300,7 +300,7 @@ impl CocoDataset {
         self.objects_with_masks().any(|has_mask| has_mask)
     }
 
-    /// Counts the objects without such a mask for [`CocoDataset::report`].
+    /// Counts the objects without such a mask for [`DetectionDataset::report`].
     pub fn count_masks(&mut self) {
         self.report.without_mask = self.objects_with_masks().filter(|has_mask| !has_mask).count();
     }
@@ -383,7 +383,7 @@ impl CocoDataset {
     }
 }
 
-/// Refuses names that lead out of the image folder. Links in it: see [`CocoDataset::check_links`].
+/// Refuses names that lead out of the image folder. Links in it: see [`DetectionDataset::check_links`].
 fn check_name(name: &str) -> Result<()> {
     ensure!(!name.is_empty(), "file_name is empty");
     let inside = Path::new(name).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
