@@ -172,6 +172,7 @@ fn a_resumed_run_is_the_uninterrupted_one_whatever_the_backbone() {
     // What depends on the length of a run is off: one of the two is longer.
     let still = ["train.eval_every=0", "batch_size=2", "schedule=step", "strong_until=1", "every_iters=1"];
     for (name, channels) in [
+        ("resnext50_32x4d", "null"),
         ("swin_t", "[32,32,32,32]"),
         ("pvt_tiny", "[64,64,64,64]"),
         ("poolformer_s12", "[8,8,16,16]"),
