@@ -1,6 +1,13 @@
 //! How the process holds on to memory.
 
-/// Keeps freed memory in the process instead of giving it back to the system after each tensor.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+extern "C" {
+    /// See `allocator.cpp`.
+    fn vigdet_take_whole_blocks();
+}
+
+/// Keeps freed memory in the process instead of giving it back to the system after each tensor, in blocks that fit
+/// again.
 ///
 /// A training step frees and takes hundreds of tensors of many megabytes. glibc maps and unmaps each of them by
 /// default, so every step pays for fresh, zeroed pages. Programs call this once, before any tensor; it does nothing
@@ -20,5 +27,7 @@ pub fn keep_freed() {
                 unsafe { libc::mallopt(parameter, value) };
             }
         }
+        // SAFETY: it only names another allocator for tensors to come, and lives as long as the process.
+        unsafe { vigdet_take_whole_blocks() }
     }
 }
