@@ -281,7 +281,8 @@ fn a_loss_that_is_not_finite_ends_all_with_one_line_or_is_skipped_by_all() {
     let scene = Scene::new();
     let more = ["--lr", "1e25", "--set", "clip_norm=null", "--set", "warmup_iters=0", "--set", "threads=1"];
     let skipping = [&more[..], &set(&["on_nan=skip", "skip_most=2", "train.eval_every=0"])].concat();
-    for (out, args, words) in [("stop", &more[..], ".png at step 2; "), ("skip", &skipping, "after 2 steps that were")] {
+    let both = [("stop", &more[..], ".png at step 2; "), ("skip", &skipping, "after 2 steps that were skipped")];
+    for (out, args, words) in both {
         let args = [scene.train(out, args), processes("2").into()].concat();
         let output = command("train_det", &strs(&args)).output().unwrap();
         let message = text(&output.stderr);

@@ -27,13 +27,7 @@ const CHUNK: usize = 4096;
 ///
 /// # Errors
 /// If there is no memory for it.
-pub fn sigmoid_focal_loss(
-    logits: &Tensor,
-    classes: &[i64],
-    weights: &[f32],
-    alpha: f64,
-    gamma: f64,
-) -> Result<Tensor> {
+pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alpha: f64, gamma: f64) -> Result<Tensor> {
     if !has_kernels(logits.device()) || logits.kind() != Kind::Float {
         return Ok(focal_loss_by_tensors(logits, classes, weights, alpha, gamma));
     }
