@@ -233,13 +233,14 @@ fn two_ranks(args: [Vec<String>; 2]) -> [Child; 2] {
 }
 
 #[test]
-fn who_is_left_ends_and_names_the_one_that_died() {
+fn who_is_left_ends_and_names_the_one_that_died_and_rank_0_alone_has_written() {
     let scene = Scene::new();
     let changes = set(&["train.threads=1", "data.workers=1", "train.eval_every=0"]);
+    let more = [&changes[..], &["--epochs", "1000"]].concat();
     let killed = ["first", "second"].map(|out| {
-        let args = scene.train(out, &[&changes[..], &["--epochs", "1000"]].concat());
-        let mut ranks = two_ranks([args.clone(), args]);
-        wait_for_steps(&mut ranks[0], &scene.path(out), 1);
+        let mut ranks = two_ranks([scene.train(out, &more), scene.train("of rank 1", &more)]);
+        // There are checkpoints after two.
+        wait_for_steps(&mut ranks[0], &scene.path(out), 3);
         ranks
     });
     // Nobody waits for them as their parent would: they watch each other. Rank 0 keeps what they watch by.
@@ -252,6 +253,7 @@ fn who_is_left_ends_and_names_the_one_that_died() {
         assert!(!left.status.success() && message.starts_with(&format!("error: rank {victim} on ")), "{message}");
         assert!(message.contains(" is gone: ") && message.trim_end().lines().count() == 1, "{message}");
     }
+    assert!(!scene.path("of rank 1").exists());
 }
 
 #[test]

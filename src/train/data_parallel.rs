@@ -394,4 +394,17 @@ mod tests {
         assert_eq!(found[0].1[0], [1.0, 0.0, 0.0], "the optimizer's steps");
         assert!(found[0].2.iter().flatten().all(|average| *average <= 1.0), "{:?}", found[0].2);
     }
+
+    #[test]
+    fn rank_0_reports_what_each_has_met_once() {
+        let remark = |file: &str, text: &str| (file.to_string(), text.to_string());
+        let found = in_threads::each(2, |ranks| {
+            let own = match ranks.rank() {
+                0 => vec![remark("b.png", "cut")],
+                _ => vec![remark("a.png", "empty"), remark("b.png", "cut")],
+            };
+            all_remarks(ranks, own).unwrap()
+        });
+        assert_eq!(found, [vec![remark("a.png", "empty"), remark("b.png", "cut")], Vec::new()]);
+    }
 }
