@@ -1,6 +1,6 @@
 //! Writes libtorch's folder into every binary's run path, so that they start without LD_LIBRARY_PATH, and compiles the
-//! few functions that reach libtorch's c10d, where this libtorch has it: then `cfg(vigdet_ranks)` is set. One more file
-//! in C++ holds the nodes of the gradient.
+//! few functions that reach libtorch's c10d, where this libtorch has it: then `cfg(vigdet_ranks)` is set. Two more files
+//! in C++ hold the nodes of the gradient and the memory of tensors.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,8 +9,8 @@ const SOURCE: &str = "src/ranks/c10d.cpp";
 /// Declarations in place of Gloo's headers, which the wheel leaves out.
 const GLOO: &str = "src/ranks/gloo";
 const LIBRARY: &str = "vigdet_c10d";
-/// Nodes of the gradient.
-const NODE: &str = "src/nn/node.cpp";
+/// Nodes of the gradient, and the memory of tensors.
+const ALWAYS: [&str; 2] = ["src/nn/node.cpp", "src/allocator.cpp"];
 
 /// Where libtorch lies when a program is shipped, relative to the program's folder: in a Python wheel beside the
 /// package `torch`, in an archive in `lib` beside `bin`. `scripts/make_wheel.py` and `scripts/make_dist.py` keep one of
@@ -19,7 +19,7 @@ const SHIPPED: [&str; 2] = ["../../torch/lib", "../lib"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    for path in [SOURCE, GLOO, NODE] {
+    for path in [SOURCE, GLOO].iter().chain(&ALWAYS) {
         println!("cargo:rerun-if-changed={path}");
     }
     for variable in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
@@ -30,7 +30,7 @@ fn main() {
     let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") else { return };
     // The CUDA build's `lib` is a link: its libraries look for NVIDIA's relative to where they really are.
     let folder = std::fs::canonicalize(&folder).unwrap_or_else(|_| folder.into());
-    cpp(&include(&folder)).file(NODE).compile("vigdet_node");
+    cpp(&include(&folder)).files(ALWAYS).compile("vigdet_node");
     match compile_ranks(&folder) {
         Ok(()) => println!("cargo:rustc-cfg=vigdet_ranks"),
         Err(reason) => println!("cargo:warning=without training in several processes: {reason}"),

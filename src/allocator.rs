@@ -1,6 +1,13 @@
 //! How the process holds on to memory.
 
-/// Keeps freed memory in the process instead of giving it back to the system after each tensor.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+extern "C" {
+    /// See `allocator.cpp`.
+    fn vigdet_take_whole_blocks();
+}
+
+/// Keeps freed memory in the process instead of giving it back to the system after each tensor, in blocks that fit
+/// again.
 ///
 /// A training step frees and takes hundreds of tensors of many megabytes. glibc maps and unmaps each of them by
 /// default, so every step pays for fresh, zeroed pages. Programs call this once, before any tensor; it does nothing
@@ -19,6 +26,33 @@ pub fn keep_freed() {
                 // SAFETY: mallopt takes two integers and may be called at any time; a refused value changes nothing.
                 unsafe { libc::mallopt(parameter, value) };
             }
+        }
+        // SAFETY: it only names another allocator for tensors to come, and lives as long as the process.
+        unsafe { vigdet_take_whole_blocks() }
+    }
+}
+
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn a_tensor_takes_the_place_of_one_of_its_size_whatever_small_has_settled_beside_it() {
+        keep_freed();
+        let tensor = |values: i64| Tensor::ones([values], (Kind::Float, Device::Cpu));
+        for values in [1_234_567, 2_345_678] {
+            let (first, _behind) = (tensor(values), tensor(values));
+            // They would fill what is cut off around a tensor.
+            let small: Vec<Vec<u8>> = (0..1000).map(|i| vec![0; 16 + i % 80]).collect();
+            let place = first.data_ptr() as usize;
+            assert_eq!(place % 64, 0);
+            drop(first);
+            let second = tensor(values);
+            assert_eq!(second.data_ptr() as usize, place);
+            assert_eq!(second.sum(Kind::Double).double_value(&[]), values as f64);
+            drop(small);
         }
     }
 }

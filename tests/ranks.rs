@@ -221,20 +221,39 @@ fn a_killed_process_ends_all_and_the_run_goes_on_with_as_many_or_with_one() {
     assert!(alone == whole, "the largest difference is {}", difference(&alone, &whole));
 }
 
-/// Two ranks as torchrun would start them, each with arguments of its own; what they say.
-fn two_ranks(args: [Vec<String>; 2]) -> [Output; 2] {
+/// Two ranks as torchrun would start them, each with arguments of its own.
+fn two_ranks(args: [Vec<String>; 2]) -> [Child; 2] {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let ranks: Vec<Child> = (0..2)
-        .map(|rank| {
-            let mut command = command("train_det", &strs(&args[rank]));
-            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-            command.env("WORLD_SIZE", "2").env("LOCAL_WORLD_SIZE", "2");
-            command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &port).spawn().unwrap()
-        })
-        .collect();
+    [0, 1].map(|rank| {
+        let mut command = command("train_det", &strs(&args[rank]));
+        command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+        command.env("WORLD_SIZE", "2").env("LOCAL_WORLD_SIZE", "2");
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &port).spawn().unwrap()
+    })
+}
+
+#[test]
+fn who_is_left_ends_and_names_the_one_that_died_and_rank_0_alone_has_written() {
+    let scene = Scene::new();
+    let changes = set(&["train.threads=1", "data.workers=1", "train.eval_every=0"]);
+    let more = [&changes[..], &["--epochs", "1000"]].concat();
+    let killed = ["first", "second"].map(|out| {
+        let mut ranks = two_ranks([scene.train(out, &more), scene.train("of rank 1", &more)]);
+        // There are checkpoints after two.
+        wait_for_steps(&mut ranks[0], &scene.path(out), 3);
+        ranks
+    });
+    // Nobody waits for them as their parent would: they watch each other. Rank 0 keeps what they watch by.
     let start = Instant::now();
-    let outputs: Vec<Output> = ranks.into_iter().map(|child| end(child, start)).collect();
-    outputs.try_into().unwrap()
+    for (victim, mut ranks) in killed.into_iter().enumerate() {
+        ranks[victim].kill().unwrap();
+        let [first, second] = ranks.map(|rank| end(rank, start));
+        let left = if victim == 0 { second } else { first };
+        let message = text(&left.stderr);
+        assert!(!left.status.success() && message.starts_with(&format!("error: rank {victim} on ")), "{message}");
+        assert!(message.contains(" is gone: ") && message.trim_end().lines().count() == 1, "{message}");
+    }
+    assert!(!scene.path("of rank 1").exists());
 }
 
 #[test]
@@ -244,7 +263,8 @@ fn a_process_with_another_config_or_other_data_is_refused_and_named() {
     let changed = std::fs::read_to_string(&file).unwrap().replacen("\"category_id\":7", "\"category_id\":3", 1);
     std::fs::write(&file, changed).unwrap();
     let refused = |out: &str, more: &[&str]| {
-        let outputs = two_ranks([scene.train(out, &[]), scene.train(out, more)]);
+        let start = Instant::now();
+        let outputs = two_ranks([scene.train(out, &[]), scene.train(out, more)]).map(|rank| end(rank, start));
         assert!(outputs.iter().all(|output| !output.status.success()));
         let said: String = outputs.iter().map(|output| text(&output.stderr)).collect();
         assert!(said.starts_with("error: rank 1 on ") && said.trim_end().lines().count() == 1, "{said}");
@@ -259,14 +279,22 @@ fn a_process_with_another_config_or_other_data_is_refused_and_named() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_ends_all_with_one_line() {
+fn a_loss_that_is_not_finite_ends_all_with_one_line_or_is_skipped_by_all() {
     let scene = Scene::new();
     let more = ["--lr", "1e25", "--set", "clip_norm=null", "--set", "warmup_iters=0", "--set", "threads=1"];
-    let output = command("train_det", &strs(&[scene.train("run", &more), processes("2").into()].concat())).output();
-    let output = output.unwrap();
-    let message = text(&output.stderr);
-    assert!(!output.status.success() && message.contains("error: rank "), "{message}");
-    assert!(message.contains(" at step ") && message.contains(".png"), "{message}");
-    assert_eq!(message.trim_end().lines().count(), 1, "{message}");
-    assert!(vigdet::weights::Checkpoint::open(&scene.path("run/checkpoints/last.safetensors")).is_ok());
+    let skipping = [&more[..], &set(&["on_nan=skip", "skip_most=2", "train.eval_every=0"])].concat();
+    let both = [("stop", &more[..], ".png at step 2; "), ("skip", &skipping, "after 2 steps that were skipped")];
+    for (out, args, words) in both {
+        let args = [scene.train(out, args), processes("2").into()].concat();
+        let output = command("train_det", &strs(&args)).output().unwrap();
+        let message = text(&output.stderr);
+        assert!(!output.status.success() && message.contains("error: rank "), "{message}");
+        assert!(message.contains(words) && message.contains(" at step "), "{message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+        let last = scene.path(out).join("checkpoints/last.safetensors");
+        assert!(vigdet::weights::Checkpoint::open(&last).is_ok());
+    }
+    let lines = log(&scene.path("skip"));
+    assert_eq!(lines.iter().map(|line| line.get("skipped").is_some()).collect::<Vec<_>>(), [false, true, true]);
+    assert!(lines[1..].iter().all(|line| line["skipped"].as_str().unwrap().contains(".png")), "{lines:?}");
 }

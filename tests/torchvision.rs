@@ -134,7 +134,7 @@ fn losses_and_their_gradients() {
     );
     let output = LevelOutput { logits: logits.shallow_clone(), deltas: deltas.shallow_clone(), map: (0, 0) };
     let targets: Vec<Target> = (0..3).map(|i| fixture.target(i)).collect();
-    let losses = loss.losses(&[output], &torchvision_anchors().concat(), &targets, None);
+    let losses = loss.losses(vec![output], &torchvision_anchors().concat(), &targets, None).unwrap();
     for (name, part) in &losses.parts {
         let wanted = fixture.tensor(&format!("losses.{name}")).double_value(&[]);
         let found = part.double_value(&[]);
@@ -171,7 +171,7 @@ fn a_batch_shares_its_positives_unless_told_otherwise() {
             deltas: output().deltas.narrow(0, from, count),
             map: (0, 0),
         };
-        loss.losses(&[part], &anchors, &targets[images], None).total().double_value(&[])
+        loss.losses(vec![part], &anchors, &targets[images], None).unwrap().total().double_value(&[])
     };
     let positives = |image: usize| {
         let matches = fixture.ints(&format!("matching.{image}.matches"));
@@ -233,7 +233,7 @@ fn a_crowd_is_neither_object_nor_background() {
         let logits = fixture.tensor("losses.logits").narrow(0, 0, 1).copy().set_requires_grad(true);
         let deltas = fixture.tensor("losses.deltas").narrow(0, 0, 1).copy().set_requires_grad(true);
         let output = LevelOutput { logits: logits.shallow_clone(), deltas: deltas.shallow_clone(), map: (0, 0) };
-        loss.losses(&[output], &anchors, &[target], None).total().backward();
+        loss.losses(vec![output], &anchors, &[target], None).unwrap().total().backward();
         let touched = |t: Tensor| -> Vec<bool> {
             t.grad().get(0).abs().sum_dim_intlist([1].as_slice(), false, Kind::Float).gt(0.0).try_into().unwrap()
         };
@@ -280,7 +280,7 @@ fn adaptive_assignment_and_quality_focal_loss_are_the_papers() {
     }
     let logits = fixture.tensor("loss.logits").copy().set_requires_grad(true);
     let (classes, qualities) = (fixture.ints("loss.classes"), fixture.floats("loss.qualities"));
-    let loss = quality_focal_loss(&logits, &classes, &qualities, &[1.0; 40], 2.0);
+    let loss = quality_focal_loss(&logits, &classes, &qualities, &[1.0; 40], 2.0).unwrap();
     loss.backward();
     let expected = fixture.tensor("loss.value").double_value(&[0]);
     assert!((loss.double_value(&[]) / expected - 1.0).abs() < tolerance(1e-5));

@@ -74,7 +74,8 @@ impl Branch {
             if let Some(norm) = norm {
                 x = norm.forward(&x);
             }
-            x = x.relu();
+            // Neither the convolution nor the norm needs its output again.
+            x = x.relu_();
         }
         let x = full_precision(&self.predict.forward(&x));
         // Channels are anchor by anchor; in channels-last memory this is a view.

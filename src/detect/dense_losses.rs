@@ -1,6 +1,7 @@
 //! Training losses of a dense detector: every anchor is assigned, classified and, where it stands for an object,
 //! regressed (Lin et al., 2017, "Focal Loss for Dense Object Detection", section 4.1).
 
+use anyhow::Result;
 use tch::Tensor;
 
 use super::atss::Atss;
@@ -87,13 +88,16 @@ impl DenseLoss {
 
     /// Parts `classification` and `box`, of the outputs for all levels, the anchors of all levels in the same order,
     /// and the objects of each image. Anchors beyond `extents` enter nothing.
+    ///
+    /// # Errors
+    /// If there is no memory for them.
     pub fn losses(
         &self,
-        outputs: &[LevelOutput],
+        outputs: Vec<LevelOutput>,
         anchors: &[Box4],
         targets: &[Target],
         extents: Option<&Extents>,
-    ) -> Losses {
+    ) -> Result<Losses> {
         let logits: Vec<&Tensor> = outputs.iter().map(|o| &o.logits).collect();
         let deltas: Vec<&Tensor> = outputs.iter().map(|o| &o.deltas).collect();
         let logits = Tensor::cat(&logits, 1).flatten(0, 1);
@@ -101,21 +105,23 @@ impl DenseLoss {
         let device = logits.device();
 
         let maps: Vec<(i64, i64)> = outputs.iter().map(|o| o.map).collect();
+        // What is joined need not be kept in parts, too.
+        drop(outputs);
         let assigned = self.assign(anchors, &maps, targets, extents);
         let rows = |values: &[f32]| send(values, device).view([-1, 4]);
         let predicted = deltas.index_select(0, &send(&assigned.positives, device));
         let Assignment { classes, weights, .. } = &assigned;
         let classification = match self.class_loss {
-            ClassLoss::Focal => sigmoid_focal_loss(&logits, classes, weights, self.alpha, self.gamma),
+            ClassLoss::Focal => sigmoid_focal_loss(&logits, classes, weights, self.alpha, self.gamma)?,
             ClassLoss::QualityFocal => {
-                quality_focal_loss(&logits, classes, &self.qualities(&assigned, &predicted), weights, self.gamma)
+                quality_focal_loss(&logits, classes, &self.qualities(&assigned, &predicted), weights, self.gamma)?
             }
         };
         let weights = send(&assigned.box_weights, device);
         let regression =
             box_loss(&predicted, &rows(&assigned.deltas), &rows(&assigned.anchors), &weights, self.box_loss, self.beta)
                 * self.box_weight;
-        Losses { parts: vec![("classification", classification), ("box", regression)] }
+        Ok(Losses { parts: vec![("classification", classification), ("box", regression)] })
     }
 
     /// For each anchor, the IoU of its predicted box and its object's; 0 where it stands for none.

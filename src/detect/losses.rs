@@ -1,12 +1,14 @@
 //! Losses of the detectors.
 
+use anyhow::Result;
 use rayon::prelude::*;
 use tch::{Kind, Reduction, Tensor};
 
 use super::boxes::BoxCoder;
 use crate::config::{BoxLoss, BoxLossConfig, SampleNormalizer};
 use crate::nn::crossings::{has_kernels, send};
-use crate::nn::memory::values;
+use crate::nn::memory::{filled, slice};
+use crate::nn::node::attach;
 
 /// Class of an anchor in [`sigmoid_focal_loss`]: background.
 pub const BACKGROUND: i64 = -1;
@@ -21,11 +23,13 @@ const CHUNK: usize = 4096;
 ///
 /// `logits` float32 `[A, K]`; `classes` has, per anchor, a class from 0, [`BACKGROUND`] or [`IGNORED`]; `weights` one
 /// factor per anchor (its image's normaliser). On the CPU the loss and its gradient come out of one pass that keeps a
-/// single `[A, K]` tensor, where a chain of tensor operations would keep eight: the gradient G is multiplied with the
-/// logits, which is all that backward needs.
-pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alpha: f64, gamma: f64) -> Tensor {
+/// single `[A, K]` tensor, the gradient, where a chain of tensor operations would keep eight.
+///
+/// # Errors
+/// If there is no memory for it.
+pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alpha: f64, gamma: f64) -> Result<Tensor> {
     if !has_kernels(logits.device()) || logits.kind() != Kind::Float {
-        return focal_loss_by_tensors(logits, classes, weights, alpha, gamma);
+        return Ok(focal_loss_by_tensors(logits, classes, weights, alpha, gamma));
     }
     let (alpha, gamma) = (alpha as f32, gamma as f32);
     in_one_pass(logits, classes, weights, |x, positive, _| focal(x, positive, alpha, gamma))
@@ -34,9 +38,18 @@ pub fn sigmoid_focal_loss(logits: &Tensor, classes: &[i64], weights: &[f32], alp
 /// Sum of the quality focal loss (Li et al., 2020, "Generalized Focal Loss", equation 2) over anchors and classes: a
 /// scalar tensor. As [`sigmoid_focal_loss`], but the score of an anchor's class learns its `qualities`, one per anchor
 /// from 0 to 1, in place of 1.
-pub fn quality_focal_loss(logits: &Tensor, classes: &[i64], qualities: &[f32], weights: &[f32], beta: f64) -> Tensor {
+///
+/// # Errors
+/// As [`sigmoid_focal_loss`].
+pub fn quality_focal_loss(
+    logits: &Tensor,
+    classes: &[i64],
+    qualities: &[f32],
+    weights: &[f32],
+    beta: f64,
+) -> Result<Tensor> {
     if !has_kernels(logits.device()) || logits.kind() != Kind::Float {
-        return quality_focal_loss_by_tensors(logits, classes, qualities, weights, beta);
+        return Ok(quality_focal_loss_by_tensors(logits, classes, qualities, weights, beta));
     }
     let beta = beta as f32;
     let each = |x, positive, anchor: usize| quality_focal(x, if positive { qualities[anchor] } else { 0.0 }, beta);
@@ -50,39 +63,39 @@ fn in_one_pass(
     classes: &[i64],
     weights: &[f32],
     each: impl Fn(f32, bool, usize) -> (f32, f32) + Sync,
-) -> Tensor {
+) -> Result<Tensor> {
     let k = logits.size()[1] as usize;
     let source = logits.detach().contiguous();
-    let values = values(&source).unwrap_or_default();
-    let mut gradient = vec![0f32; values.len()];
-    let sums: Vec<f64> = gradient
-        .par_chunks_mut((CHUNK * k).max(1))
-        .enumerate()
-        .map(|(chunk, gradient)| {
-            let mut sum = 0.0;
-            for (row, out) in gradient.chunks_mut(k).enumerate() {
-                let anchor = chunk * CHUNK + row;
-                if classes[anchor] == IGNORED {
-                    continue;
+    // SAFETY: nothing writes to what the head has said.
+    let values = unsafe { slice::<f32>(&source) }?;
+    let mut sums: Vec<f64> = Vec::new();
+    let mut gradient = filled(&logits.size(), |gradient: &mut [f32]| {
+        gradient
+            .par_chunks_mut((CHUNK * k).max(1))
+            .enumerate()
+            .map(|(chunk, gradient)| {
+                gradient.fill(0.0);
+                let mut sum = 0.0;
+                for (row, out) in gradient.chunks_mut(k).enumerate() {
+                    let anchor = chunk * CHUNK + row;
+                    if classes[anchor] == IGNORED {
+                        continue;
+                    }
+                    for (class, (out, x)) in out.iter_mut().zip(&values[anchor * k..]).enumerate() {
+                        let (loss, slope) = each(*x, class as i64 == classes[anchor], anchor);
+                        *out = slope * weights[anchor];
+                        sum += f64::from(loss) * f64::from(weights[anchor]);
+                    }
                 }
-                for (class, (out, x)) in out.iter_mut().zip(&values[anchor * k..]).enumerate() {
-                    let (loss, slope) = each(*x, class as i64 == classes[anchor], anchor);
-                    *out = slope * weights[anchor];
-                    sum += f64::from(loss) * f64::from(weights[anchor]);
-                }
-            }
-            sum
-        })
-        .collect();
-    let gradient = Tensor::from_slice(&gradient).view_as(logits);
-    with_gradient(logits, &gradient, sums.iter().sum())
-}
-
-/// A scalar whose value is `value` and whose derivative by `x` is `gradient` (same shape as `x`).
-fn with_gradient(x: &Tensor, gradient: &Tensor, value: f64) -> Tensor {
-    let product = (x * gradient).sum(Kind::Float);
-    let correction = value - product.detach();
-    product + correction
+                sum
+            })
+            .collect_into_vec(&mut sums);
+    })?;
+    let value = Tensor::from(sums.iter().sum::<f64>() as f32);
+    attach(&[logits], value, move |factor| {
+        gradient *= factor;
+        Ok(vec![Some(gradient)])
+    })
 }
 
 /// Focal loss of one logit and its derivative.
@@ -261,14 +274,15 @@ mod tests {
         let classes: Vec<i64> = (0..5000).map(|i| [0, 1, 2, BACKGROUND, BACKGROUND, IGNORED][i % 6]).collect();
         let weights: Vec<f32> = (0..5000).map(|i| if i < 2500 { 0.5 } else { 0.25 }).collect();
         for gamma in [2.0, 1.5, 0.0] {
-            let run = |f: fn(&Tensor, &[i64], &[f32], f64, f64) -> Tensor| {
+            let run = |f: &dyn Fn(&Tensor) -> Tensor| {
                 let x = logits.copy().set_requires_grad(true);
-                let loss = f(&x, &classes, &weights, 0.25, gamma);
-                loss.backward();
+                let loss = f(&x);
+                // As the rest of the graph does, with a factor behind it.
+                (&loss * 0.5).backward();
                 (loss.double_value(&[]), x.grad())
             };
-            let (fused, fused_grad) = run(sigmoid_focal_loss);
-            let (plain, plain_grad) = run(focal_loss_by_tensors);
+            let (fused, fused_grad) = run(&|x| sigmoid_focal_loss(x, &classes, &weights, 0.25, gamma).unwrap());
+            let (plain, plain_grad) = run(&|x| focal_loss_by_tensors(x, &classes, &weights, 0.25, gamma));
             assert!((fused / plain - 1.0).abs() < 1e-5, "{fused} {plain}");
             let worst = (fused_grad - plain_grad).abs().max().double_value(&[]);
             assert!(worst < 1e-5, "{worst}");
@@ -284,7 +298,7 @@ mod tests {
         for beta in [2.0, 1.5, 0.0] {
             let leaves = [0, 1].map(|_| logits.copy().set_requires_grad(true));
             let losses = [
-                quality_focal_loss(&leaves[0], &classes, &qualities, &weights, beta),
+                quality_focal_loss(&leaves[0], &classes, &qualities, &weights, beta).unwrap(),
                 quality_focal_loss_by_tensors(&leaves[1], &classes, &qualities, &weights, beta),
             ];
             losses.iter().for_each(Tensor::backward);

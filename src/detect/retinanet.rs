@@ -115,7 +115,7 @@ impl Detector for RetinaNet {
         let extents = batch.extents(self.padding)?;
         let outputs = self.outputs(&batch.images, extents.as_ref(), pass)?;
         let anchors = self.anchors_of(&outputs, &batch.images).concat();
-        Ok(self.loss.losses(&outputs, &anchors, &batch.targets, extents.as_ref()))
+        self.loss.losses(outputs, &anchors, &batch.targets, extents.as_ref())
     }
 
     fn detect(&self, batch: &Batch) -> Result<Vec<Detections>> {

@@ -115,6 +115,9 @@ int vigdet_backward(const at::Tensor *output, const at::Tensor *gradient, char *
     return guarded(error, [&] { torch::autograd::backward({*output}, {*gradient}); });
 }
 
+// Leaves a variable without a gradient: the next backward pass makes a new one.
+void vigdet_forget_gradient(const at::Tensor *variable) { variable->mutable_grad().reset(); }
+
 // Gradients of input, weight and bias of a convolution in two dimensions.
 int vigdet_convolution_backward(const at::Tensor *gradient, const at::Tensor *input, const at::Tensor *weight,
                                 const int64_t *sizes, const bool *wanted, at::Tensor **out, char *error) {

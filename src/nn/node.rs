@@ -29,6 +29,7 @@ extern "C" {
         error: *mut c_char,
     ) -> c_int;
     fn vigdet_backward(output: *const C_tensor, gradient: *const C_tensor, error: *mut c_char) -> c_int;
+    fn vigdet_forget_gradient(variable: *const C_tensor);
     fn vigdet_convolution_backward(
         gradient: *const C_tensor,
         input: *const C_tensor,
@@ -102,6 +103,14 @@ pub(crate) fn records(inputs: &[&Tensor]) -> bool {
 pub(crate) fn backward_from(output: &Tensor, gradient: &Tensor) -> Result<()> {
     // SAFETY: both handles live longer than the call.
     checked(|error| unsafe { vigdet_backward(output.as_ptr(), gradient.as_ptr(), error) })
+}
+
+/// Leaves a variable without a gradient, whose memory is free then. The next backward pass makes a new one.
+pub(crate) fn forget_gradient(variable: &Tensor) {
+    if variable.grad().defined() {
+        // SAFETY: the handle lives longer than the call, and what has a gradient has a place for one.
+        unsafe { vigdet_forget_gradient(variable.as_ptr()) }
+    }
 }
 
 /// Stride, padding and groups of a convolution in two dimensions.

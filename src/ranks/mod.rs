@@ -168,7 +168,7 @@ impl Ranks {
         let text = format!("{error:#}");
         let first = lock(&joined.watch).as_ref().is_none_or(|watch| watch.fail(&text));
         match first {
-            true => Err(error.context(format!("rank {} on {}", joined.place.rank, host_name()))),
+            true => Err(error.context(self.name())),
             false => Ok(ExitCode::from(ANOTHER_FAILED)),
         }
     }
@@ -176,6 +176,11 @@ impl Ranks {
     /// Whether this process is the one that writes.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
+    }
+
+    /// What this process is called where one of them is meant: `rank 3 on node7`.
+    pub fn name(&self) -> String {
+        format!("rank {} on {}", self.rank(), host_name())
     }
 
     /// This process's number.
@@ -381,9 +386,106 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Ranks that are threads of a test and not processes.
+#[cfg(all(test, vigdet_ranks))]
+pub(crate) mod in_threads {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    /// A test that fails on one rank shall not wait for the others for long.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// What each of so many ranks makes.
+    pub(crate) fn each<T: Send>(size: usize, work: impl Fn(&Ranks) -> T + Sync) -> Vec<T> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _server = Server::start(listener).unwrap();
+        thread::scope(|scope| {
+            let start = |rank| {
+                let work = &work;
+                scope.spawn(move || {
+                    let ranks = join(rank, size, port);
+                    let made = work(&ranks);
+                    ranks.joined.as_ref().unwrap().group.barrier().unwrap();
+                    made
+                })
+            };
+            let threads: Vec<_> = (0..size).map(start).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    fn join(rank: usize, size: usize, port: u16) -> Ranks {
+        let host = Ipv4Addr::LOCALHOST.to_string();
+        let store = Store::connect(&host, port, "test", PATIENCE).unwrap();
+        let group = Group::meet(&store, (rank, size), &host, None, PATIENCE, None).unwrap();
+        let place = Place {
+            rank,
+            size,
+            local_rank: rank,
+            local_size: size,
+            host,
+            port,
+            store_is_theirs: true,
+            restarts: 0,
+            threads: None,
+        };
+        Ranks { joined: Some(Arc::new(Joined { place, group, watch: Mutex::new(None), _server: None })), restarts: 0 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(vigdet_ranks)]
+    #[test]
+    fn a_sum_has_every_piece_of_a_tensor_that_travels_in_several() {
+        let sums = in_threads::each(2, |ranks| {
+            let tensor = Tensor::full([2 * BUCKET + 3], 1.0 + ranks.rank() as f64, (Kind::Float, Device::Cpu));
+            ranks.sum_tensor(&tensor).unwrap();
+            (tensor.min().double_value(&[]), tensor.max().double_value(&[]))
+        });
+        assert_eq!(sums, [(3.0, 3.0); 2]);
+    }
+
+    #[cfg(vigdet_ranks)]
+    #[test]
+    fn rank_0_gets_what_each_has_and_all_get_what_rank_0_has() {
+        let texts = ["", "a longer text", "ä"];
+        let each = in_threads::each(3, |ranks| {
+            let own = texts[ranks.rank()].to_string();
+            let gathered = ranks.gather(own.clone()).unwrap();
+            let heard = ranks.of_first(|| Ok(format!("{own} of {}", ranks.rank()))).unwrap();
+            let tensors = [Tensor::from(ranks.rank() as f32 + 7.0), Tensor::from(ranks.rank() as i64)];
+            ranks.broadcast(&tensors).unwrap();
+            let taken: Vec<usize> = (0..8).filter(|i| ranks.takes(*i)).collect();
+            (gathered, heard, tensors.map(|tensor| tensor.double_value(&[])), taken)
+        });
+        assert_eq!(each[0].0, Some(texts.map(String::from).to_vec()));
+        assert!(each[1..].iter().all(|(gathered, ..)| gathered.is_none()));
+        assert!(each.iter().all(|(_, heard, tensors, _)| heard == " of 0" && *tensors == [7.0, 0.0]), "{each:?}");
+        let mut taken: Vec<usize> = each.iter().flat_map(|(.., taken)| taken.clone()).collect();
+        taken.sort_unstable();
+        assert_eq!(taken, (0..8).collect::<Vec<_>>());
+    }
+
+    #[cfg(vigdet_ranks)]
+    #[test]
+    fn the_first_of_a_machine_has_done_its_work_before_the_others_begin() {
+        let done = std::sync::atomic::AtomicUsize::new(0);
+        let before = in_threads::each(2, |ranks| {
+            let work = || {
+                if ranks.is_first() {
+                    thread::sleep(Duration::from_millis(300));
+                }
+                Ok(done.fetch_add(1, std::sync::atomic::Ordering::SeqCst))
+            };
+            ranks.one_before_the_others(work).unwrap()
+        });
+        assert_eq!(before, [0, 1]);
+    }
 
     #[test]
     fn a_rank_has_the_gpu_of_its_number_or_the_only_one_that_it_sees() {

@@ -186,7 +186,7 @@ impl<T: Task> Engine<T> {
         self.offer();
         loop {
             let start = Instant::now();
-            let mut sum = Accumulated::from(self.progress.batch, self.progress.forwards);
+            let mut sum = Accumulated::from(self.progress.batch);
             let micro_batches = self.micro_steps.min(feed.batches_per_epoch().saturating_sub(self.progress.batch));
             for numbers in self.parallel.share(micro_batches).chunks(self.at_once()) {
                 let together = batches.by_ref().take(numbers.len()).collect::<Result<Vec<_>>>()?;

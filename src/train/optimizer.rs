@@ -1,7 +1,8 @@
 //! AdamW and SGD, equal to PyTorch's, with a state that can be saved.
 //!
 //! tch's own optimizers neither give nor take their state, so a run could not be resumed. On the CPU the update is one
-//! pass over plain memory that also clears the gradients; elsewhere it is tensor operations.
+//! pass over plain memory; elsewhere it is tensor operations. Gradients go after it, so that the next forward pass has
+//! their memory.
 
 use std::collections::HashMap;
 
@@ -12,6 +13,7 @@ use tch::{Kind, Tensor};
 use crate::config::{OptimizerKind, TrainConfig};
 use crate::nn::crossings::fetch;
 use crate::nn::memory::{f32_slices_mut, is_plain, CHUNK};
+use crate::nn::node::forget_gradient;
 
 /// PyTorch's default for Adam's division.
 const EPS: f64 = 1e-8;
@@ -92,8 +94,7 @@ struct Parameter {
     decay: f64,
     /// Factor of the learning rate.
     rate: f64,
-    /// Updates so far: 0 until the variable has its first gradient. From then on, no gradient counts as one of zeros,
-    /// as it is after clearing, so that a resumed run does what the uninterrupted one would.
+    /// Updates so far: 0 until the variable has its first gradient. From then on, no gradient counts as one of zeros.
     steps: u64,
     /// Shaped as the variable.
     state: State<Tensor>,
@@ -167,17 +168,13 @@ impl Optimizer {
 
     /// Clears the gradients without an update.
     pub fn clear(&mut self) {
-        for parameter in &self.parameters {
-            let mut gradient = parameter.variable.grad();
-            if gradient.defined() {
-                let _ = gradient.zero_();
-            }
-        }
+        self.parameters.iter().for_each(|parameter| forget_gradient(&parameter.variable));
     }
 
     /// Updates every variable with its gradient times `scale`, at learning rate `lr`, and clears the gradients.
     pub fn step(&mut self, lr: f64, scale: f64) {
         tch::no_grad(|| self.update(lr, scale));
+        self.clear();
     }
 
     fn update(&mut self, lr: f64, scale: f64) {
@@ -312,7 +309,7 @@ impl Update {
 
     /// The update as tensor operations, for any device, kind and layout.
     fn tensors(&self, variable: &Tensor, gradient: &Tensor, state: &State<Tensor>) {
-        let (mut variable, mut cleared) = (variable.detach(), gradient.shallow_clone());
+        let mut variable = variable.detach();
         let gradient = gradient * self.scale;
         match state.map(Tensor::shallow_clone) {
             State::Adamw { mut mean, mut square } => {
@@ -329,7 +326,6 @@ impl Update {
             }
             State::Nothing => variable -= (gradient + &variable * self.decay) * self.size,
         }
-        let _ = cleared.zero_();
     }
 }
 
@@ -356,7 +352,6 @@ impl Job<'_> {
                     *m += rest * (gradient - *m);
                     *v = stay * *v + add * gradient * gradient;
                     *w = keep * *w - size * (*m / (v.sqrt() / correction + eps));
-                    *g = 0.0;
                 }
             }
             State::Momentum(buffer) => {
@@ -364,13 +359,11 @@ impl Job<'_> {
                 for ((w, g), b) in weights.zip(buffer) {
                     *b = momentum * *b + (*g * scale + decay * *w);
                     *w -= size * *b;
-                    *g = 0.0;
                 }
             }
             State::Nothing => {
                 for (w, g) in weights {
                     *w -= size * (*g * scale + decay * *w);
-                    *g = 0.0;
                 }
             }
         }
@@ -437,7 +430,7 @@ mod tests {
                     let expected = expected.as_f64().unwrap();
                     assert!((value - expected).abs() < 1e-6, "{name} step {step} {kind:?}: {value} {expected}");
                 }
-                assert_eq!(variables[1].1.grad().abs().sum(Kind::Double).double_value(&[]), 0.0);
+                assert!(!variables[1].1.grad().defined(), "its memory is not free for the next step");
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::config::{Experiment, OnNan};
 use crate::console::warn;
 use crate::data::Source;
 use crate::nn::crossings::fetch;
-use crate::train::data_parallel::Sums;
+use crate::train::data_parallel::{NotFinite, Sums};
 use crate::train::not_finite;
 use crate::train::optimizer::clip_factor;
 use crate::train::task::{Micro, Task};
@@ -19,9 +19,10 @@ use crate::train::task::{Micro, Task};
 /// What the micro batches of a step have added up to.
 #[derive(Default)]
 pub(super) struct Accumulated {
-    /// The numbers of its first micro batch, in the epoch and in the run.
-    first: (usize, u64),
-    forwards: usize,
+    /// The number in the epoch of its first micro batch.
+    first: usize,
+    /// The numbers in the run of this rank's micro batches.
+    numbers: Vec<u64>,
     /// Micro batches whose losses are still on the device.
     learned: Vec<Learned>,
     pub images: usize,
@@ -29,13 +30,13 @@ pub(super) struct Accumulated {
     pub parts: Vec<(&'static str, f64)>,
     names: Vec<String>,
     /// What was the first thing that is not finite.
-    not_finite: Option<String>,
+    not_finite: NotFinite,
 }
 
 impl Accumulated {
-    /// A step whose first micro batch has these numbers, in the epoch and in the run.
-    pub fn from(batch: usize, forwards: u64) -> Self {
-        Self { first: (batch, forwards), ..Self::default() }
+    /// A step whose first micro batch has this number in the epoch.
+    pub fn from(batch: usize) -> Self {
+        Self { first: batch, ..Self::default() }
     }
 }
 
@@ -47,6 +48,7 @@ impl<T: Task> Engine<T> {
         sum: &mut Accumulated,
     ) -> Result<()> {
         let (task, device) = (&self.task, self.device);
+        sum.numbers.extend(numbered.iter().map(|(number, _)| *number));
         let work = |model: &T::Model, (number, mut batch)| {
             task.relabel(&mut batch);
             learn_micro_batch(task, model, number, batch, device)
@@ -57,7 +59,6 @@ impl<T: Task> Engine<T> {
         };
         for one in learned {
             sum.learned.push(one?);
-            sum.forwards += 1;
         }
         Ok(())
     }
@@ -73,7 +74,8 @@ impl<T: Task> Engine<T> {
         for Learned { parts, images, names, .. } in learned {
             let parts: Vec<(&str, f64)> = parts.into_iter().zip(values.by_ref()).collect();
             if let Some((name, value)) = parts.iter().find(|(_, value)| !value.is_finite()) {
-                sum.not_finite.get_or_insert_with(|| format!("the loss `{name}` became {value} on {}", some(&names)));
+                let words = || format!("the loss `{name}` became {value} on {}", some(&names));
+                sum.not_finite.reason.get_or_insert_with(words);
             }
             sum.parts.resize(parts.len(), ("", 0.0));
             for (sum, (name, value)) in sum.parts.iter_mut().zip(parts) {
@@ -85,21 +87,11 @@ impl<T: Task> Engine<T> {
         Ok(())
     }
 
-    /// Adds up what the ranks have learned from a step's micro batches. A step that is not finite ends the run: its
-    /// rank alone knows of it.
+    /// Adds up what the ranks have learned from a step's micro batches.
     pub(super) fn reduce(&mut self, micro_batches: usize, sum: &mut Accumulated, stop: &mut bool) -> Result<()> {
-        if self.parallel.ranks().size() == 1 {
-            return Ok(());
-        }
-        let step = self.progress.iter + 1;
-        let advice =
-            format!("{}; the last checkpoint, {}, is from before", self.task.advice(), self.run.last().display());
-        if let Some(reason) = sum.not_finite.take() {
-            bail!("{reason} at step {step}; {advice}");
-        }
-        let not_finite = format!("the gradient is not finite at step {step} on {}; {advice}", some(&sum.names));
-        let sums = Sums { images: &mut sum.images, parts: &mut sum.parts, stop };
-        self.parallel.reduce(micro_batches, sums, || not_finite)
+        let Accumulated { images, parts, names, not_finite, .. } = sum;
+        let sums = Sums { images, parts, stop, not_finite };
+        self.parallel.reduce(micro_batches, sums, || format!("the gradient is not finite on {}", some(names)))
     }
 
     /// Clips, updates, averages. Returns the learning rate and the norm of the gradient, or why the step was skipped.
@@ -109,9 +101,10 @@ impl<T: Task> Engine<T> {
         let mut scale = t.batch_size as f64 / sum.images as f64;
         let norm = self.optimizer.gradient_norm() * scale;
         if !norm.is_finite() {
-            sum.not_finite.get_or_insert_with(|| format!("the gradient became {norm} on {}", some(&sum.names)));
+            let words = || format!("the gradient became {norm} on {}", some(&sum.names));
+            sum.not_finite.reason.get_or_insert_with(words);
         }
-        if let Some(reason) = sum.not_finite.take() {
+        if let Some(reason) = sum.not_finite.reason.take() {
             return self.skip(sum, reason).map(Err);
         }
         if let Some(most) = t.clip_norm {
@@ -130,7 +123,8 @@ impl<T: Task> Engine<T> {
         Ok(Ok((lr, norm)))
     }
 
-    /// Takes back a step that is not finite, and gives the reason again; or ends the run. Leaves a file of the first.
+    /// Takes back a step that is not finite, and gives the reason again; or ends the run. Leaves a file of the first,
+    /// where rank 0 has met it.
     fn skip(&mut self, sum: &Accumulated, reason: String) -> Result<String> {
         self.statistics.restore();
         self.optimizer.clear();
@@ -139,7 +133,7 @@ impl<T: Task> Engine<T> {
         }
         let step = self.progress.iter + 1;
         let mut again = String::new();
-        if !self.reproducible {
+        if !self.reproducible && self.parallel.ranks().is_first() && !sum.not_finite.elsewhere {
             self.reproducible = true;
             match self.reproduce(sum, &reason) {
                 Ok(path) => again = format!("; `vigdet replay {}` does the step again", path.display()),
@@ -157,6 +151,8 @@ impl<T: Task> Engine<T> {
             }
             OnNan::Skip => format!("{reason}, after {} steps that were skipped (train.skip_most)", t.skip_most),
         };
+        // The one that has met it says so, if it lives.
+        self.parallel.ranks().wait_for_who_failed(!sum.not_finite.elsewhere)?;
         let last = self.run.last();
         let advice = self.task.advice();
         bail!("{reason} at step {step}; {advice}{again}; the last checkpoint, {}, is from before", last.display());
@@ -164,10 +160,9 @@ impl<T: Task> Engine<T> {
 
     /// Writes what does a step again. Its batches are made anew, to the bit as they were.
     fn reproduce(&self, sum: &Accumulated, reason: &str) -> Result<PathBuf> {
-        let (batch, forwards) = sum.first;
-        let batches = self.feed.epoch(self.progress.epoch, batch, self.is_strong()).take(sum.forwards);
+        let batches = self.feed.epoch(self.progress.epoch, sum.first, self.is_strong());
         let mut relabelled = Vec::new();
-        for (number, batch) in (forwards..).zip(batches) {
+        for (number, batch) in sum.numbers.iter().copied().zip(batches) {
             let mut batch = batch?;
             self.task.relabel(&mut batch);
             relabelled.push((number, batch));
