@@ -212,6 +212,10 @@ impl Files {
             case(&["weights", "get", "no_such_name"], &["no_such_name"]),
             case(&["nonsense"], &["nonsense"]),
         ]);
+        for backbone in ["poolformer_s12", "cyclemlp_b1"] {
+            let args = ["extract_features", backbone, "--input", &image, "--out", &out, "--size", "2,64"];
+            cases.push(case(&args, &["2×64 pixels is too small"]));
+        }
         let log = self.write("run of text/log.jsonl", "hello\nworld\n");
         cases.push(case(&["plot_run", Path::new(&log).parent().unwrap().to_str().unwrap()], &["log.jsonl", "line 1"]));
         cases
