@@ -306,6 +306,7 @@ pub fn finish<A>(parsed: clap::error::Result<A>, run: impl FnOnce(A) -> Result<E
         }
     };
     crate::allocator::keep_freed();
+    crate::allocator::keep_few_primitives();
     caught(|| run(args)).unwrap_or_else(|error| {
         let text = format!("{error:#}");
         console::error(&out_of_memory(&text).unwrap_or_else(|| one_line(&text)));

@@ -5,7 +5,7 @@ use anyhow::Result;
 use tch::nn::{self, Module};
 use tch::{Kind, Tensor};
 
-use super::{drop_of, frozen_stages, map_norms, Backbone, Pass, Use};
+use super::{check_side, drop_of, frozen_stages, map_norms, Backbone, Pass, Use};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, linear as count, Flops, Layer, Size};
 use crate::nn::crossings::send;
@@ -14,6 +14,8 @@ use crate::nn::tokens::{layer_norm, linear, Mlp, Patches, Weights, DEVIATION};
 use crate::onnx::{Convolution, Graph, Value};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
+/// Of an image, in pixels: the first patches have 7, two of them beyond each edge.
+const LEAST_SIDE: i64 = 3;
 const EPS: f64 = 1e-5;
 
 /// (channels, blocks) of each stage of a published model.
@@ -217,6 +219,7 @@ impl Backbone for CycleMlp {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
+        check_side(images, LEAST_SIDE)?;
         let mut x = channels_last(images).permute([0, 2, 3, 1]);
         let mut maps = Vec::new();
         for (stage, norm) in self.stages.iter().zip(&self.norms) {

@@ -246,6 +246,18 @@ fn frozen_stages(config: &BackboneConfig, stages: usize) -> Result<usize> {
     })
 }
 
+/// Refuses images with a side below `least` pixels, on which a first convolution without enough padding has no place.
+fn check_side(images: &Tensor, least: i64) -> Result<()> {
+    let size = images.size();
+    ensure!(
+        size[2].min(size[3]) >= least,
+        "an image of {}×{} pixels is too small: the sides must have at least {least} for this backbone",
+        size[2],
+        size[3]
+    );
+    Ok(())
+}
+
 /// Refuses a training batch whose smallest map has one value per channel.
 fn check_batch(images: &Tensor, stride: i64) -> Result<()> {
     let size = images.size();

@@ -5,7 +5,7 @@ use anyhow::Result;
 use tch::nn::{self, Module};
 use tch::Tensor;
 
-use super::{drop_of, frozen_stages, map_norms, Backbone, Pass, Use};
+use super::{check_side, drop_of, frozen_stages, map_norms, Backbone, Pass, Use};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, residual, stochastic_depth, ConvSpec, Init};
@@ -13,6 +13,8 @@ use crate::nn::tokens::{Patches, Weights, DEVIATION};
 use crate::onnx::{Attribute, Graph, Value};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
+/// Of an image, in pixels: the first patches have 7, two of them beyond each edge.
+const LEAST_SIDE: i64 = 3;
 
 /// (channels, blocks) of each stage of a published model.
 pub(super) fn preset(name: &str) -> Option<([i64; 4], [i64; 4])> {
@@ -156,6 +158,7 @@ impl Backbone for PoolFormer {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
+        check_side(images, LEAST_SIDE)?;
         let mut x = channels_last(images);
         let mut maps = Vec::new();
         for (stage, norm) in self.stages.iter().zip(&self.norms) {

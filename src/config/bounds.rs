@@ -8,6 +8,8 @@ use super::{BackboneConfig, CheckpointConfig, ClassifyConfig, Config, TrainConfi
 const MOST_PIXELS: u32 = 32_768;
 /// Most operations that an image goes through.
 const MOST_OPS: usize = 100;
+/// Most layers of one kind in a row, and most octaves of anchors: each costs memory before anything runs.
+const MOST_LAYERS: i64 = 1000;
 /// Most threads of one kind.
 const MOST_THREADS: usize = 1024;
 
@@ -18,13 +20,13 @@ impl Config {
         check_backbone(&m.backbone)?;
         positive("model.fpn.channels", m.fpn.channels as f64)?;
         positive("model.head.channels", m.head.channels as f64)?;
-        ensure!(m.head.convs >= 0, "model.head.convs must not be negative");
+        layers("model.head.convs", m.head.convs, 0)?;
         ensure!(m.head.prior > 0.0 && m.head.prior < 1.0, "model.head.prior must be between 0 and 1");
         ensure!(!m.anchors.strides.is_empty(), "model.anchors.strides must name a stride for each level");
         m.anchors.strides.iter().try_for_each(|s| positive("model.anchors.strides", *s as f64))?;
         ensure!(!m.anchors.ratios.is_empty(), "model.anchors.ratios must not be empty");
         m.anchors.ratios.iter().try_for_each(|r| positive("model.anchors.ratios", *r))?;
-        positive("model.anchors.octaves", m.anchors.octaves as f64)?;
+        layers("model.anchors.octaves", m.anchors.octaves, 1)?;
         positive("model.anchors.base", m.anchors.base)?;
         let sizes = m.anchors.sizes.as_deref();
         ensure!(sizes.is_none_or(|s| !s.is_empty()), "model.anchors.sizes must not be empty (null: base and octaves)");
@@ -117,7 +119,7 @@ impl Config {
             not_negative(&format!("model.{name}.loss.beta"), loss.beta)?;
             not_negative(&format!("model.{name}.loss.box_weight"), loss.box_weight)?;
         }
-        ensure!(m.rpn.convs >= 1, "model.rpn.convs must be at least 1");
+        layers("model.rpn.convs", m.rpn.convs, 1)?;
         fraction("model.rpn.nms", m.rpn.nms)?;
         fraction("model.rpn.score", m.rpn.score)?;
         for (name, p) in [("train", &m.rpn.train), ("test", &m.rpn.test)] {
@@ -127,10 +129,10 @@ impl Config {
         positive("model.roi.pool", m.roi.pool as f64)?;
         positive("model.roi.canonical_size", m.roi.canonical_size)?;
         positive("model.roi.channels", m.roi.channels as f64)?;
-        ensure!(m.roi.convs >= 0, "model.roi.convs must not be negative");
-        positive("model.roi.fcs", m.roi.fcs as f64)?;
+        layers("model.roi.convs", m.roi.convs, 0)?;
+        layers("model.roi.fcs", m.roi.fcs, 1)?;
         m.roi.box_weights.iter().try_for_each(|w| positive("model.roi.box_weights", f64::from(*w)))?;
-        ensure!(m.mask_head.convs >= 0, "model.mask_head.convs must not be negative");
+        layers("model.mask_head.convs", m.mask_head.convs, 0)?;
         positive("model.mask_head.channels", m.mask_head.channels as f64)?;
         positive("model.mask_head.pool", m.mask_head.pool as f64)?;
         not_negative("model.mask_head.weight", m.mask_head.weight)?;
@@ -185,6 +187,12 @@ impl ClassifyConfig {
 /// Bounds of every network.
 fn check_backbone(b: &BackboneConfig) -> Result<()> {
     positive("model.backbone.k", b.k as f64)?;
+    ensure!(
+        (1..=i64::from(MOST_PIXELS)).contains(&b.image_size),
+        "model.backbone.image_size must be 1 to {MOST_PIXELS} pixels, not {}",
+        b.image_size
+    );
+    b.blocks.iter().flatten().try_for_each(|blocks| layers("model.backbone.blocks", *blocks, 1))?;
     ensure!((0.0..1.0).contains(&b.drop_path), "model.backbone.drop_path must be at least 0 and below 1");
     positive("model.backbone.heads", b.heads as f64)?;
     fraction("model.backbone.stochastic_dilation", b.stochastic_dilation)?;
@@ -246,6 +254,12 @@ fn positive(name: &str, v: f64) -> Result<()> {
 /// A number of at least 0.
 fn not_negative(name: &str, v: f64) -> Result<()> {
     ensure!(v.is_finite() && v >= 0.0, "{name} must not be negative, but is {v}");
+    Ok(())
+}
+
+/// A number of layers: at least `least`.
+fn layers(name: &str, v: i64, least: i64) -> Result<()> {
+    ensure!((least..=MOST_LAYERS).contains(&v), "{name} must be {least} to {MOST_LAYERS}, not {v}");
     Ok(())
 }
 

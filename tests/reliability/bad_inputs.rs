@@ -194,6 +194,10 @@ impl Files {
             train("data.size=[1,4294967295]", "data.size"),
             train("data.workers=1000000", "data.workers"),
             train("model.head.channels=0", "model.head.channels"),
+            train("model.head.convs=1000000000000", "model.head.convs"),
+            train("model.anchors.octaves=1000000000000", "model.anchors.octaves"),
+            train("model.backbone.image_size=1000000000000", "model.backbone.image_size"),
+            train("model.backbone.blocks=[2,2,6,1000000000000]", "model.backbone.blocks"),
             train("lr", "key.path=value"),
             case(&["train_det", "yolo", "--data", data, "--out", &out], &["`yolo`"]),
             case(&["train_cls", "vgg", "--data", data, "--out", &out], &["`vgg`"]),
@@ -208,6 +212,10 @@ impl Files {
             case(&["weights", "get", "no_such_name"], &["no_such_name"]),
             case(&["nonsense"], &["nonsense"]),
         ]);
+        for backbone in ["poolformer_s12", "cyclemlp_b1"] {
+            let args = ["extract_features", backbone, "--input", &image, "--out", &out, "--size", "2,64"];
+            cases.push(case(&args, &["2×64 pixels is too small"]));
+        }
         let log = self.write("run of text/log.jsonl", "hello\nworld\n");
         cases.push(case(&["plot_run", Path::new(&log).parent().unwrap().to_str().unwrap()], &["log.jsonl", "line 1"]));
         cases

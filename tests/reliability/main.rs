@@ -8,6 +8,7 @@ mod common;
 mod bad_inputs;
 mod disk;
 mod kills;
+mod memory;
 mod mutations;
 mod not_finite;
 mod signals;

@@ -340,6 +340,26 @@ fn each_planted_fault_is_found_and_nothing_else() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
+/// A name that leads out of the folder makes the folder of the images one further up, up to the whole disk.
+#[test]
+fn no_image_is_looked_for_above_what_was_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inside, outside) = (folder.path().join("set"), folder.path().join("private"));
+    for (folder, name) in [(&inside, "a.png"), (&inside, "more.png"), (&outside, "secret.png")] {
+        std::fs::create_dir_all(folder).unwrap();
+        picture(1).save(folder.join(name)).unwrap();
+    }
+    let rows = "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,240,210,nut,4,5,24,15\n";
+    for far in ["../b.png", "/b.png"] {
+        std::fs::write(inside.join("labels.csv"), format!("{rows}{far},240,210,nut,4,5,24,15\n")).unwrap();
+        let import = Import::read(&inside).unwrap();
+        let report = check(&import, &Options { decode: false, ..Options::default() });
+        let unlisted = report.of(Kind::ImageUnlisted).unwrap();
+        let files: Vec<&str> = unlisted.examples.iter().map(|example| example.file.as_str()).collect();
+        assert!(files.len() == 1 && files[0].ends_with("set/more.png"), "{far}: {files:?}");
+    }
+}
+
 #[test]
 fn one_core_and_many_decode_all_images_and_find_the_same() {
     let folder = tempfile::tempdir().unwrap();

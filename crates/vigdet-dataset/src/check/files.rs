@@ -166,8 +166,11 @@ impl OtherCases {
     }
 }
 
-/// Images in the folders of the splits that no split names.
+/// Images in the folders of the splits that no split names. A single name far off, as `/a.jpg`, makes a split's folder
+/// the whole disk: above what was read nothing is looked for.
 fn unlisted(import: &Import, findings: &mut Findings) {
+    let root = import.root.canonicalize().unwrap_or_else(|_| import.root.clone());
+    let root = if root.is_file() { root.parent().unwrap_or(&root) } else { &root };
     // Links to one folder are one folder.
     let real = |split: &Split| split.folder.canonicalize().unwrap_or_else(|_| split.folder.clone());
     let mut listed: HashSet<PathBuf> = HashSet::new();
@@ -181,7 +184,7 @@ fn unlisted(import: &Import, findings: &mut Findings) {
     }
     let mut seen = HashSet::new();
     for (split, folder) in folders {
-        for path in images::below(&folder) {
+        for path in images::below(if root.starts_with(&folder) { root } else { &folder }) {
             if !listed.contains(&path) && seen.insert(path.clone()) {
                 let file = images::slashed(path.strip_prefix(&folder).unwrap_or(&path));
                 let example = || Example { split: split.to_owned(), file, ..Example::default() };
