@@ -280,12 +280,7 @@ impl Graph {
     }
 
     /// Takes a step with a state and each part of `x` along axis 0, one after another: the last state.
-    pub fn fold(
-        &mut self,
-        state: &Value,
-        x: &Value,
-        step: impl FnOnce(&mut Self, &Value, &Value) -> Value,
-    ) -> Value {
+    pub fn fold(&mut self, state: &Value, x: &Value, step: impl FnOnce(&mut Self, &Value, &Value) -> Value) -> Value {
         let kinds = [state.kind(), x.kind()];
         let body = self.body(&kinds, |graph, inputs| vec![step(graph, &inputs[0], &inputs[1])]);
         let attributes = [("body", Attribute::Graph(body)), ("num_scan_inputs", Int(1))];
