@@ -13,8 +13,8 @@ use crate::onnx::{Dim, Graph, Kind, Value};
 const POWERS: u32 = 30;
 
 /// GreedyViG's graph, as [`super::axial::with_neighbours`] gives it: the channels of each node, and what they take from
-/// its neighbours every `step` nodes along both sides, `[B, 2C, H, W]`, of nodes `[B, C, H, W]`. `map`: (height, width),
-/// if known. `block` counts the blocks with graphs.
+/// its neighbours every `step` nodes along both sides, `[B, 2C, H, W]`, of nodes `[B, C, H, W]`. `map`: (height,
+/// width), if known. `block` counts the blocks with graphs.
 pub fn near(graph: &mut Graph, nodes: &Value, step: i64, map: Option<(i64, i64)>, block: usize) -> Value {
     let (sides, best) = (Side::both(graph, nodes), nothing(graph, nodes));
     let best = match map {
