@@ -187,14 +187,24 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, DetectorKind};
+    use crate::detect::Detections;
     use crate::onnx::messages::{GraphProto, ModelProto, TensorProto};
     use crate::predictor::PredictorOptions;
     use crate::weights::{metadata_of, save, Checkpoint};
+
+    /// Small detectors.
+    const SMALL: [(DetectorKind, &str); 4] = [
+        (DetectorKind::Retinanet, "pvig_ti"),
+        (DetectorKind::Retinanet, "greedyvig_s"),
+        (DetectorKind::Retinanet, "adaptvig_s"),
+        (DetectorKind::MaskRcnn, "resnet18"),
+    ];
 
     /// A small detector, random but for norms that show where they belong, as a file of weights.
     fn weights(detector: DetectorKind, backbone: &str, folder: &std::path::Path) -> std::path::PathBuf {
         let small = match backbone {
             "pvig_ti" => r#", "channels": [8, 8, 16, 16], "blocks": [1, 1, 2, 1]"#,
+            "greedyvig_s" | "adaptvig_s" => r#", "channels": [8, 8, 16, 16], "blocks": [1, 1, 1, 1]"#,
             "swin_t" => r#", "channels": [64, 64, 64, 64], "blocks": [1, 2, 1, 1]"#,
             _ => "",
         };
@@ -223,6 +233,9 @@ mod tests {
                 } else if variable.dim() == 1 {
                     let noise = variable.randn_like() * 0.1;
                     variable += noise;
+                } else if name.ends_with("temperature") {
+                    // As large as distances are: 1 would close every gate.
+                    let _ = variable.fill_(5.0);
                 }
             }
         });
@@ -265,13 +278,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let any = Options::default();
         let one = Options { size: Some((64, 96)), batch: Some(2), ..any };
-        for (kind, backbone) in [(DetectorKind::Retinanet, "pvig_ti"), (DetectorKind::MaskRcnn, "resnet18")] {
+        for (kind, backbone) in SMALL {
             let path = weights(kind, backbone, folder.path());
             let predictor = Predictor::open(&path, &PredictorOptions::default()).unwrap();
             for options in [any, one, Options { half: true, ..any }] {
                 let (_, model) = written(&predictor, options, folder.path());
                 let graph = model.graph.unwrap();
                 check_order(&graph, &HashSet::new(), &mut HashSet::new());
+                // Of one size, nothing loops.
+                let loops = graph.node.iter().any(|node| node.op_type.as_deref() == Some("Scan"));
+                assert_eq!(loops, options.size.is_none() && backbone != "resnet18", "{backbone} {options:?}");
                 let names: Vec<&str> = graph.output.iter().filter_map(|output| output.name.as_deref()).collect();
                 let masks: &[_] = if kind == DetectorKind::MaskRcnn { &["masks", "mask_grids"] } else { &[] };
                 assert_eq!(names, [&["boxes", "scores", "labels", "counts"], masks].concat());
@@ -288,10 +304,87 @@ mod tests {
         }
     }
 
+    /// How many nodes of `op` there are in each graph block of an AxialVig.
+    fn of_graph_blocks(graph: &GraphProto, op: &str) -> [usize; 4] {
+        [1, 2, 3, 4].map(|stage| {
+            let name = format!("backbone/stage{stage}.graph.0/{op}_");
+            graph.node.iter().filter(|node| node.name.as_ref().unwrap().starts_with(&name)).count()
+        })
+    }
+
+    #[test]
+    fn a_graph_of_one_size_has_a_node_for_each_roll() {
+        let folder = tempfile::tempdir().unwrap();
+        // Maps of 16×24, 8×12, 4×6 and 2×3 nodes, in steps of 8, 4, 2 and 1: 1 + 2 rolls each. By 2, 4, 8, …: 3 + 4,
+        // 2 + 3, 1 + 2 of them, and attention.
+        for (backbone, op, expected) in [("greedyvig_s", "Where", [3; 4]), ("adaptvig_s", "Exp", [7, 5, 3, 0])] {
+            let path = weights(DetectorKind::Retinanet, backbone, folder.path());
+            let predictor = Predictor::open(&path, &PredictorOptions::default()).unwrap();
+            let size = Some((64, 96));
+            let (_, model) = written(&predictor, Options { size, ..Options::default() }, folder.path());
+            assert_eq!(of_graph_blocks(&model.graph.unwrap(), op), expected, "{backbone}");
+        }
+    }
+
+    /// Whether two images have the same detections: label, box (0.05 pixel) and score (1e-4), and masks.
+    fn are_same(wanted: &Detections, found: &Detections) -> bool {
+        let same = |i: usize, j: usize| {
+            let boxes = wanted.boxes[i].iter().zip(&found.boxes[j]).all(|(a, b)| (a - b).abs() < 0.05);
+            let masks = wanted.masks.get(i).zip(found.masks.get(j)).is_none_or(|(a, b)| {
+                a.paste == b.paste && a.values.iter().zip(&b.values).all(|(a, b)| (a - b).abs() < 1e-3)
+            });
+            let score = (wanted.scores[i] - found.scores[j]).abs() < 1e-4;
+            wanted.labels[i] == found.labels[j] && score && boxes && masks
+        };
+        let lengths = [wanted, found].map(|seen| (seen.boxes.len(), seen.masks.len()));
+        let count = wanted.boxes.len();
+        lengths[0] == lengths[1] && (0..count).all(|i| (0..count).any(|j| same(i, j)))
+    }
+
+    /// With the feature `onnx` and its runtime's library (`ORT_DYLIB_PATH`). Without, it is only seen that what the
+    /// detector gives is what the file promises.
+    #[test]
+    fn a_file_detects_what_its_weights_detect() {
+        let runs = cfg!(feature = "onnx") && std::env::var_os("ORT_DYLIB_PATH").is_some();
+        if !runs {
+            eprintln!("no ONNX Runtime: set ORT_DYLIB_PATH and build with the feature onnx to compare detections");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let image = |seed: u32| {
+            image::RgbImage::from_fn(96, 64, |x, y| {
+                let wave = |rate: u32| (128.0 + 120.0 * ((x * rate + y * (seed + 3)) as f32 * 0.11).sin()) as u8;
+                image::Rgb([wave(1), wave(seed + 2), wave(5)])
+            })
+        };
+        let images = [image(0), image(7)];
+        for (kind, backbone) in SMALL {
+            let path = weights(kind, backbone, folder.path());
+            let predictor = Predictor::open(&path, &PredictorOptions::default()).unwrap();
+            let wanted = predictor.detect(&images).unwrap();
+            let most = predictor.config().model.test.max_detections as usize;
+            assert!(wanted.iter().all(|seen| seen.boxes.len() == most), "{backbone} fills the rows of its output");
+            let any = Options::default();
+            for options in [any, Options { size: Some((64, 96)), batch: Some(2), ..any }] {
+                let (path, model) = written(&predictor, options, folder.path());
+                let scores = model.graph.as_ref().unwrap().output.iter().find(|o| o.name.as_deref() == Some("scores"));
+                let shape = scores.unwrap().r#type.as_ref().unwrap().tensor_type.as_ref().unwrap().shape.as_ref();
+                assert_eq!(shape.unwrap().dim[1].dim_value, Some(most as i64));
+                if !runs {
+                    continue;
+                }
+                let exported = Predictor::open(&path, &PredictorOptions::default()).unwrap();
+                let found = exported.detect(&images).unwrap();
+                for (wanted, found) in wanted.iter().zip(&found) {
+                    assert!(are_same(wanted, found), "{backbone} {options:?}: {found:?}, not {wanted:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_weight_is_a_constant_of_the_graph() {
         let folder = tempfile::tempdir().unwrap();
-        for (kind, backbone) in [(DetectorKind::Retinanet, "pvig_ti"), (DetectorKind::MaskRcnn, "swin_t")] {
+        for (kind, backbone) in [SMALL[0], SMALL[1], SMALL[2], (DetectorKind::MaskRcnn, "swin_t")] {
             let path = weights(kind, backbone, folder.path());
             let checkpoint = Checkpoint::open(&path).unwrap();
             let variables: HashMap<String, Tensor> = checkpoint
@@ -339,8 +432,13 @@ mod tests {
     /// The norm of a convolution at `stem`, by the names of published state dicts.
     fn norm_of(stem: &str, variables: &HashMap<String, Tensor>) -> Option<String> {
         let (path, last) = stem.rsplit_once('.')?;
-        let number: usize = last.parse().ok()?;
-        let norm = format!("{path}.{}", number + 1);
+        let norm = match last {
+            "pw1" => "norm1".into(),
+            "dw" => "norm2".into(),
+            "pw2" => "norm3".into(),
+            number => (number.parse::<usize>().ok()? + 1).to_string(),
+        };
+        let norm = format!("{path}.{norm}");
         variables.contains_key(&format!("{norm}.running_var")).then_some(norm)
     }
 

@@ -11,7 +11,7 @@ pub mod resnet;
 pub mod swin;
 pub mod vig;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use tch::{nn, Tensor};
 
 use crate::config::BackboneConfig;
@@ -154,10 +154,8 @@ pub trait Backbone: std::fmt::Debug + Send {
     /// [`Backbone::forward`] in inference, as nodes of a graph.
     ///
     /// # Errors
-    /// If this backbone, or the graph's options for it, cannot be written.
-    fn onnx(&self, _graph: &mut Graph, _images: &Value) -> Result<Vec<Value>> {
-        bail!("this backbone cannot be written as ONNX yet")
-    }
+    /// If it cannot be written with the graph's options.
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>>;
 
     /// [`Backbone::forward_to_classify`] in inference, as nodes of a graph: what a classifier takes the mean of.
     ///

@@ -138,7 +138,7 @@ impl Threshold {
 }
 
 /// What distances are divided by.
-fn scale(temperature: &Tensor) -> Tensor {
+pub(super) fn scale(temperature: &Tensor) -> Tensor {
     temperature.abs() + 1e-6
 }
 

@@ -2,6 +2,7 @@
 
 pub mod aggregate;
 pub mod axial;
+pub mod axial_onnx;
 mod conv;
 mod distances;
 pub mod grapher;

@@ -56,11 +56,13 @@ fn rows(graph: &mut Graph, maps: &Value, channels: i64) -> Value {
     graph.transpose(&flat, &[0, 2, 1])
 }
 
-/// Rows of norm one.
+/// Rows of norm one: times one over their norm, as the search's kernel does it. A division rounds otherwise, and more
+/// neighbours that are nearly as near change places.
 fn unit(graph: &mut Graph, rows: &Value) -> Value {
     let norm = graph.reduce("ReduceL2", rows, &[2], true);
     let norm = graph.at_least(&norm, 1e-12);
-    graph.div(rows, &norm)
+    let scale = graph.unary("Reciprocal", &norm);
+    graph.mul(rows, &scale)
 }
 
 impl OnnxEdges {

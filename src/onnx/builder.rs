@@ -21,7 +21,8 @@ pub struct Options {
     pub batch: Option<i64>,
     /// Layers compute in float16, but for what [`Graph::full`] takes out.
     pub half: bool,
-    /// Each Grapher takes its neighbours from an input `edges.0`, …, and searches none: for tests.
+    /// Each Grapher takes its neighbours from an input `edges.0`, …, and each block of GreedyViG what they count from
+    /// `weights.0`, …; neither looks for any: for tests.
     pub neighbours_as_inputs: bool,
 }
 

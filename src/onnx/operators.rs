@@ -278,6 +278,14 @@ impl Graph {
         ];
         self.node("Scan", &[x], &attributes, kinds)
     }
+
+    /// Takes a step with a state and each part of `x` along axis 0, one after another: the last state.
+    pub fn fold(&mut self, state: &Value, x: &Value, step: impl FnOnce(&mut Self, &Value, &Value) -> Value) -> Value {
+        let kinds = [state.kind(), x.kind()];
+        let body = self.body(&kinds, |graph, inputs| vec![step(graph, &inputs[0], &inputs[1])]);
+        let attributes = [("body", Attribute::Graph(body)), ("num_scan_inputs", Int(1))];
+        self.op("Scan", &[state, x], &attributes)
+    }
 }
 
 /// How maps are resized; PyTorch's ways, not aligned at the corners.

@@ -8,6 +8,7 @@ use crate::graph::{BlockTrace, GraphTrace};
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::ConvSpec;
 use crate::nn::tokens::{layer_norm, Weights};
+use crate::onnx::{Graph, Value};
 
 /// Channels over those of queries and keys.
 pub const REDUCTION: i64 = 4;
@@ -61,6 +62,30 @@ impl Attention {
         let given = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
         let given = given.view([b, h, w, c]).permute([0, 3, 1, 2]);
         Ok(Tensor::cat(&[x, &(given - x).relu()], 1))
+    }
+
+    /// [`Attention::with_all`] as nodes of a graph: nodes in float32.
+    pub fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let working = graph.working(x);
+        let [q, k, v] = self.convs.each_ref().map(|conv| {
+            let rows = graph.conv2d(&working, conv, 1);
+            let rows = graph.reshape(&rows, &[0, conv.ws.size()[0], -1]);
+            graph.transpose(&rows, &[0, 2, 1])
+        });
+        let [q, k] = [(q, &self.norms[0]), (k, &self.norms[1])].map(|(rows, norm)| graph.layer_norm(&rows, norm, EPS));
+        let narrow = self.convs[0].ws.size()[0] as f64;
+        let q = graph.times(&q, narrow.powf(-0.5));
+        let k = graph.transpose(&k, &[0, 2, 1]);
+        let scores = graph.matmul(&q, &k);
+        let scores = graph.softmax(&scores);
+        let given = graph.matmul(&scores, &v);
+        let given = graph.transpose(&given, &[0, 2, 1]);
+        let shape = graph.shape(x, 0, 4);
+        let given = graph.reshape_to(&given, &[&shape]);
+        let given = graph.full(&given);
+        let above = graph.sub(&given, x);
+        let above = graph.unary("Relu", &above);
+        graph.concat(&[x, &above], 1)
     }
 }
 

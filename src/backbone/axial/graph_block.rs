@@ -6,13 +6,15 @@ use tch::nn::{self, Module};
 use tch::Tensor;
 
 use super::attention::Attention;
-use super::{layer_scale, scaled, Pass};
+use super::{layer_scale, scaled, scaled_onnx, Pass};
 use crate::config::{BackboneConfig, Search};
 use crate::graph::axial::{doubling, every, with_neighbours, Weight};
+use crate::graph::axial_onnx::{gated, near};
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, residual, stochastic_depth, ConvBn, ConvSpec};
 use crate::nn::precision::full_precision;
 use crate::nn::tokens::Weights;
+use crate::onnx::{Convolution, Graph, Value};
 
 /// Side of the position encoding's kernel.
 const ENCODING: i64 = 7;
@@ -111,6 +113,35 @@ impl GraphBlock {
             }
             Links::Attention(attention) => attention.with_all(nodes, pass.trace()),
         }
+    }
+
+    /// [`GraphBlock::forward`] in inference as nodes of a graph, on a grid of `map` (height, width) nodes; `None`: any.
+    /// `block` counts the graph blocks.
+    pub fn onnx(&self, graph: &mut Graph, x: &Value, map: Option<(i64, i64)>, block: usize) -> Value {
+        let (encoding, groups) = (&self.encoding, self.encoding.ws.size()[0]);
+        let how = Convolution { stride: 1, padding: Some([ENCODING / 2; 2]), groups };
+        let encoded = graph.convolve(x, &encoding.ws, encoding.bs.as_ref(), how);
+        let encoded = graph.add(x, &encoded);
+        let nodes = self.fc1.onnx(graph, &encoded);
+        let nodes = graph.full(&nodes);
+        let linked = match &self.links {
+            Links::Near => near(graph, &nodes, self.step, map, block),
+            Links::Gated(temperature) => gated(graph, &nodes, self.step, temperature, map),
+            Links::Attention(attention) => attention.onnx(graph, &nodes),
+        };
+        let linked = graph.working(&linked);
+        let mixed = self.update.onnx(graph, &linked);
+        let mixed = graph.gelu(&mixed);
+        let [first, second] = &self.scales;
+        let branch = self.fc2.onnx(graph, &mixed);
+        let branch = scaled_onnx(graph, &branch, first);
+        let x = graph.add(x, &branch);
+        let [fc1, fc2] = &self.ffn;
+        let hidden = fc1.onnx(graph, &x);
+        let hidden = graph.gelu(&hidden);
+        let branch = fc2.onnx(graph, &hidden);
+        let branch = scaled_onnx(graph, &branch, second);
+        graph.add(&x, &branch)
     }
 
     fn layers(&self) -> impl Iterator<Item = &ConvBn> {

@@ -2,9 +2,10 @@
 
 use tch::{nn, Tensor};
 
-use super::{layer_scale, scaled, Pass};
+use super::{layer_scale, scaled, scaled_onnx, Pass};
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{gelu, residual, stochastic_depth, ConvBn, ConvSpec};
+use crate::onnx::{Graph, Value};
 
 /// The three convolutions and the scale of what they add.
 #[derive(Debug)]
@@ -35,6 +36,19 @@ impl LocalBlock {
         let wide = gelu(depthwise.forward(&gelu(expand.forward(x, train)), train));
         let branch = scaled(project.forward(&wide, train), &self.scale);
         residual(x, stochastic_depth(branch, self.drop, pass.noise()))
+    }
+
+    /// [`LocalBlock::forward`] in inference, as nodes of a graph.
+    pub fn onnx(&self, graph: &mut Graph, x: &Value) -> Value {
+        let [expand, depthwise, project] = &self.layers;
+        let mut branch = x.clone();
+        for layer in [expand, depthwise] {
+            branch = layer.onnx(graph, &branch);
+            branch = graph.gelu(&branch);
+        }
+        let branch = project.onnx(graph, &branch);
+        let branch = scaled_onnx(graph, &branch, &self.scale);
+        graph.add(x, &branch)
     }
 
     /// Takes the weights out of training.

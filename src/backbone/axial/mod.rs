@@ -15,6 +15,7 @@ use super::{check_batch, drop_of, frozen_stages, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, ConvBn, ConvSpec};
+use crate::onnx::{Graph, Value};
 
 const STRIDES: [i64; 4] = [4, 8, 16, 32];
 /// Nodes between a node and its neighbours, in each stage.
@@ -45,6 +46,12 @@ fn layer_scale(path: &nn::Path, name: &str, channels: i64) -> Tensor {
 /// A branch `[B, C, H, W]`, scaled.
 fn scaled(branch: Tensor, scale: &Tensor) -> Tensor {
     branch * scale.view([-1, 1, 1])
+}
+
+/// [`scaled`], as nodes of a graph.
+fn scaled_onnx(graph: &mut Graph, branch: &Value, scale: &Tensor) -> Value {
+    let scale = graph.constant(&scale.view([-1, 1, 1]), branch.kind());
+    graph.mul(branch, &scale)
 }
 
 #[derive(Debug)]
@@ -172,6 +179,35 @@ impl Backbone for AxialVig {
                 }
             }
             maps.push(x.shallow_clone());
+        }
+        Ok(maps)
+    }
+
+    fn onnx(&self, graph: &mut Graph, images: &Value) -> Result<Vec<Value>> {
+        graph.part("backbone/stem");
+        let mut x = images.clone();
+        for layer in &self.stem {
+            x = layer.onnx(graph, &x);
+            x = graph.gelu(&x);
+        }
+        let (mut maps, mut index) = (Vec::new(), 0);
+        for (s, stage) in self.stages.iter().enumerate() {
+            let name = format!("backbone/stage{}", s + 1);
+            graph.part(&*name);
+            if let Some(down) = &stage.down {
+                x = down.onnx(graph, &x);
+            }
+            for (i, block) in stage.local.iter().enumerate() {
+                graph.part(format!("{name}.local.{i}"));
+                x = block.onnx(graph, &x);
+            }
+            let map = graph.map_size(STRIDES[s]);
+            for (i, block) in stage.graph.iter().enumerate() {
+                graph.part(format!("{name}.graph.{i}"));
+                x = block.onnx(graph, &x, map, index);
+                index += 1;
+            }
+            maps.push(x.clone());
         }
         Ok(maps)
     }
