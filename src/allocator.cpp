@@ -27,7 +27,8 @@ struct WholeBlocks final : c10::Allocator {
     c10::DataPtr allocate(size_t bytes) override {
         void *memory = nullptr;
         if (bytes > 0) {
-            void *block = std::malloc(bytes + sizeof(void *) + ALIGNMENT - 1);
+            // What is beyond this no process has, and with what comes on top it could begin anew at 0.
+            void *block = bytes <= PTRDIFF_MAX ? std::malloc(bytes + sizeof(void *) + ALIGNMENT - 1) : nullptr;
             // In the words of libtorch's own.
             TORCH_CHECK(block != nullptr, "not enough memory: you tried to allocate ", bytes, " bytes.");
             const auto least = reinterpret_cast<uintptr_t>(block) + sizeof(void *);
