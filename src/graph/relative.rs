@@ -14,8 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 const TOLERANCE: f64 = 5e-7;
 /// Bytes of factors that are kept for sizes seen before. An image of 800×1280 needs 11 MB for all stages.
 const CACHE: usize = 32 << 20;
-/// Most factors that are kept: those of four sizes in four stages.
-const ENTRIES: usize = 16;
 
 /// The relative position of one stage; small, and compared by value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,11 +70,10 @@ impl RelativePosition {
         let made = Arc::new(self.make(nodes, candidates));
         let mut kept = kept();
         kept.push((*self, nodes, candidates, made.clone()));
-        let (mut entries, mut bytes) = (0, 0);
+        let mut bytes = 0;
         let from = kept.iter().rposition(|e| {
-            entries += 1;
             bytes += 4 * (e.3.u.len() + e.3.v.len());
-            entries > ENTRIES || bytes > CACHE
+            bytes > CACHE
         });
         // The newest stays even if it is too large alone: every block of its stage asks for it.
         if let Some(from) = from {
