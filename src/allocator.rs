@@ -57,18 +57,6 @@ mod tests {
     }
 }
 
-/// Gives all that is free back to the system, once: what [`keep_freed`] has kept, and nothing has taken again.
-///
-/// Tensors of mixed sizes leave gaps, which grow over thousands of steps. What the next step takes costs fresh pages
-/// once, so this is for moments that are rare, as after a checkpoint.
-pub fn give_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: malloc_trim may be called at any time; memory in use stays.
-    unsafe {
-        libc::malloc_trim(0)
-    };
-}
-
 /// Convolutions that oneDNN keeps ready, where it is not told otherwise.
 const PRIMITIVES: &str = "256";
 

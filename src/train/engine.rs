@@ -25,7 +25,6 @@ use super::standby::{Standby, Statistics};
 use super::state::{keep_numbered, save_weights, Best, Progress, State};
 use super::task::Task;
 use super::time_limit::{is_strong, TimeLimit};
-use crate::allocator::give_back;
 use crate::config::{self, Experiment};
 use crate::data::Feed;
 use crate::ranks::Ranks;
@@ -377,17 +376,11 @@ impl<T: Task> Engine<T> {
         Ok(Flow::Done)
     }
 
-    /// Writes a checkpoint, and gives back memory that no step has taken again since the last one.
-    fn save(&mut self) -> Result<()> {
-        if self.parallel.ranks().is_first() {
-            self.write_checkpoint()?;
-        }
-        give_back();
-        Ok(())
-    }
-
     /// Writes the weights for others, then the state for a resumed run.
-    fn write_checkpoint(&mut self) -> Result<()> {
+    fn save(&mut self) -> Result<()> {
+        if !self.parallel.ranks().is_first() {
+            return Ok(());
+        }
         let start = Instant::now();
         let (variables, optimizer, ema) = (&self.variables, &mut self.optimizer, self.ema.as_mut());
         let snapshot = State { variables, optimizer, ema }.snapshot(&self.progress, |_| None);
