@@ -347,7 +347,7 @@ mod tests {
     fn a_file_detects_what_its_weights_detect() {
         let runs = cfg!(feature = "onnx") && std::env::var_os("ORT_DYLIB_PATH").is_some();
         if !runs {
-            eprintln!("no ONNX Runtime: set ORT_DYLIB_PATH and build with the feature onnx to compare detections");
+            crate::console::warn("detections are not compared: no ORT_DYLIB_PATH, or no feature onnx");
         }
         let folder = tempfile::tempdir().unwrap();
         let image = |seed: u32| {
