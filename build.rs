@@ -1,6 +1,6 @@
 //! Writes libtorch's folder into every binary's run path, so that they start without LD_LIBRARY_PATH, and compiles the
-//! few functions that reach libtorch's c10d, where this libtorch has it: then `cfg(vigdet_ranks)` is set. Two more files
-//! in C++ hold the nodes of the gradient and the memory of tensors.
+//! few functions that reach libtorch's c10d, where this libtorch has it: then `cfg(vigdet_ranks)` is set. Two more
+//! files in C++ hold the nodes of the gradient and the memory of tensors.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,9 +1,11 @@
-"""The backbones of the ViG paper's Table 10, GreedyViG and AdaptViG in their authors' code, as `time_backbone.py` takes a reference:
+"""The backbones of the ViG paper's Table 10, GreedyViG and AdaptViG in their authors' code, as `time_backbone.py` takes
+a reference:
 
-    AUTHORS=FOLDER python tests/reference/time_backbone.py tests/reference/authors.py --cases greedyvig_s:1x800x1280,swin_t:1x240x320
+    AUTHORS=FOLDER python tests/reference/time_backbone.py tests/reference/authors.py \
+        --cases greedyvig_s:1x800x1280,swin_t:1x240x320
 
-FOLDER holds copies of the authors' files: pvt.py, poolformer.py, cycle_mlp.py (see tests/fixtures/table10/make.py), greedyvig.py and adaptvig.py
-(see tests/fixtures/axial/make.py). ResNet, ResNeXt and Swin are torchvision's.
+FOLDER holds copies of the authors' files: pvt.py, poolformer.py, cycle_mlp.py (see tests/fixtures/table10/make.py),
+greedyvig.py and adaptvig.py (see tests/fixtures/axial/make.py). ResNet, ResNeXt and Swin are torchvision's.
 """
 import importlib.util
 import os

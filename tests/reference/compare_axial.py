@@ -2,9 +2,10 @@
 
     python tests/reference/compare_axial.py FOLDER [--models greedyvig_s,adaptvig_s] [--sizes 224x224,97x133] [--program target/debug/extract_features]
 
-FOLDER holds copies of the authors' files, greedyvig.py and adaptvig.py (see tests/fixtures/axial/make.py). Each model gets random weights and the
-batch-norm statistics of a pass over random images. GreedyViG's masks are compared, then the program's are given to the authors' code, so that no
-neighbour just at the threshold hides what follows. A line for each run:
+FOLDER holds copies of the authors' files, greedyvig.py and adaptvig.py (see tests/fixtures/axial/make.py). Each model
+gets random weights and the batch-norm statistics of a pass over random images. GreedyViG's masks are compared, then
+the program's are given to the authors' code, so that no neighbour just at the threshold hides what follows. A line
+for each run:
 
     worst map     largest difference of a stage map from the authors', over the map's largest value
     logits        the same of the class scores
@@ -12,7 +13,8 @@ neighbour just at the threshold hides what follows. A line for each run:
     turned        neighbours that the two decide otherwise, of all
     gap           of those, how far the distance is from the threshold, at most, over the threshold
 
-and a last line says whether all maps and scores are within 1e-4, and all gaps within 1e-5. Needs torch and safetensors.
+and a last line says whether all maps and scores are within 1e-4, and all gaps within 1e-5. Needs torch and
+safetensors.
 """
 import argparse
 import importlib.util
