@@ -5,7 +5,7 @@
 use anyhow::{bail, Result};
 use tch::{nn, Tensor};
 
-use super::{check_batch, frozen_stages, Backbone, Pass};
+use super::{frozen_stages, norms_learn, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, relu6, residual, stochastic_depth, ConvBn, ConvSpec};
@@ -208,10 +208,7 @@ impl Backbone for EfficientNetLite {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
-        let norms = pass.is_training() && !self.freeze_norms;
-        if norms {
-            check_batch(images, 32)?;
-        }
+        let norms = norms_learn(images, 32, self.freeze_norms, pass)?;
         let norms_at = |stage: usize| norms && stage >= self.frozen_stages;
         let mut x = relu6(self.stem.forward(&channels_last(images), norms_at(0)));
         let mut maps = Vec::new();

@@ -5,7 +5,7 @@ use anyhow::Result;
 use tch::nn::Module;
 use tch::{nn, Tensor};
 
-use super::{check_batch, frozen_stages, Backbone, Pass};
+use super::{frozen_stages, norms_learn, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{convolution, Flops, Layer, Size};
 use crate::nn::layers::{channels_last, residual, ConvBn, ConvSpec, Init};
@@ -279,10 +279,7 @@ impl Backbone for MobileNetV3 {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
-        let norms = pass.is_training() && !self.freeze_norms;
-        if norms {
-            check_batch(images, 32)?;
-        }
+        let norms = norms_learn(images, 32, self.freeze_norms, pass)?;
         let norms_at = |layer: usize| norms && layer >= self.learns_from;
         let mut x = self.stem.forward(&channels_last(images), norms_at(0)).hardswish();
         let mut maps = Vec::with_capacity(MAPS.len());

@@ -256,8 +256,14 @@ fn check_side(images: &Tensor, least: i64) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a training batch whose smallest map has one value per channel.
-fn check_batch(images: &Tensor, stride: i64) -> Result<()> {
+/// Whether batch norms use the statistics of this batch.
+///
+/// # Errors
+/// If they would, and the smallest map, of this stride in pixels, has one value per channel.
+fn norms_learn(images: &Tensor, stride: i64, frozen: bool, pass: &Pass) -> Result<bool> {
+    if !pass.is_training() || frozen {
+        return Ok(false);
+    }
     let size = images.size();
     let smallest = size[0] * (size[2] + stride - 1).div_euclid(stride) * (size[3] + stride - 1).div_euclid(stride);
     ensure!(
@@ -269,5 +275,5 @@ fn check_batch(images: &Tensor, stride: i64) -> Result<()> {
         size[2],
         size[3]
     );
-    Ok(())
+    Ok(true)
 }

@@ -5,7 +5,7 @@
 use anyhow::{bail, ensure, Result};
 use tch::{nn, Tensor};
 
-use super::{check_batch, frozen_stages, Backbone, Pass};
+use super::{frozen_stages, norms_learn, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, ConvBn, ConvSpec, Init};
@@ -145,10 +145,7 @@ impl Backbone for ResNet {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
-        let norms = pass.is_training() && !self.freeze_norms;
-        if norms {
-            check_batch(images, 32)?;
-        }
+        let norms = norms_learn(images, 32, self.freeze_norms, pass)?;
         let norms_at = |stage: usize| norms && stage >= self.frozen_stages;
         let x = self.stem.forward(&channels_last(images), norms_at(0)).relu();
         let mut x = x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);

@@ -11,7 +11,7 @@ use tch::{nn, Tensor};
 
 use self::graph_block::{GraphBlock, Linking};
 use self::local_block::LocalBlock;
-use super::{check_batch, drop_of, frozen_stages, Backbone, Pass};
+use super::{drop_of, frozen_stages, norms_learn, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::nn::cost::{Flops, Layer, Size};
 use crate::nn::layers::{channels_last, gelu, ConvBn, ConvSpec};
@@ -149,10 +149,7 @@ impl Backbone for AxialVig {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
-        let norms = pass.is_training() && !self.freeze_norms;
-        if norms {
-            check_batch(images, STRIDES[3])?;
-        }
+        let norms = norms_learn(images, STRIDES[3], self.freeze_norms, pass)?;
         let norms_at = |stage: usize| norms && stage >= self.frozen_stages;
         let mut x = channels_last(images);
         for layer in &self.stem {

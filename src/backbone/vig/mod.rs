@@ -12,7 +12,7 @@ use anyhow::{ensure, Result};
 use tch::{nn, Device, Kind, Tensor};
 
 use self::block::Block;
-use super::{check_batch, Backbone, Pass};
+use super::{norms_learn, Backbone, Pass};
 use crate::config::BackboneConfig;
 use crate::graph::knn::Neighbours;
 use crate::graph::relative::RelativePosition;
@@ -274,10 +274,7 @@ impl Backbone for Vig {
     }
 
     fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Vec<Tensor>> {
-        let norms = pass.is_training() && !self.freeze_norms;
-        if norms {
-            check_batch(images, self.strides.last().copied().unwrap_or(1))?;
-        }
+        let norms = norms_learn(images, self.strides.last().copied().unwrap_or(1), self.freeze_norms, pass)?;
         let norms_at = |stage: usize| norms && stage >= self.frozen_stages;
         let extents = pass.extents().cloned();
         let extents = extents.as_ref();
