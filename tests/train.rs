@@ -543,4 +543,9 @@ fn anchors_that_are_fitted_are_kept_in_the_runs_config_and_in_its_weights() {
     let given = ["--max-iters", "2", "--set", "train.eval_every=0", "--set", &base, "--set", &ratios];
     succeed("train_det", &strs(&scene.train("given", &given)));
     assert_eq!(log(&scene.path("run")), log(&scene.path("given")));
+    // The command that started the run goes on with it, and those anchors stay.
+    let longer = ["--max-iters", "3", "--set", "model.anchors=auto", "--set", "train.eval_every=0", "--resume"];
+    succeed("train_det", &strs(&scene.train("run", &longer)));
+    assert_eq!(read_json(scene.path("run/config.json"))["model"]["anchors"], anchors);
+    assert_eq!(log(&scene.path("run")).len(), 3);
 }

@@ -102,6 +102,10 @@ fn train(mut args: Args, ranks: &Ranks, device: Device) -> Result<ExitCode> {
             check_detector(config, kind, &name)?;
             if let Some(before) = before {
                 prepare_as_before(config, before, &changes);
+                if config.model.anchors.auto {
+                    // Fitted once: the run has the numbers.
+                    config.model.anchors = before.model.anchors.clone();
+                }
             }
             let notes = weights.map(|weights| prepare_as(config, weights, &changes)).transpose()?;
             notes.iter().flatten().for_each(|note| say(note));

@@ -1,7 +1,7 @@
 """Compares vigdet's detections with torchvision's: its eight detectors of COCO with the same random weights on real images.
 
     cargo build --bin detect
-    python tests/reference/compare_torchvision.py IMAGES [--count 4] [--few 4] [--size 480,800|own] [--model NAME]
+    python tests/reference/compare_torchvision.py IMAGES [--count 4] [--few 4] [--size 480,800|own] [--model NAME] [--seed 1]
 
 (torch 2.13, torchvision 0.28, pycocotools, numpy, pillow). IMAGES is a folder of photographs. Each is resized to the size that the detectors would
 choose (`own`: the detector's own) and saved as PNG, so that resizing is left out of the comparison. The weights are random, with batch norms
@@ -69,8 +69,8 @@ def calibrate(module, run):
     module.eval()
 
 
-def random_model(name, batch, eps, **sizes):
-    torch.manual_seed(1)
+def random_model(name, batch, eps, seed, **sizes):
+    torch.manual_seed(seed)
     model = getattr(detection, name)(weights=None, weights_backbone=None, **sizes).eval()
 
     shown = batch[::max(1, len(batch) // 4)]
@@ -149,7 +149,7 @@ def compare(name, args, folder):
     good = True
     config = ['--config', name.replace('rcnn', '_rcnn') + '_torchvision']
     for style, runs in (('trained', [(args.few, [])]), ('published', [(args.count, []), (args.few, config)])):
-        model = random_model(name, batch, 0.0 if is_first and style == 'published' else 1e-5, **sizes)
+        model = random_model(name, batch, 0.0 if is_first and style == 'published' else 1e-5, args.seed, **sizes)
         with torch.no_grad():
             wanted = [model([image])[0] for image in batch[:max(count for count, _ in runs)]]
         weights, result = folder / f'{name}-{style}.pth', folder / 'found.json'
@@ -224,6 +224,7 @@ def main():
     parser.add_argument('--size', default='480,800')
     parser.add_argument('--model', choices=MODELS, action='append')
     parser.add_argument('--few', type=int, default=4)
+    parser.add_argument('--seed', type=int, default=1, help='of the weights')
     parser.add_argument('--program', default=ROOT / 'target/debug/detect')
     args = parser.parse_args()
     good = []
