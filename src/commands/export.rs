@@ -110,7 +110,19 @@ fn detector(args: &Args, weights: &Checkpoint) -> Result<Model> {
             ..PredictorOptions::default()
         },
     )?;
-    to_onnx::detector(&predictor, &options(args, None)?)
+    let options = options(args, None)?;
+    padding_note(options.graph.size, predictor.config().data.pad).iter().for_each(|note| warn(note));
+    to_onnx::detector(&predictor, &options)
+}
+
+/// What `detect` would do with images of this size, and the file does not.
+fn padding_note(size: Option<(i64, i64)>, pad: u32) -> Option<String> {
+    let ((height, width), pad) = (size?, i64::from(pad));
+    let padded = [height, width].map(|side| (side + pad - 1) / pad * pad);
+    (padded != [height, width]).then(|| {
+        let [h, w] = padded;
+        format!("`detect` pads images of {height}x{width} to {h}x{w}, this file does not: --size {h},{w} gives its scores")
+    })
 }
 
 fn classifier(args: &Args, weights: &Checkpoint) -> Result<Model> {
@@ -120,4 +132,17 @@ fn classifier(args: &Args, weights: &Checkpoint) -> Result<Model> {
     let side = i64::from(config.data.size);
     let options = options(args, Some((side, side)))?;
     to_onnx::classifier(&loaded.model, &config, weights.classes().unwrap_or(&unnamed), &options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_detect_would_pad_is_named_with_the_padded_one() {
+        let note = padding_note(Some((320, 500)), 32).unwrap();
+        assert!(note.contains("320x500 to 320x512") && note.contains("--size 320,512"), "{note}");
+        assert_eq!(padding_note(Some((320, 512)), 32), None);
+        assert_eq!(padding_note(None, 32), None);
+    }
 }

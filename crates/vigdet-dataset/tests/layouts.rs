@@ -166,6 +166,16 @@ fn a_folder_without_a_known_layout_says_what_was_looked_for() {
     assert!(error.contains("is not there"), "{error}");
 }
 
+#[test]
+fn a_yolo_split_that_is_the_whole_disk_is_not_walked() {
+    let folder = tempfile::tempdir().unwrap();
+    for train in ["/".to_string(), "../".repeat(30)] {
+        std::fs::write(folder.path().join("data.yaml"), format!("train: {train}\nnames: [nut]\n")).unwrap();
+        let error = format!("{:#}", Import::open(folder.path()).unwrap_err());
+        assert!(error.contains("is the whole disk"), "{error}");
+    }
+}
+
 /// What must come back: for each split and image its size and its objects, with the name of the class.
 fn essence(import: &Import) -> Vec<Essence> {
     let mut all = Vec::new();
