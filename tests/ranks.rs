@@ -279,6 +279,19 @@ fn a_process_with_another_config_or_other_data_is_refused_and_named() {
 }
 
 #[test]
+fn rank_0_whose_folder_cannot_be_made_ends_all_and_alone_says_why() {
+    let scene = Scene::new();
+    std::fs::write(scene.path("file"), "").unwrap();
+    let start = Instant::now();
+    let outputs = two_ranks([scene.train("file/run", &[]), scene.train("run", &[])]).map(|rank| end(rank, start));
+    assert!(outputs.iter().all(|output| !output.status.success()));
+    // It keeps the store: were it gone before the other has heard of it, that one would miss the store.
+    let [first, second] = outputs.map(|output| text(&output.stderr));
+    assert!(first.starts_with("error: rank 0 on ") && first.contains("file/run"), "{first}");
+    assert_eq!((first.trim_end().lines().count(), second.as_str()), (1, ""));
+}
+
+#[test]
 fn a_loss_that_is_not_finite_ends_all_with_one_line_or_is_skipped_by_all() {
     let scene = Scene::new();
     let more = ["--lr", "1e25", "--set", "clip_norm=null", "--set", "warmup_iters=0", "--set", "threads=1"];

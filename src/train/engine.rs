@@ -268,8 +268,8 @@ impl<T: Task> Engine<T> {
     /// steps does the same again.
     fn plan(&mut self, seconds: f64) -> Result<()> {
         let Some(limit) = &mut self.limit else { return Ok(()) };
-        let Some(more) = limit.step(seconds, self.progress.seconds) else { return Ok(()) };
-        let more = self.parallel.ranks().of_first(|| Ok(more))?;
+        let ranks = self.parallel.ranks();
+        let Some(more) = limit.step(ranks, seconds, self.progress.seconds)? else { return Ok(()) };
         self.limit = None;
         let total = self.progress.iter.saturating_add(more).min(self.total);
         self.schedule.set_total(total as usize);

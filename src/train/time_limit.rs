@@ -1,5 +1,9 @@
 //! How many steps fit into a time (`train.max_minutes`).
 
+use anyhow::Result;
+
+use crate::ranks::Ranks;
+
 /// Steps that are watched before the length of the run is decided.
 const WATCHED: usize = 50;
 /// The first of them, which warm caches, allocators and the loader up, say nothing of the others.
@@ -19,15 +23,19 @@ impl TimeLimit {
     }
 
     /// Takes note of a step's seconds, and of those of the whole run so far. Once enough steps have been seen: how
-    /// many more fit.
-    pub fn step(&mut self, seconds: f64, so_far: f64) -> Option<u64> {
+    /// many more fit, by the clock of the first of all ranks.
+    ///
+    /// # Errors
+    /// If a rank is gone.
+    pub fn step(&mut self, ranks: &Ranks, seconds: f64, so_far: f64) -> Result<Option<u64>> {
         self.steps.push(seconds);
         if self.steps.len() < WATCHED {
-            return None;
+            return Ok(None);
         }
         let usual = &self.steps[WARM_UP..];
         let each = usual.iter().sum::<f64>() / usual.len() as f64;
-        Some(((self.seconds - so_far) / each.max(1e-9)).max(0.0) as u64)
+        let more = ((self.seconds - so_far) / each.max(1e-9)).max(0.0) as u64;
+        ranks.of_first(|| Ok(Some(more)))
     }
 }
 
@@ -44,17 +52,30 @@ mod tests {
 
     #[test]
     fn as_many_steps_fit_as_the_time_left_has_after_a_slow_start() {
+        let alone = Ranks::default();
         let mut limit = TimeLimit::new(2.0);
         let mut so_far = 0.0;
         for step in 1..=50 {
             let seconds = if step <= 10 { 5.0 } else { 0.5 };
             so_far += seconds;
             // 120 seconds less 10 of 5 and 40 of 0.5.
-            assert_eq!(limit.step(seconds, so_far), (step == 50).then_some(100), "step {step}");
+            assert_eq!(limit.step(&alone, seconds, so_far).unwrap(), (step == 50).then_some(100), "step {step}");
         }
         let mut short = TimeLimit::new(0.1);
-        let fits: Vec<u64> = (1..=50).filter_map(|i| short.step(1.0, f64::from(i))).collect();
+        let fits: Vec<u64> = (1..=50).filter_map(|i| short.step(&alone, 1.0, f64::from(i)).unwrap()).collect();
         assert_eq!(fits, [0]);
+    }
+
+    #[cfg(vigdet_ranks)]
+    #[test]
+    fn all_ranks_have_as_many_steps_by_the_clock_of_the_first() {
+        let fits = crate::ranks::in_threads::each(2, |ranks| {
+            let mut limit = TimeLimit::new(2.0);
+            let seconds = 0.5 + ranks.rank() as f64;
+            (1..=50).filter_map(|i| limit.step(ranks, seconds, seconds * f64::from(i)).unwrap()).collect::<Vec<_>>()
+        });
+        // 120 seconds less 50 of 0.5.
+        assert_eq!(fits, [[190], [190]]);
     }
 
     #[test]
