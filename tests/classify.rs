@@ -6,15 +6,24 @@ use image::{Rgb, RgbImage};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, SafeTensors};
-use tch::Kind;
-use vigdet::config::{ClassifyDataConfig, EraseConfig, FolderConfig, Interpolation, OnError, RandAugmentConfig};
+use tch::{nn, Device, Kind};
+use vigdet::backbone::Classifier;
+use vigdet::classes::Classes;
+use vigdet::config::{
+    ClassifyConfig, ClassifyDataConfig, EraseConfig, Experiment, FolderConfig, Interpolation, OnError,
+    RandAugmentConfig,
+};
 use vigdet::data::classify::crop::{center, crop_resize, random_window, Filter, Window};
 use vigdet::data::classify::mix::{add_target, Mix};
 use vigdet::data::classify::rand_augment::{draw, Kind as OpKind, Op, KINDS};
 use vigdet::data::classify::{erase, ClassBatch, ClassLoader, ClassLoaderOptions};
 use vigdet::data::order::{dealt, repeated};
 use vigdet::data::ImageFolder;
-use vigdet::train::accuracy::{cross_entropy, Accuracy, Count};
+use vigdet::nn::precision::InferencePrecision;
+use vigdet::ranks::Ranks;
+use vigdet::train::accuracy::{cross_entropy, Accuracy, ClassEvaluator, Count};
+use vigdet::train::classification::Classification;
+use vigdet::train::task::Task;
 
 /// Torchvision's fixtures.
 struct Fixtures(Vec<u8>);
@@ -584,4 +593,63 @@ fn accuracies_weigh_images_and_leave_out_classes_without_any() {
     assert_eq!((json["per_class"]["b"]["top5"].as_f64(), json["per_class"].get("none")), (Some(1.0), None));
     let lines = accuracy.class_lines(1);
     assert!(lines.starts_with("  a  0.250  of 4 images\n") && lines.contains("1 better"), "{lines}");
+}
+
+/// A small classifier's config, with the folder of its data.
+fn experiment(root: &Path, changes: &[&str]) -> ClassifyConfig {
+    let root = format!("data.root={}", root.display());
+    let small = ["backbone.name=pvig_ti", "backbone.channels=[8,8,16,16]", "backbone.blocks=[1,1,1,1]", "data.size=32"];
+    let changes: Vec<String> = small.iter().chain(changes).chain([&&*root]).map(|c| c.to_string()).collect();
+    ClassifyConfig::from_json_with("{}", &changes).unwrap()
+}
+
+#[test]
+fn an_evaluation_looks_at_the_five_best_scores_and_weighs_images_not_batches() {
+    let root = tempfile::tempdir().unwrap();
+    for class in 0..7 {
+        let folder = root.path().join("val").join(class.to_string());
+        std::fs::create_dir_all(&folder).unwrap();
+        RgbImage::new(32, 32).save(folder.join("0.png")).unwrap();
+    }
+    let config = experiment(root.path(), &[]);
+    let store = nn::VarStore::new(Device::Cpu);
+    let model = Classifier::new(&store.root(), &config.model.backbone, 7).unwrap();
+    // The scores of every image: class 0 is the best, 6 the worst.
+    let variables = store.variables();
+    tch::no_grad(|| {
+        let _ = variables["prediction.4.weight"].shallow_clone().zero_();
+        variables["prediction.4.bias"].shallow_clone().copy_(&-tch::Tensor::arange(7, (Kind::Float, Device::Cpu)));
+    });
+    let val = ImageFolder::open(&config.data.val, root.path()).unwrap();
+    // Batches of three, three and one.
+    let evaluator = ClassEvaluator::new(val, &config, 3, InferencePrecision::default()).unwrap();
+    let found = evaluator.evaluate(&model, Device::Cpu, &Ranks::default(), |_, _| true).unwrap().unwrap();
+    let count = |class: usize| Count { images: 1, first: usize::from(class == 0), five: usize::from(class < 5) };
+    assert_eq!(found.counts, (0..7).map(count).collect::<Vec<_>>());
+    // −log softmax of class k is log Σ e^−j + k.
+    let expected = (0..7).map(|j| (-f64::from(j)).exp()).sum::<f64>().ln() + 3.0;
+    assert!((found.loss - expected).abs() < 1e-5, "{} {expected}", found.loss);
+}
+
+#[test]
+fn a_run_that_goes_on_keeps_the_order_of_its_classes() {
+    let root = folder();
+    let known = Classes::numbered(&["c", "b", "gone", "a"].map(String::from));
+    let config =
+        || experiment(root.path(), &["eval_every=0", "batch_size=4", "data.repeats=1", "data.drop_last=false"]);
+    let (task, feed) = Classification::open(config(), Some(&known)).unwrap();
+    assert_eq!(task.classes(), &known);
+    let batches = all(&feed, 0, 0);
+    let named: Vec<(&str, usize)> = batches
+        .iter()
+        .flat_map(|batch| batch.names.iter().zip(&batch.labels))
+        .map(|(name, label)| (name.split('/').next().unwrap(), *label))
+        .collect();
+    assert_eq!(named.len(), 15);
+    for (name, label) in named {
+        assert_eq!(name, known[label].name);
+    }
+    let few = Classes::numbered(&["a", "c"].map(String::from));
+    let error = format!("{:#}", Classification::open(config(), Some(&few)).unwrap_err());
+    assert!(error.contains("a resumed run keeps its classes") && error.contains("the class `b`"), "{error}");
 }

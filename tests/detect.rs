@@ -9,6 +9,7 @@ use serde_json::Value;
 use vigdet::classes::Classes;
 use vigdet::config::{Config, Experiment};
 use vigdet::detect;
+use vigdet::predictor::{Predictor, PredictorOptions};
 use vigdet::weights::{self, catalogue};
 use vigdet_dataset::{Import, Layout};
 
@@ -186,6 +187,31 @@ fn a_config_of_ones_own_and_another_size_are_used() {
     assert_ne!(own, boxes(&["a.png", "--json", "found.json", "--size", "96,128"]));
     let other = boxes(&["a.png", "--json", "found.json", "--config", "other.json"]);
     assert!(other.as_array().unwrap().len() < own.as_array().unwrap().len());
+}
+
+#[test]
+fn classes_that_are_given_take_the_place_of_those_in_the_weights() {
+    let bench = Bench::new();
+    let open = |classes: Option<Classes>| {
+        let mut options = PredictorOptions::default();
+        options.classes = classes;
+        Predictor::open(&bench.path("tiny.safetensors"), &options).unwrap().classes().clone()
+    };
+    let given = Classes::from_iter([(1, "sun"), (2, "moon")]);
+    assert_eq!(open(Some(given.clone())), given);
+    assert_eq!(open(None), Classes::from_iter([(7, "star"), (40, "ring")]));
+}
+
+#[test]
+fn pictures_of_an_earlier_run_in_the_folder_are_not_looked_at() {
+    let bench = Bench::new();
+    bench.image("photos/a.png", 40, 40);
+    bench.image("photos/in/b.png", 40, 40);
+    for _ in 0..2 {
+        let output = bench.detect(&["photos", "--out", "photos/seen"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(stderr(&output).contains("2 images, "), "{}", stderr(&output));
+    }
 }
 
 #[test]

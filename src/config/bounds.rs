@@ -284,3 +284,193 @@ fn range(name: &str, v: [f64; 2], most: f64) -> Result<()> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Experiment;
+
+    /// Whether a config takes a value; if not, the message names the key.
+    fn takes<C: Experiment>(start: &str, key: &str, value: &str) -> bool {
+        match C::from_json_with(start, &[format!("{key}={value}")]) {
+            Ok(_) => true,
+            Err(error) => {
+                let text = format!("{error:#}");
+                assert!(text.contains(key), "{key}={value}: {text}");
+                false
+            }
+        }
+    }
+
+    /// Of each key, values at the bounds that are taken, and values beyond them that are refused.
+    fn check<C: Experiment>(start: &str, bounds: &[(&str, &[&str], &[&str])]) {
+        for (key, inside, beyond) in bounds {
+            for (values, expected) in [(inside, true), (beyond, false)] {
+                for value in *values {
+                    assert_eq!(takes::<C>(start, key, value), expected, "{key}={value}");
+                }
+            }
+        }
+    }
+
+    const FRACTION: (&[&str], &[&str]) = (&["0", "1"], &["-0.1", "1.1"]);
+    const ABOVE_0: (&[&str], &[&str]) = (&["1e-9"], &["0"]);
+    const FROM_0: (&[&str], &[&str]) = (&["0"], &["-0.1"]);
+    const COUNT: (&[&str], &[&str]) = (&["1"], &["0"]);
+
+    fn check_all<C: Experiment>(start: &str, keys: &[&str], (inside, beyond): (&[&str], &[&str])) {
+        keys.iter().for_each(|key| check::<C>(start, &[(key, inside, beyond)]));
+    }
+
+    fn check_what_all_have<C: Experiment>() {
+        check_all::<C>("{}", &["model.backbone.stochastic_dilation"], FRACTION);
+        check_all::<C>("{}", &["train.weight_decay", "train.grace_seconds", "model.backbone.norm_eps"], FROM_0);
+        check_all::<C>("{}", &["train.max_minutes", "checkpoint.every_minutes", "train.clip_norm"], ABOVE_0);
+        let counts = ["model.backbone.k", "model.backbone.heads", "train.micro_batch", "train.batch_size"];
+        check_all::<C>("{}", &counts, COUNT);
+        let averages = ["train.momentum", "train.ema", "model.backbone.drop_path"];
+        check_all::<C>("{}", &averages, (&["0", "0.99"], &["1", "-0.1"]));
+        check_all::<C>("{}", &["train.replicas", "train.threads"], (&["1", "1024"], &["0", "1025"]));
+        check::<C>(
+            "{}",
+            &[
+                ("model.backbone.image_size", &["1", "32768"], &["0", "32769"]),
+                ("model.backbone.blocks", &["[1,1,1,1]"], &["[0,1,1,1]", "[1,1,1,1001]"]),
+                ("data.workers", &["0", "1024"], &["1025"]),
+                ("data.std", &["[1e-9,1,1]"], &["[0,1,1]", "[1,1,-1]"]),
+                ("train.betas", &["[0,0]", "[0.99,0.99]"], &["[1,0]", "[0,1]"]),
+            ],
+        );
+    }
+
+    #[test]
+    fn every_bound_of_a_detector_is_held() {
+        check_what_all_have::<Config>();
+        let fractions = [
+            "model.match.positive",
+            "model.match.crowd",
+            "model.match.low_quality_iou",
+            "model.loss.alpha",
+            "model.test.nms",
+            "model.test.score",
+            "data.flip",
+            "data.flip_vertical",
+            "data.color",
+            "data.crop.probability",
+            "data.crop.scale",
+            "data.crop.visible",
+            "data.rotate",
+            "data.mosaic",
+            "data.mixup",
+            "data.strong_until",
+            "data.affine.probability",
+            "train.warmup_factor",
+        ];
+        // A detector's matching keeps its two limits in order.
+        let start = r#"{"model": {"match": {"negative": 0}}}"#;
+        check_all::<Config>(start, &fractions, FRACTION);
+        let from_0 = [
+            "model.loss.gamma",
+            "model.loss.beta",
+            "model.loss.box_weight",
+            "model.test.min_side",
+            "train.backbone_lr",
+            "train.lr_gamma",
+            "train.lr_end",
+        ];
+        check_all::<Config>("{}", &from_0, FROM_0);
+        check_all::<Config>("{}", &["model.anchors.base", "train.lr"], ABOVE_0);
+        let counts = [
+            "model.fpn.channels",
+            "model.head.channels",
+            "model.match.candidates",
+            "model.test.top_k",
+            "model.test.max_detections",
+        ];
+        check_all::<Config>("{}", &counts, COUNT);
+        let long: &[(&str, &[&str], &[&str])] = &[
+            ("model.match.negative", &["0", "0.5"], &["-0.1", "0.6"]),
+            ("model.head.convs", &["0", "1000"], &["-1", "1001"]),
+            ("model.head.prior", &["1e-9", "0.999"], &["0", "1"]),
+            ("model.anchors.strides", &["[1]"], &["[]", "[0]"]),
+            ("model.anchors.ratios", &["[1e-9]"], &["[]", "[0]"]),
+            ("model.anchors.octaves", &["1", "1000"], &["0", "1001"]),
+            ("model.anchors.sizes", &["[1e-9]"], &["[]", "[0]"]),
+            ("model.outputs", &["2"], &["1"]),
+            ("data.size", &["[1,1]", "[1,32768]"], &["[0,1]", "[2,1]", "[1,32769]"]),
+            ("data.test_size", &["[1,1]", "[1,32768]"], &["[0,1]", "[2,1]", "[1,32769]"]),
+            ("data.pad", &["1", "32768"], &["0", "32769"]),
+            ("data.hue", &["0", "0.5"], &["-0.1", "0.51"]),
+            ("data.affine.degrees", &["0", "180"], &["-1", "181"]),
+            ("data.affine.shear", &["0", "89.9"], &["-1", "90"]),
+            ("data.affine.scale", &["[1e-9,16]", "[1,1]"], &["[0,1]", "[2,1]", "[1,16.1]"]),
+            ("data.scale", &["[1e-9,1]", "[1,1]"], &["[0,1]", "[2,1]", "[1,1000]"]),
+        ];
+        check::<Config>("{}", long);
+    }
+
+    #[test]
+    fn every_bound_of_two_stages_is_held() {
+        let start = r#"{"model": {"detector": "mask_rcnn",
+            "rpn": {"match": {"negative": 0}}, "roi": {"match": {"negative": 0}}}}"#;
+        for part in ["rpn", "roi"] {
+            let keys = |names: &[&str]| names.iter().map(|name| format!("model.{part}.{name}")).collect::<Vec<_>>();
+            let all = |names: &[&str], bounds| {
+                keys(names).iter().for_each(|key| check_all::<Config>(start, &[key], bounds));
+            };
+            all(&["match.positive", "match.crowd", "match.low_quality_iou", "sample.positive"], FRACTION);
+            all(&["loss.beta", "loss.box_weight"], FROM_0);
+            all(&["sample.count"], COUNT);
+            let negative = format!("model.{part}.match.negative");
+            check::<Config>(start, &[(&negative, &["0", "0.5"], &["-0.1", "0.8"])]);
+        }
+        check_all::<Config>(start, &["model.rpn.nms", "model.rpn.score", "model.mask_head.threshold"], FRACTION);
+        check_all::<Config>(start, &["model.mask_head.weight"], FROM_0);
+        check_all::<Config>(start, &["model.roi.canonical_size"], ABOVE_0);
+        let counts = [
+            "model.rpn.train.top_k",
+            "model.rpn.train.keep",
+            "model.rpn.test.top_k",
+            "model.rpn.test.keep",
+            "model.roi.pool",
+            "model.roi.channels",
+            "model.mask_head.channels",
+            "model.mask_head.pool",
+        ];
+        check_all::<Config>(start, &counts, COUNT);
+        check_all::<Config>(start, &["model.rpn.convs", "model.roi.fcs"], (&["1", "1000"], &["0", "1001"]));
+        check_all::<Config>(start, &["model.roi.convs", "model.mask_head.convs"], (&["0", "1000"], &["-1", "1001"]));
+        check::<Config>(start, &[("model.roi.box_weights", &["[1,1,1,1e-9]"], &["[1,1,1,0]"])]);
+    }
+
+    #[test]
+    fn every_bound_of_a_classifier_is_held() {
+        check_what_all_have::<ClassifyConfig>();
+        let fractions = [
+            "data.flip",
+            "data.rand_augment.probability",
+            "data.color_jitter",
+            "data.erase.probability",
+            "data.mix_probability",
+            "data.mix_switch",
+            "train.label_smoothing",
+        ];
+        check_all::<ClassifyConfig>("{}", &fractions, FRACTION);
+        let from_0 = ["data.rand_augment.std", "data.mixup", "data.cutmix", "train.warmup_epochs"];
+        check_all::<ClassifyConfig>("{}", &from_0, FROM_0);
+        check_all::<ClassifyConfig>("{}", &["data.repeats", "data.repeat_round", "train.lr_batch"], COUNT);
+        let start = r#"{"train": {"lr": 0.5}}"#;
+        check_all::<ClassifyConfig>(start, &["train.warmup_lr", "train.min_lr"], (&["0", "0.5"], &["-0.1", "0.51"]));
+        let bounds: &[(&str, &[&str], &[&str])] = &[
+            ("data.size", &["1", "16384"], &["0", "16385"]),
+            ("data.scale", &["[1e-9,1]"], &["[0,1]", "[1,0.5]", "[0.5,1.1]"]),
+            ("data.ratio", &["[1e-9,1e9]"], &["[0,1]", "[2,1]"]),
+            ("data.rand_augment.magnitude", &["0", "10"], &["-1", "10.1"]),
+            ("data.rand_augment.ops", &["0", "100"], &["101"]),
+            ("data.erase.area", &["[1e-9,1]"], &["[0,1]", "[1,0.5]", "[0.5,1.1]"]),
+            ("data.erase.aspect", &["1e-9", "1"], &["0", "1.1"]),
+            ("data.crop", &["1e-9", "1"], &["0", "1.1"]),
+        ];
+        check::<ClassifyConfig>("{}", bounds);
+    }
+}

@@ -204,6 +204,29 @@ mod tests {
     }
 
     #[test]
+    fn weights_are_cast_at_each_use() {
+        // SAFETY: reads and sets a variable of this thread.
+        let cache = || unsafe { is_autocast_cache_enabled() };
+        assert!(cache(), "PyTorch's default");
+        let on = Autocast::set(Device::Cpu, true);
+        assert!(!cache(), "one cache for all threads");
+        drop(on);
+        assert!(cache());
+    }
+
+    #[test]
+    fn a_strided_convolution_of_one_column_stays_in_float32() {
+        let weight = Tensor::ones([4, 3, 3, 3], (Kind::Float, Device::Cpu));
+        let kind = |columns: i64| {
+            let x = Tensor::ones([2, 3, 8, columns], (Kind::Float, Device::Cpu));
+            let convolve = |x: &Tensor| x.conv2d(&weight, None::<Tensor>, [2, 2], [1, 1], [1, 1], 1);
+            autocast(true, Device::Cpu, || strided(&x, convolve)).kind()
+        };
+        let mixed = if has_bfloat16(Device::Cpu) { Kind::BFloat16 } else { Kind::Float };
+        assert_eq!([1, 2].map(kind), [Kind::Float, mixed]);
+    }
+
+    #[test]
     fn cards_before_ampere_and_processors_without_instructions_leave_mixed_precision_off() {
         let of = |capability| cuda::Card { name: "NVIDIA X".into(), capability, memory: 1 << 34 };
         let has = [(7, 0), (7, 5), (8, 0), (8, 9), (9, 0)].map(|capability| card_has_bfloat16(&of(capability)));

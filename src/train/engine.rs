@@ -2,6 +2,8 @@
 
 mod start;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

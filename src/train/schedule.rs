@@ -206,6 +206,17 @@ mod tests {
     }
 
     #[test]
+    fn a_detectors_cosine_ends_where_the_run_does() {
+        let config =
+            TrainConfig { schedule: ScheduleKind::Cosine, warmup_iters: 10, lr_end: 0.1, ..TrainConfig::default() };
+        let mut schedule = Schedule::ByStep(StepSchedule::new(&config, 10, 1000));
+        assert!(schedule.lr(60) > 0.9 * config.lr);
+        schedule.set_total(110);
+        close(schedule.lr(60), config.lr * 0.55);
+        close(schedule.lr(110), config.lr * 0.1);
+    }
+
+    #[test]
     fn a_cosine_by_epochs_ends_where_the_run_does() {
         let config = TrainConfig { lr_every: LrEvery::Step, ..TrainConfig::of_classifier() };
         let mut schedule = Schedule::ByEpoch(EpochCosine::new(&config, 10));
