@@ -228,6 +228,10 @@ fn calls_that_can_panic_are_few_and_no_input_gets_there() {
         if !name.starts_with("src/") && !name.contains("/src/") || name.contains("/fuzz/") {
             continue;
         }
+        // A file of nothing but tests.
+        if name.ends_with("/tests.rs") {
+            continue;
+        }
         let code = code(&read(&path)).replace("debug_assert", "");
         let calls = CALLS.iter().map(|call| code.matches(call).count()).sum::<usize>();
         if calls > 0 {

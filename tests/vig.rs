@@ -486,3 +486,29 @@ fn extract_features_writes_what_the_model_gives() {
     let text = fails("pvig_ti", &at("half.safetensors"), &images, &small);
     assert!(text.contains("backbone.3.") && text.contains("backbone.three."), "{text}");
 }
+
+#[test]
+fn model_stats_prints_the_papers_figures_beside_its_own() {
+    let stats = |args: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_model_stats")).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let rows: serde_json::Value = serde_json::from_str(&stats(&["--json"])).unwrap();
+    let rows = rows.as_array().unwrap();
+    let row = |table: &str, label: &str| {
+        let is = |row: &&serde_json::Value| row["table"].as_str().unwrap().starts_with(table) && row["row"] == label;
+        rows.iter().find(is).unwrap_or_else(|| panic!("{table} {label}"))
+    };
+    let figures = |row: &serde_json::Value| {
+        ["parameters_millions", "macs_billions", "top1", "box_ap", "mask_ap"].map(|name| row["paper"][name].as_f64())
+    };
+    let classifier = row("Table 2", "Pyramid ViG-S");
+    assert_eq!(figures(classifier), [Some(27.3), Some(4.6), Some(82.1), None, None]);
+    assert_eq!(classifier["parameters"], 27_251_912);
+    assert_eq!(classifier["macs"], 4_305_274_880u64 + 242_789_120);
+    assert_eq!(classifier["macs_without_distances"], 4_305_274_880u64);
+    let detector = row("Table 10: Mask R-CNN", "ResNet-50");
+    assert_eq!(figures(detector), [Some(44.2), Some(260.1), None, Some(38.0), Some(34.4)]);
+    assert_eq!(rows.iter().filter(|row| figures(row) == [None; 5]).count(), 0);
+}

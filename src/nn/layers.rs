@@ -386,3 +386,88 @@ impl Flops for ConvBn {
         convolution(&self.conv, self.spec.stride, size, visit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    }
+
+    /// A 3×3 convolution of 3 channels to 4 whose norm has had some training.
+    fn layer() -> (nn::VarStore, ConvBn) {
+        let store = nn::VarStore::new(Device::Cpu);
+        let layer = ConvBn::at(store.root(), ConvSpec::new(3, 4, 3), 1e-5);
+        tch::no_grad(|| {
+            for tensor in layer.norm.ws.iter().chain(&layer.norm.bs).chain([&layer.norm.running_mean]) {
+                tensor.shallow_clone().copy_(&random(&[4]));
+            }
+            layer.norm.running_var.shallow_clone().copy_(&(random(&[4]).square() + 0.1));
+        });
+        (store, layer)
+    }
+
+    fn assert_near(found: &Tensor, expected: &Tensor) {
+        let off = (found - expected).abs().max().double_value(&[]);
+        assert!(off < 1e-4, "{off}");
+    }
+
+    #[test]
+    fn a_branch_is_left_out_or_scaled_up_so_that_its_mean_stays() {
+        let mut noise = ChaCha8Rng::seed_from_u64(1);
+        let factors = depth_factors(10_000, 0.2, &mut noise);
+        assert!(factors.iter().all(|factor| [0.0, 1.25].contains(factor)));
+        let mean = factors.iter().sum::<f32>() / factors.len() as f32;
+        assert!((mean - 1.0).abs() < 0.02, "{mean}");
+        let branch = random(&[6, 2, 3]);
+        let dropped = stochastic_depth(branch.copy(), 0.5, Some(&mut noise));
+        for image in 0..6 {
+            let (found, own) = (dropped.get(image), branch.get(image));
+            assert!(found == own.zeros_like() || found == own * 2.0);
+        }
+        assert_eq!(stochastic_depth(branch.copy(), 0.5, None::<&mut ChaCha8Rng>), branch);
+        assert_eq!(stochastic_depth(branch.copy(), 0.0, Some(&mut noise)), branch);
+    }
+
+    #[test]
+    fn a_frozen_layer_follows_what_is_loaded_into_it() {
+        let (store, layer) = layer();
+        let x = random(&[2, 3, 7, 5]);
+        let expected = || layer.norm.forward_t(&layer.conv.forward(&x), false);
+        assert_near(&layer.forward(&x, false), &expected());
+        layer.freeze();
+        assert_near(&layer.forward(&x, false), &expected());
+        for (name, tensor) in store.variables() {
+            let before = layer.forward(&x, false);
+            tch::no_grad(|| tensor.shallow_clone().copy_(&(&tensor * 1.5 + 0.5)));
+            let after = layer.forward(&x, false);
+            assert_near(&after, &expected());
+            assert!((after - before).abs().max().double_value(&[]) > 1e-2, "{name} changes nothing");
+        }
+    }
+
+    #[test]
+    fn statistics_that_were_found_elsewhere_enter_the_running_ones_as_libtorchs_do() {
+        let ((_, own), (_, libtorchs)) = (layer(), layer());
+        tch::no_grad(|| {
+            for (to, from) in [
+                (&own.norm.running_mean, &libtorchs.norm.running_mean),
+                (&own.norm.running_var, &libtorchs.norm.running_var),
+            ] {
+                to.shallow_clone().copy_(from);
+            }
+        });
+        let x = random(&[2, 4, 2, 1]);
+        let _ = libtorchs.norm.forward_t(&x, true);
+        let mean = x.mean_dim([0, 2, 3].as_slice(), false, Kind::Float);
+        let variance = x.var_dim([0, 2, 3].as_slice(), false, false);
+        let _ = own.batch_affine(&mean, &variance, 4.0);
+        assert_near(&own.norm.running_mean, &libtorchs.norm.running_mean);
+        assert_near(&own.norm.running_var, &libtorchs.norm.running_var);
+    }
+}

@@ -2,8 +2,6 @@
 
 mod start;
 mod step;
-#[cfg(test)]
-mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -406,3 +404,6 @@ impl<T: Task> Engine<T> {
         keep_numbered(&self.run, self.progress.iter, self.task.config().checkpoint().keep)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,3 +69,33 @@ impl fmt::Display for LoadReport {
         self.classes.iter().try_for_each(|classes| write!(f, ", {classes}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| name.to_string()).collect()
+    }
+
+    #[test]
+    fn a_report_is_a_line_in_which_each_name_comes_once() {
+        let report = LoadReport {
+            loaded: names(&["a", "b", "pos_embed"]),
+            missing: names(&["c", "head.bias"]),
+            unused: names(&["q", "r", "s", "t", "u"]),
+            reshaped: names(&["pos_embed"]),
+            key: Some("state_dict"),
+            other_classes: names(&["head.bias"]),
+            classes: Some(ClassReport { kept: names(&["cat"]), anew: names(&["dog", "cow"]), unused: names(&[]) }),
+        };
+        assert_eq!(
+            report.to_string(),
+            "3 tensors loaded from its `state_dict`, 1 missing in the file (c), 5 in the file unused (q, r, s, …), \
+             1 resized (pos_embed), 1 kept at their init: other classes (head.bias), \
+             classes by name: 1 kept (`cat`), 2 anew (`dog`, `cow`)"
+        );
+        let whole = LoadReport { loaded: names(&["a"]), ..LoadReport::default() };
+        assert_eq!(whole.to_string(), "1 tensors loaded");
+    }
+}

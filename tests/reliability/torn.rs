@@ -69,8 +69,6 @@ fn no_torn_checkpoint_is_loaded_as_if_it_were_whole_and_the_run_goes_on_from_the
             assert_eq!(resume(&run), if which == 0 { 3 } else { 4 }, "case {case}");
             let iter = |path: &Path| Checkpoint::open(path).unwrap().metadata()["iter"].clone();
             assert_eq!(iter(&files[0]), iter(&files[1]), "weights and state are of one step");
-            let opened = Checkpoint::open(&files[0]).unwrap();
-            assert_eq!(opened.path(), files[0], "the whole state would be lost with the next one");
         }
         for i in 0..2 {
             std::fs::write(&files[i], &whole[i]).unwrap();

@@ -170,6 +170,7 @@ impl Task for Sum {
 
 /// Trains with plain gradient descent, two images a step, one a micro batch.
 fn train(out: &Path, changes: &[&str], resume: bool) -> anyhow::Result<RunDir> {
+    SEEN.take();
     let threads = format!("train.threads={}", cores());
     let plain = [
         "optimizer=sgd",
@@ -295,9 +296,56 @@ fn an_evaluation_that_was_logged_before_a_kill_is_logged_once() {
     // What a kill leaves between the line and the state that knows of it.
     std::fs::copy(previous(&run.state()), run.state()).unwrap();
     drop(run);
-    SEEN.take();
     let run = train(folder.path(), &[], true).unwrap();
     assert_eq!(SEEN.take().len(), 1, "it is evaluated again");
     assert_eq!(logged(&run, "bbox", "iter"), [3.0]);
     assert_eq!(logged(&run, "loss", "iter"), [1.0, 2.0, 3.0]);
+}
+
+#[test]
+fn checkpoints_are_numbered_by_the_steps_that_the_config_names_and_by_the_ends_of_epochs() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = train(folder.path(), &["train.epochs=2", "eval_every=0", "every_iters=2", "keep=9"], false).unwrap();
+    let weight = |step: u64| {
+        let path = run.checkpoints().join(format!("iter_{step:08}.safetensors"));
+        path.exists().then(|| value(&path, WEIGHT))
+    };
+    // Steps are the run's: the fourth is the first of its epoch.
+    let expected = [None, Some(1.5 + 3.5), Some(10.0), Some(10.0 + 1.5), None, Some(20.0)];
+    assert_eq!([1, 2, 3, 4, 5, 6].map(weight), expected);
+}
+
+#[test]
+fn a_run_goes_on_in_the_epoch_that_it_stopped_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |steps: &str, resume: bool| {
+        let most = format!("max_iters={steps}");
+        train(folder.path(), &["train.epochs=9", "eval_every=0", &most], resume).unwrap()
+    };
+    drop(of("4", false));
+    let run = of("8", true);
+    assert_eq!(logged(&run, "loss", "iter"), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    assert_eq!(logged(&run, "loss", "epoch"), [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0]);
+    assert_eq!(value(&run.last(), WEIGHT), 2.0 * 10.0 + 1.5 + 3.5);
+}
+
+#[test]
+fn a_run_that_goes_on_keeps_the_length_that_the_time_limit_gave_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = ["train.epochs=100", "max_minutes=1e-9", "eval_every=0", "every_epochs=0"];
+    for resume in [false, true] {
+        let run = train(folder.path(), &changes, resume).unwrap();
+        assert_eq!(logged(&run, "loss", "iter").len(), 50);
+    }
+}
+
+#[test]
+fn the_whole_state_before_a_damaged_one_is_not_lost_with_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = train(folder.path(), &["eval_every=0"], false).unwrap();
+    std::fs::write(run.state(), "damaged").unwrap();
+    drop(run);
+    let run = train(folder.path(), &["eval_every=0"], true).unwrap();
+    assert_eq!(value(&run.state(), "model.weight"), 10.0);
+    assert_eq!(value(&previous(&run.state()), "model.weight"), 0.0);
 }
