@@ -285,6 +285,23 @@ mod tests {
     }
 
     #[test]
+    fn after_a_step_that_is_taken_back_all_start_from_the_models_statistics() {
+        let store = nn::VarStore::new(Device::Cpu);
+        let mut model = build(&store.root()).unwrap();
+        let mut replicas = Replicas::new(2, &store, build).unwrap();
+        let mean = &store.variables()["norm.running_mean"];
+        let step = |replicas: &mut Replicas<Scale>, model: &mut Scale| {
+            replicas.run(model, vec![batch(&[1.0, 3.0]), batch(&[5.0, 7.0])], learn);
+        };
+        step(&mut replicas, &mut model);
+        let _ = tch::no_grad(|| mean.shallow_clone().fill_(0.5));
+        replicas.take_statistics();
+        step(&mut replicas, &mut model);
+        let (found, expected) = (mean.double_value(&[0]), 0.9 * 0.5 + 0.1 * 4.0);
+        assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    }
+
+    #[test]
     fn each_works_in_threads_of_its_own_and_the_others_keep_theirs() {
         let store = nn::VarStore::new(Device::Cpu);
         let mut model = build(&store.root()).unwrap();
