@@ -121,7 +121,9 @@ fn padding_note(size: Option<(i64, i64)>, pad: u32) -> Option<String> {
     let padded = [height, width].map(|side| (side + pad - 1) / pad * pad);
     (padded != [height, width]).then(|| {
         let [h, w] = padded;
-        format!("`detect` pads images of {height}x{width} to {h}x{w}, this file does not: --size {h},{w} gives its scores")
+        format!(
+            "`detect` pads images of {height}x{width} to {h}x{w}, this file does not: --size {h},{w} gives its scores"
+        )
     })
 }
 
