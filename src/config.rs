@@ -242,7 +242,8 @@ section! {
         /// Height over width.
         pub ratios: Vec<f64> = vec![0.5, 1.0, 2.0],
         /// Fit base (or sizes) and ratios to the objects of the training split when a training starts, as many as are
-        /// given here, and keep them in the run's config and weights. `--set model.anchors=auto` is short for it.
+        /// given here, and keep them in the run's config and weights. `--set model.anchors=auto` is short for it;
+        /// `--set` of base, sizes or ratios turns it off.
         pub auto: bool = false,
         /// Round corners to whole pixels (torchvision).
         pub round: bool = false,

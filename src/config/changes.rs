@@ -1,7 +1,7 @@
 //! Changes to a config: its keys, looked up with their misspellings, and `--set`.
 
 use anyhow::{bail, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 
 /// Refuses the first key of `value` that `schema` lacks, naming the nearest.
 pub(super) fn check_keys(value: &Value, schema: &Value, path: &str) -> Result<()> {
@@ -89,6 +89,10 @@ pub(super) fn apply(value: &mut Value, schema: &Value, change: &str) -> Result<(
     }
     check_keys(&layer, schema, "")?;
     merge(value, layer);
+    if ["base", "sizes", "ratios"].iter().any(|key| full == format!("model.anchors.{key}")) {
+        // Whoever gives anchors wants these.
+        merge(value, json!({"model": {"anchors": {"auto": false}}}));
+    }
     Ok(())
 }
 
@@ -119,6 +123,10 @@ mod tests {
         assert_eq!(set("model.head.norm=group").model.head.norm, HeadNorm::Group);
         assert_eq!(set("anchors.ratios=[1]").model.anchors.ratios, [1.0]);
         assert!(set("model.anchors=auto").model.anchors.auto && set("anchors=auto").model.anchors.auto);
+        let fitting = r#"{"model": {"anchors": {"auto": true}}}"#;
+        let given = |change: &str| Config::from_json_with(fitting, &[change.to_string()]).unwrap().model.anchors.auto;
+        assert!(!given("anchors.base=3") && !given("model.anchors.ratios=[1]") && !given("model.anchors.sizes=[9]"));
+        assert!(given("anchors.octaves=2") && given("train.lr=1"));
         assert_eq!(set("builtin.train=7").data.builtin.unwrap().train, 7);
         let text = error("{}", &["channels=3"]);
         assert!(text.contains("model.fpn.channels") && text.contains("model.head.channels"), "{text}");

@@ -101,7 +101,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Split>> {
         let mut draft = Draft::new(name, &base);
         for place in places.iter().filter(|place| !place.trim().is_empty()) {
             match resolve(&root, &base, place) {
-                Some(found) if found.parent().is_none() => draft.note(format!("`{name}: {place}` is the whole disk")),
+                Some(found) if found.canonicalize().is_ok_and(|found| found.parent().is_none()) => {
+                    draft.note(format!("`{name}: {place}` is the whole disk"));
+                }
                 Some(found) if found.is_dir() => images.extend(below(&found)),
                 Some(found) => images.extend(listed(&found)?),
                 None => draft.note(format!("`{name}: {place}` is not there")),
