@@ -1,6 +1,8 @@
 """What vigdet and its peers learn from the same pictures in the same time, each on one thread with its own defaults.
 
-usage: compare_small.py DATA --minutes M --seeds N      (needs torch, torchvision, pycocotools and a build of vigdet)
+usage: compare_small.py DATA --minutes M --seeds N [-- FLAGS of train_det]
+
+(needs torch, torchvision, pycocotools and a build of vigdet)
 
 DATA is a folder in COCO's layout. Programs: vigdet with pvig_n, pvig_ti and ResNet-18 under one recipe, torchvision's
 RetinaNet on ResNet-18, and YOLO11n where this Python has ultralytics. All start from random weights and see images of
@@ -75,8 +77,10 @@ def main():
     parser.add_argument('--core', type=int, default=0)
     parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/compare_small'))
     parser.add_argument('--vigdet', type=pathlib.Path, default=ROOT / 'target' / 'debug' / 'vigdet')
-    parser.add_argument('vigdet_flags', nargs='*', metavar='-- FLAGS', help='more flags of train_det')
-    args = parser.parse_args()
+    # By hand: a list of argparse is empty once the positional argument before it was taken alone.
+    words = [*sys.argv[1:], '--']
+    args = parser.parse_args(words[:words.index('--')])
+    args.vigdet_flags = words[words.index('--') + 1:-1]
     programs = args.programs.split(',')
     if wrong := set(programs) - set(PROGRAMS):
         parser.error(f'there is no {", ".join(sorted(wrong))}: there are {", ".join(PROGRAMS)}')

@@ -1,6 +1,8 @@
 """What each part of the recipe for small data is worth: it is left out, and all else stays.
 
-usage: leave_one_out.py DATA [--minutes 10 | --steps N] [--seeds 2] [--parts NAME,…]      (needs a build of vigdet)
+usage: leave_one_out.py DATA [--minutes 10 | --steps N] [--seeds 2] [--parts NAME,…] [-- FLAGS of train_det]
+
+(needs a build of vigdet)
 
 DATA is a folder that train_det takes. Every run has one thread, on one core; leave that core alone. With --minutes all
 runs take the same time, with --steps the same number of steps. The difference is that of AP with the part and without
@@ -76,8 +78,10 @@ def main():
     parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/leave_one_out'))
     parser.add_argument('--vigdet', type=pathlib.Path, default=ROOT / 'target/debug/vigdet')
     parser.add_argument('--coco-eval', type=pathlib.Path, default=ROOT / 'target/debug/coco_eval')
-    parser.add_argument('flags', nargs='*', metavar='-- FLAGS', help='more flags of train_det, for all runs')
-    args = parser.parse_args()
+    # By hand: a list of argparse is empty once the positional argument before it was taken alone.
+    words = [*sys.argv[1:], '--']
+    args = parser.parse_args(words[:words.index('--')])
+    args.flags = words[words.index('--') + 1:-1]
     parts = [part for part in args.parts.split(',') if part != WHOLE]
     if wrong := set(parts) - set(PARTS):
         parser.error(f'there is no {", ".join(sorted(wrong))}: there are {", ".join(PARTS)}')

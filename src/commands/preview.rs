@@ -75,6 +75,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     let train = open_split(&config, &config.data.train, &DataFolder::new(&args.data), true)?;
     ensure!(!train.is_empty(), "there is no image to show in {}", args.data.display());
+    // Anchors show on assign.png alone.
     if args.assign && config.model.anchors.auto {
         say(&fit_anchors(&mut config.model.anchors, &train, &config.data, config.train.seed)?);
     }

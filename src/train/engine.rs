@@ -59,6 +59,21 @@ pub struct TrainOptions {
     pub ranks: Ranks,
 }
 
+impl TrainOptions {
+    /// A new run from random weights, on the CPU, in this process alone.
+    pub fn new(out: Out) -> Self {
+        Self {
+            out,
+            resume: false,
+            weights: None,
+            device: Device::Cpu,
+            command: Vec::new(),
+            requests: Requests::default(),
+            ranks: Ranks::default(),
+        }
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Debug)]
 pub struct Outcome {

@@ -1,7 +1,8 @@
 """Compares vigdet's detections with torchvision's: its eight detectors of COCO with the same random weights on real images.
 
     cargo build --bin detect
-    python tests/reference/compare_torchvision.py IMAGES [--count 4] [--few 4] [--size 480,800|own] [--model NAME] [--seed 1]
+    python tests/reference/compare_torchvision.py IMAGES [--count 4] [--few 4] [--size 480,800|own] [--model NAME]
+        [--seed 1]
 
 (torch 2.13, torchvision 0.28, pycocotools, numpy, pillow). IMAGES is a folder of photographs. Each is resized to the size that the detectors would
 choose (`own`: the detector's own) and saved as PNG, so that resizing is left out of the comparison. The weights are random, with batch norms
@@ -101,7 +102,8 @@ def random_model(name, batch, eps, seed, **sizes):
             scale_outputs(model.rpn.head.cls_logits, 2.0, -2.0, run)
             scale_outputs(model.rpn.head.bbox_pred, 0.2, 0.0, run)
             calibrate(model.roi_heads.box_head, run)
-            # Scores that are far apart, and none saturated: where hundreds are within 0.1, rounding alone decides which are an image's best 100.
+            # Scores that are far apart, and none saturated: where hundreds are within 0.1, rounding alone decides which
+            # are an image's best 100.
             scale_outputs(model.roi_heads.box_predictor.cls_score, 1.2 if 'mobilenet' in name else 2.0, 0.0, run)
             scale_outputs(model.roi_heads.box_predictor.bbox_pred, 0.5, 0.0, run)
             if model.roi_heads.has_mask():

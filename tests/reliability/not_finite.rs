@@ -16,7 +16,6 @@ use vigdet::train::detection::Detection;
 use vigdet::train::engine::{Engine, Out, TrainOptions};
 use vigdet::train::evaluator::Results;
 use vigdet::train::not_finite::Reproducer;
-use vigdet::train::requests::Requests;
 use vigdet::train::schedule::Schedule;
 use vigdet::train::task::{Micro, Scored, Task};
 use vigdet::weights::{Checkpoint, LoadReport};
@@ -119,15 +118,7 @@ fn train(scene: &Scene, out: &str, steps: usize, spoiled: &[u64], more: &[&str])
     // The learning rate does not depend on the number of steps; one thread gives the same sums in every process.
     let steady = ["train.eval_every=0", "schedule=step", "warmup_iters=0", "train.threads=1", &root, &steps];
     let changes: Vec<String> = steady.iter().chain(more).map(|s| s.to_string()).collect();
-    let options = TrainOptions {
-        out: Out::Named(scene.path(out)),
-        resume: false,
-        weights: None,
-        device: Device::Cpu,
-        command: Vec::new(),
-        requests: Requests::default(),
-        ranks: Ranks::default(),
-    };
+    let options = TrainOptions::new(Out::Named(scene.path(out)));
     Engine::<Poisoned>::start(Config::from_json_with(TINY, &changes)?, options)?.run().map(drop)
 }
 

@@ -2,12 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use tch::Device;
 use vigdet::config::{Config, Experiment};
-use vigdet::ranks::Ranks;
 use vigdet::train::detection::Detection;
 use vigdet::train::engine::{Engine, Out, TrainOptions};
-use vigdet::train::requests::Requests;
 use vigdet::weights::{previous, Checkpoint};
 
 use crate::common::{read_json, strs, succeed, Scene, TINY};
@@ -25,15 +22,7 @@ fn damage(whole: &[u8], dice: &mut Dice) -> Vec<u8> {
 }
 
 fn start(run: &Path, config: &str, changes: &[String], resume: bool) -> Engine<Detection> {
-    let options = TrainOptions {
-        out: Out::Named(run.to_path_buf()),
-        resume,
-        weights: None,
-        device: Device::Cpu,
-        command: Vec::new(),
-        requests: Requests::default(),
-        ranks: Ranks::default(),
-    };
+    let options = TrainOptions { resume, ..TrainOptions::new(Out::Named(run.to_path_buf())) };
     Engine::start(Config::from_json_with(config, changes).unwrap(), options).unwrap()
 }
 

@@ -18,7 +18,6 @@ use crate::detect::Losses;
 use crate::ranks::Ranks;
 use crate::runs::RunDir;
 use crate::threads::cores;
-use crate::train::requests::Requests;
 use crate::train::schedule::{Schedule, StepSchedule};
 use crate::train::task::{Micro, Scored, Task};
 use crate::weights::{previous, Checkpoint, LoadReport};
@@ -185,15 +184,7 @@ fn train(out: &Path, changes: &[&str], resume: bool) -> anyhow::Result<RunDir> {
         &threads,
     ];
     let changes: Vec<String> = plain.iter().chain(changes).map(|change| change.to_string()).collect();
-    let options = TrainOptions {
-        out: Out::Named(out.to_path_buf()),
-        resume,
-        weights: None,
-        device: Device::Cpu,
-        command: Vec::new(),
-        requests: Requests::default(),
-        ranks: Ranks::default(),
-    };
+    let options = TrainOptions { resume, ..TrainOptions::new(Out::Named(out.to_path_buf())) };
     let outcome = Engine::<Sum>::start(Config::from_json_with("{}", &changes)?, options)?.run()?;
     Ok(outcome.run)
 }
