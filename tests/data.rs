@@ -13,6 +13,7 @@ use vigdet::data::mosaic::mosaic;
 use vigdet::data::order::generator;
 use vigdet::data::resize::{antialias, output_size};
 use vigdet::data::{decode, prepare, Batch, DetectionDataset, ImageInfo, Loader, LoaderOptions, Mask, Target};
+use vigdet_coco::read_dataset;
 use vigdet_coco::types::Segmentation;
 
 fn fixtures() -> PathBuf {
@@ -388,6 +389,14 @@ fn contradictions_in_annotations_are_one_clear_line() {
     assert!(error(&[image], json!([]), categories()).contains("no image is left to train on"));
 
     let (folder, split) = on_disk(&[image], json!([fine]), categories());
+    // Annotations that come from memory, or from a folder in another layout, pass no reader of COCO's files.
+    let read = read_dataset(folder.path().join("all.json")).unwrap();
+    for (image, category, named) in [(2, 3, "image 2"), (1, 4, "category 4")] {
+        let mut dataset = read.clone();
+        (dataset.annotations[0].image_id, dataset.annotations[0].category_id) = (image, category);
+        let opened = DetectionDataset::from_dataset(dataset, folder.path().join("pictures"), None, true, false);
+        assert!(format!("{:#}", opened.unwrap_err()).contains(named));
+    }
     let gone = SplitConfig { annotations: "none.json".into(), ..split.clone() };
     let text = format!("{:#}", DetectionDataset::open(&gone, folder.path(), true).unwrap_err());
     assert!(text.contains("none.json") && text.contains("--data"), "{text}");

@@ -158,7 +158,7 @@ fn the_continuous_integration_script_runs_make_test() {
     let script = Path::new(ROOT).join(".ci/run");
     use std::os::unix::fs::PermissionsExt;
     assert!(std::fs::metadata(&script).unwrap().permissions().mode() & 0o111 != 0, "not executable");
-    assert!(std::fs::read_to_string(&script).unwrap().contains("make test"));
+    assert!(std::fs::read_to_string(&script).unwrap().lines().any(|line| line == "exec make test"));
     let mut make = Command::new("make");
     OWN_SETTINGS.iter().for_each(|name| {
         make.env_remove(name);

@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn views_of_an_image_are_dealt_to_different_dealt() {
+    fn views_of_an_image_are_dealt_to_different_batches() {
         let selected = repeated(&[7, 2, 5, 0], 3, 9);
         assert_eq!(dealt(&selected, 9, 3), [[7, 2, 5], [7, 2, 5], [7, 2, 5]]);
         assert_eq!(dealt(&[1, 2, 3, 4, 5, 6, 7], 5, 3), [vec![1, 3, 5], vec![2, 4], vec![6, 7]]);

@@ -67,7 +67,7 @@ impl Ema {
         self.updates
     }
 
-    /// The averages, by name; they fraction memory with this.
+    /// The averages, by name; they share memory with this.
     pub fn averages(&self) -> Vec<(String, Tensor)> {
         self.entries.iter().map(|(name, _, average)| (name.clone(), average.shallow_clone())).collect()
     }

@@ -160,7 +160,7 @@ impl<M> Replica<M> {
             if sum.defined() && gradient.defined() {
                 pairs.push((sum, gradient));
             } else if gradient.defined() {
-                // The detector's micro batch had no use for this parameter. Only a backward pass makes a gradient.
+                // The micro batch had no use for this parameter. Only a backward pass makes a gradient.
                 tch::with_grad(|| (main * &gradient).sum(Kind::Float).backward());
                 let _ = gradient.zero_();
             }

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 
 use crate::common::{program, set, strs, Scene};
 
-/// How often oneDNN made each of the convolutions of a run whose sizes come and go, with these variables set.
-fn made(scene: &Scene, out: &str, variables: &[(&str, &str)]) -> HashMap<String, usize> {
+/// How often oneDNN made each of the convolutions of a run whose sizes come and go, with these variables set; and how
+/// often libtorch asked it for one.
+fn made(scene: &Scene, out: &str, variables: &[(&str, &str)]) -> (HashMap<String, usize>, usize) {
     let sizes = [
         "data.scale=[0.5,2]",
         "scale_per=batch",
@@ -19,21 +20,24 @@ fn made(scene: &Scene, out: &str, variables: &[(&str, &str)]) -> HashMap<String,
     let mut command = program("train_det", &strs(&args));
     let output = command.env("ONEDNN_VERBOSE", "profile_create").envs(variables.iter().copied()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout);
     let mut made = HashMap::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains("create:cache_miss")) {
+    for line in said.lines().filter(|line| line.contains("create:cache_miss")) {
         // Its last field is the time.
         let (what, _) = line.rsplit_once(',').unwrap();
         *made.entry(what.to_string()).or_default() += 1;
     }
-    made
+    (made, said.lines().filter(|line| line.contains("create:cache_")).count())
 }
 
 #[test]
 fn of_many_sizes_only_the_last_ones_are_kept_ready_unless_the_user_says_otherwise() {
     let scene = Scene::new();
-    let few = made(&scene, "few", &[]);
+    let (few, asked) = made(&scene, "few", &[]);
     assert!(few.len() > 400, "{} convolutions are too few to tell", few.len());
     assert!(few.values().any(|times| *times > 1), "all {} are kept", few.len());
-    let all = made(&scene, "all", &[("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100000")]);
+    let (all, _) = made(&scene, "all", &[("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100000")]);
     assert!(all.values().all(|times| *times == 1) && all.len() == few.len(), "{} and {}", all.len(), few.len());
+    let (_, asked_if_kept) = made(&scene, "kept", &[("LRU_CACHE_CAPACITY", "100000")]);
+    assert!(asked_if_kept < asked, "libtorch keeps what it has asked for: {asked_if_kept} and {asked}");
 }

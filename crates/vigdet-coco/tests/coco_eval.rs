@@ -161,7 +161,7 @@ fn without_arguments_the_newest_run_is_evaluated() {
     age("runs/new/bbox.json", 500);
     assert_eq!(folder.succeed(&[]), LINES);
     age("runs/old/bbox.json", 1000);
-    assert!(folder.succeed(&[]).contains("maxDets=100 ] = 0.000"));
+    assert_eq!(folder.succeed(&[]).matches("= 0.000").count(), 10);
     // The same for a results file without its ground truth; a path beside it does.
     folder.write("runs/old/ground_truth.json", r#"{"annotations": "truth.json"}"#);
     folder.write("runs/old/truth.json", &truth().to_string());

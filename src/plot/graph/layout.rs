@@ -124,11 +124,14 @@ mod tests {
 
     #[test]
     fn neighbouring_patches_share_their_edge() {
-        let layout = Layout::new(&links((480, 640), 3), 1, 0);
-        let patch = |x| layout.patch((7, 9), [x, 16, 16, 16]);
-        assert_eq!(patch(0)[0], 7);
-        for x in (0..624).step_by(16) {
-            assert_eq!(patch(x)[2], patch(x + 16)[0]);
+        // Drawn at their own size, and larger by a fraction.
+        for (width, height) in [(640, 480), (400, 304)] {
+            let layout = Layout::new(&links((height, width), 3), 1, 0);
+            let patch = |x| layout.patch((7, 9), [x, 16, 16, 16]);
+            assert_eq!(patch(0)[0], 7);
+            for x in (0..width - 16).step_by(16) {
+                assert_eq!(patch(x)[2], patch(x + 16)[0]);
+            }
         }
     }
 }

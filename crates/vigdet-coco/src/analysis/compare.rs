@@ -189,6 +189,7 @@ mod tests {
     #[test]
     fn quantiles_lie_between_neighbours() {
         assert_eq!(middle((0..=40).map(f64::from).chain([f64::NAN]).collect()), Some([1.0, 39.0]));
+        assert_eq!(middle((0..=10).map(f64::from).collect()), Some([0.25, 9.75]));
         assert_eq!(middle(vec![f64::NAN]), None);
     }
 }
