@@ -60,17 +60,17 @@ mod tests {
 /// Convolutions that are kept ready, where the environment says nothing else.
 const PRIMITIVES: &str = "256";
 
-/// Who keeps them: oneDNN for the process, by either name, and libtorch's layer above it for each thread and each kind
-/// of convolution.
+/// What bounds them: oneDNN's variable, of either name, for those of the process; and libtorch's for the descriptions
+/// of each thread's, which hold compiled code too, forward and backward ones apart.
 const KEEPERS: [&[&str]; 2] =
     [&["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"], &["LRU_CACHE_CAPACITY"]];
 
 /// Bounds what libtorch keeps of the sizes that it has seen.
 ///
-/// It compiles each convolution for the shape at hand, and keeps 1024 of them in two places: tens of megabytes, which
-/// images of mixed sizes fill within some thousand steps. A detector's step takes about a hundred (RetinaNet with
-/// ResNet-50: 113, made anew in 15 ms), so those of the last sizes are at hand. Programs call this once, before any
-/// tensor; what is in the environment wins.
+/// It compiles each convolution for the shape at hand. By default it keeps 1024, and 1024 descriptions: tens of
+/// megabytes, which images of mixed sizes fill within some thousand steps. A detector's step takes about a hundred
+/// (RetinaNet with ResNet-50: 113, made anew in 15 ms), so those of the last sizes are at hand. Programs call this once,
+/// before any tensor; what is in the environment wins.
 pub fn keep_few_primitives() {
     for names in KEEPERS {
         if names.iter().all(|name| std::env::var_os(name).is_none()) {
