@@ -75,7 +75,7 @@ fmt: ## Format the source
 BUILT ?= $(or $(CARGO_TARGET_DIR),target)/release
 
 programs: libtorch
-	$(CARGO) build --release --bin vigdet --bin coco_eval
+	$(CARGO) build --release --features vigdet/onnx --bin vigdet --bin coco_eval
 
 wheel: programs ## Make dist/vigdet-*.whl: a Python package with the programs, for `pip install`
 	@$(PYTHON) scripts/make_wheel.py $(BUILT)
