@@ -52,8 +52,7 @@ def random_weights(name, paths, folder, seed):
     limits = {'min_size': min(min(s) for s in sides), 'max_size': max(max(s) for s in sides)}
     batch = [to_tensor(Image.open(p)) for p in paths]
     is_first = name.endswith('resnet50_fpn')
-    # Steep masks: rounding decides about pixels whose probability is as good as the threshold, and flat masks have many.
-    model = compare_torchvision.random_model(name, batch, 0.0 if is_first else 1e-5, seed, mask_spread=20.0, **limits)
+    model = compare_torchvision.random_model(name, batch, 0.0 if is_first else 1e-5, seed, **limits)
     weights = folder / f'{name}.pth'
     compare_torchvision.save(model, True, is_first, weights)
     return weights

@@ -70,7 +70,7 @@ def calibrate(module, run):
     module.eval()
 
 
-def random_model(name, batch, eps, seed, mask_spread=2.0, **sizes):
+def random_model(name, batch, eps, seed, **sizes):
     torch.manual_seed(seed)
     model = getattr(detection, name)(weights=None, weights_backbone=None, **sizes).eval()
 
@@ -108,7 +108,7 @@ def random_model(name, batch, eps, seed, mask_spread=2.0, **sizes):
             scale_outputs(model.roi_heads.box_predictor.bbox_pred, 0.5, 0.0, run)
             if model.roi_heads.has_mask():
                 calibrate(model.roi_heads.mask_head, run)
-                scale_outputs(model.roi_heads.mask_predictor.mask_fcn_logits, mask_spread, 0.0, run)
+                scale_outputs(model.roi_heads.mask_predictor.mask_fcn_logits, 2.0, 0.0, run)
     return model
 
 
