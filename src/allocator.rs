@@ -69,8 +69,8 @@ const KEEPERS: [&[&str]; 2] =
 ///
 /// It compiles each convolution for the shape at hand. By default it keeps 1024, and 1024 descriptions: tens of
 /// megabytes, which images of mixed sizes fill within some thousand steps. A detector's step takes about a hundred
-/// (RetinaNet with ResNet-50: 113, made anew in 15 ms), so those of the last sizes are at hand. Programs call this once,
-/// before any tensor; what is in the environment wins.
+/// (RetinaNet with ResNet-50: 113, made anew in 15 ms), so those of the last sizes are at hand. Programs call this
+/// once, before any tensor; what is in the environment wins.
 pub fn keep_few_primitives() {
     for names in KEEPERS {
         if names.iter().all(|name| std::env::var_os(name).is_none()) {

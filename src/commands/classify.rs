@@ -4,14 +4,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use super::detect::images;
 use crate::backbone::Pass;
 use crate::classes::Classes;
-use crate::cli::{check_classifier, check_model, make_folder, outputs, AmpArgs, ConfigArgs, FetchArgs};
+use crate::cli::{check_classifier, check_model, make_folder, one_line, outputs, AmpArgs, ConfigArgs, FetchArgs};
 use crate::config::{ClassifyConfig, Experiment};
 use crate::console::{say, warn};
 use crate::data::classify::prepare;
@@ -70,16 +70,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
             Ok(image) => image,
             Err(error) => {
                 if files.len() > 1 {
-                    warn(&format!("skipped: {error:#}"));
+                    warn(&format!("skipped: {}", one_line(&format!("{error:#}"))));
                 }
                 first_error.get_or_insert(error);
                 continue;
             }
         };
-        let batch = prepare(&image, &config.data)?.to_device(device);
+        let batch = prepare(&image, &config.data).with_context(|| file.display().to_string())?.to_device(device);
         let forward = || autocast(mixed, device, || loaded.model.forward(&batch, &mut Pass::inference()));
         let logits = tch::no_grad(forward)?.logits;
-        let guesses = guesses(&logits, args.top)?;
+        let guesses = guesses(&logits, args.top).with_context(|| file.display().to_string())?;
         say(&file.display().to_string());
         for (label, probability) in &guesses {
             say(&format!("  {probability:.4} {}", classes.name(*label)));
@@ -104,7 +104,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
 /// Labels and probabilities of one image, the most probable first.
 fn guesses(logits: &Tensor, top: usize) -> Result<Vec<(i64, f64)>> {
     let probabilities = logits.get(0).to_device(Device::Cpu).to_kind(Kind::Double).softmax(0, Kind::Double);
-    let most = (top as i64).min(probabilities.size()[0]);
+    ensure!(
+        probabilities.isfinite().all().int64_value(&[]) == 1,
+        "the scores are not finite: the weights are damaged, or data.mean and data.std are not theirs"
+    );
+    let most = i64::try_from(top).unwrap_or(i64::MAX).min(probabilities.size()[0]);
     let (values, labels) = probabilities.topk(most, 0, true, true);
     let (values, labels): (Vec<f64>, Vec<i64>) = (values.try_into()?, labels.try_into()?);
     Ok(labels.into_iter().zip(values).collect())

@@ -16,6 +16,7 @@ use crate::console::{say, warn};
 use crate::data::decode;
 use crate::data::resize::{resize_into, Normalise, Slot};
 use crate::graph::GraphTrace;
+use crate::nn::memory::filled;
 use crate::threads::set_threads;
 use crate::weights::{
     backbone_config, export_tensors, load_classifier, sorted_variables, Checkpoint, LoadedClassifier, Metadata,
@@ -154,11 +155,16 @@ fn images(args: &Args, config: &Config) -> Result<Tensor> {
         None => image.dimensions(),
     };
     let (rows, columns) = (height as usize, width as usize);
-    let mut data = vec![0.0; 3 * rows * columns];
     let normalise = Normalise::new(config.data.mean, config.data.std);
-    let slot = Slot { data: &mut data, rows, columns };
-    resize_into(&image, (width, height), config.data.resize, &normalise, slot)?;
-    Ok(Tensor::from_slice(&data).view([1, 3, rows as i64, columns as i64]))
+    let mut resized = Ok(());
+    let images = filled(&[1, 3, rows as i64, columns as i64], |data: &mut [f32]| {
+        let slot = Slot { data, rows, columns };
+        resized = resize_into(&image, (width, height), config.data.resize, &normalise, slot);
+    })
+    .ok()
+    .with_context(|| format!("there is no memory for an image of {columns}×{rows} pixels: see --size"))?;
+    resized?;
+    Ok(images)
 }
 
 /// The tensors to write, in the order of the network.

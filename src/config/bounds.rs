@@ -1,5 +1,7 @@
 //! Values of a config that no run could work with.
 
+use std::fmt::Display;
+
 use anyhow::{ensure, Result};
 
 use super::{BackboneConfig, CheckpointConfig, ClassifyConfig, Config, TrainConfig};
@@ -12,25 +14,37 @@ const MOST_OPS: usize = 100;
 const MOST_LAYERS: i64 = 1000;
 /// Most threads of one kind.
 const MOST_THREADS: usize = 1024;
+/// Most channels of a layer: one of 3 × 3 with as many inputs takes 150 GB.
+const MOST_CHANNELS: i64 = 65_536;
+/// Most classes, and most boxes of an image that are kept at one point.
+const MOST_BOXES: i64 = 1_000_000;
+/// Most bins along the side of a pooled region.
+const MOST_BINS: i64 = 256;
+/// Most samples along the side of a bin.
+const MOST_SAMPLES: u32 = 64;
+/// Most images of a batch.
+const MOST_BATCH: i64 = 1 << 24;
+/// Sides of anchors, in pixels.
+const ANCHOR: [f64; 2] = [1e-3, 1e5];
 
 impl Config {
     /// Values that no run could work with.
     pub(super) fn check_bounds(&self) -> Result<()> {
         let (m, d) = (&self.model, &self.data);
         check_backbone(&m.backbone)?;
-        positive("model.fpn.channels", m.fpn.channels as f64)?;
-        positive("model.head.channels", m.head.channels as f64)?;
+        count("model.fpn.channels", m.fpn.channels, MOST_CHANNELS)?;
+        count("model.head.channels", m.head.channels, MOST_CHANNELS)?;
         layers("model.head.convs", m.head.convs, 0)?;
         ensure!(m.head.prior > 0.0 && m.head.prior < 1.0, "model.head.prior must be between 0 and 1");
         ensure!(!m.anchors.strides.is_empty(), "model.anchors.strides must name a stride for each level");
         m.anchors.strides.iter().try_for_each(|s| positive("model.anchors.strides", *s as f64))?;
         ensure!(!m.anchors.ratios.is_empty(), "model.anchors.ratios must not be empty");
-        m.anchors.ratios.iter().try_for_each(|r| positive("model.anchors.ratios", *r))?;
+        m.anchors.ratios.iter().try_for_each(|r| within("model.anchors.ratios", *r, [1e-3, 1e3]))?;
         layers("model.anchors.octaves", m.anchors.octaves, 1)?;
-        positive("model.anchors.base", m.anchors.base)?;
+        within("model.anchors.base", m.anchors.base, ANCHOR)?;
         let sizes = m.anchors.sizes.as_deref();
         ensure!(sizes.is_none_or(|s| !s.is_empty()), "model.anchors.sizes must not be empty (null: base and octaves)");
-        sizes.unwrap_or_default().iter().try_for_each(|s| positive("model.anchors.sizes", *s))?;
+        sizes.unwrap_or_default().iter().try_for_each(|s| within("model.anchors.sizes", *s, ANCHOR))?;
         fraction("model.match.positive", m.matching.positive)?;
         fraction("model.match.negative", m.matching.negative)?;
         ensure!(
@@ -45,11 +59,14 @@ impl Config {
         not_negative("model.loss.beta", m.loss.beta)?;
         not_negative("model.loss.box_weight", m.loss.box_weight)?;
         self.check_two_stages()?;
-        ensure!(m.outputs.is_none_or(|n| n > 1), "model.outputs must be above 1 (null: one for each class)");
+        ensure!(
+            m.outputs.is_none_or(|n| (2..=MOST_BOXES).contains(&n)),
+            "model.outputs must be 2 to {MOST_BOXES} (null: one for each class)"
+        );
         fraction("model.test.nms", m.test.nms)?;
         fraction("model.test.score", m.test.score)?;
-        positive("model.test.top_k", m.test.top_k as f64)?;
-        positive("model.test.max_detections", m.test.max_detections as f64)?;
+        count("model.test.top_k", m.test.top_k, MOST_BOXES)?;
+        count("model.test.max_detections", m.test.max_detections, MOST_BOXES)?;
         not_negative("model.test.min_side", m.test.min_side.unwrap_or_default())?;
         let test_size = d.test_size.map(|size| ("data.test_size", size));
         for (name, size) in [("data.size", d.size)].into_iter().chain(test_size) {
@@ -123,18 +140,20 @@ impl Config {
         fraction("model.rpn.nms", m.rpn.nms)?;
         fraction("model.rpn.score", m.rpn.score)?;
         for (name, p) in [("train", &m.rpn.train), ("test", &m.rpn.test)] {
-            positive(&format!("model.rpn.{name}.top_k"), p.top_k as f64)?;
-            positive(&format!("model.rpn.{name}.keep"), p.keep as f64)?;
+            count(&format!("model.rpn.{name}.top_k"), p.top_k, MOST_BOXES)?;
+            count(&format!("model.rpn.{name}.keep"), p.keep, MOST_BOXES)?;
         }
-        positive("model.roi.pool", m.roi.pool as f64)?;
+        count("model.roi.pool", m.roi.pool, MOST_BINS)?;
+        let samples = m.roi.sampling_ratio;
+        ensure!(samples <= MOST_SAMPLES, "model.roi.sampling_ratio must be 0 to {MOST_SAMPLES}, not {samples}");
         positive("model.roi.canonical_size", m.roi.canonical_size)?;
-        positive("model.roi.channels", m.roi.channels as f64)?;
+        count("model.roi.channels", m.roi.channels, MOST_CHANNELS)?;
         layers("model.roi.convs", m.roi.convs, 0)?;
         layers("model.roi.fcs", m.roi.fcs, 1)?;
         m.roi.box_weights.iter().try_for_each(|w| positive("model.roi.box_weights", f64::from(*w)))?;
         layers("model.mask_head.convs", m.mask_head.convs, 0)?;
-        positive("model.mask_head.channels", m.mask_head.channels as f64)?;
-        positive("model.mask_head.pool", m.mask_head.pool as f64)?;
+        count("model.mask_head.channels", m.mask_head.channels, MOST_CHANNELS)?;
+        count("model.mask_head.pool", m.mask_head.pool, MOST_BINS)?;
         not_negative("model.mask_head.weight", m.mask_head.weight)?;
         fraction("model.mask_head.threshold", m.mask_head.threshold)
     }
@@ -174,7 +193,7 @@ impl ClassifyConfig {
         fraction("data.mix_switch", d.mix_switch)?;
         positive("data.repeats", d.repeats as f64)?;
         positive("data.repeat_round", d.repeat_round as f64)?;
-        range("data.crop", [d.crop; 2], 1.0)?;
+        within("data.crop", d.crop, [0.01, 1.0])?;
         check_images(d.workers, &d.mean, &d.std)?;
         for (name, lr) in [("train.warmup_lr", t.warmup_lr), ("train.min_lr", t.min_lr)] {
             ensure!((0.0..=t.lr).contains(&lr), "{name} must be between 0 and train.lr, {}, not {lr}", t.lr);
@@ -192,6 +211,7 @@ fn check_backbone(b: &BackboneConfig) -> Result<()> {
         "model.backbone.image_size must be 1 to {MOST_PIXELS} pixels, not {}",
         b.image_size
     );
+    b.channels.iter().flatten().try_for_each(|n| count("model.backbone.channels", *n, MOST_CHANNELS))?;
     b.blocks.iter().flatten().try_for_each(|blocks| layers("model.backbone.blocks", *blocks, 1))?;
     ensure!((0.0..1.0).contains(&b.drop_path), "model.backbone.drop_path must be at least 0 and below 1");
     positive("model.backbone.heads", b.heads as f64)?;
@@ -202,8 +222,9 @@ fn check_backbone(b: &BackboneConfig) -> Result<()> {
 /// Bounds of every way from files to batches.
 fn check_images(workers: usize, mean: &[f32; 3], std: &[f32; 3]) -> Result<()> {
     ensure!(workers <= MOST_THREADS, "data.workers must be at most {MOST_THREADS}, not {workers}");
-    ensure!(mean.iter().all(|m| m.is_finite()), "data.mean must be numbers, not {mean:?}");
-    std.iter().try_for_each(|s| positive("data.std", f64::from(*s)))
+    // In fractions of the whole range, or in 0 to 255; what is far beyond gives features that are no numbers.
+    mean.iter().try_for_each(|m| within("data.mean", f64::from(*m), [-1e3, 1e3]))?;
+    std.iter().try_for_each(|s| within("data.std", f64::from(*s), [1e-6, 1e3]))
 }
 
 /// Bounds of what is written.
@@ -226,7 +247,7 @@ fn check_train(t: &TrainConfig, backbone: &str) -> Result<()> {
     fraction("train.label_smoothing", t.label_smoothing)?;
     not_negative("train.grace_seconds", t.grace_seconds)?;
     t.max_minutes.map_or(Ok(()), |minutes| positive("train.max_minutes", minutes))?;
-    positive("train.batch_size", t.batch_size as f64)?;
+    count("train.batch_size", t.batch_size, MOST_BATCH)?;
     ensure!(
         t.micro_batch != Some(0),
         "train.micro_batch must be above 0 (null: train.batch_size, divided among train.replicas)"
@@ -254,6 +275,18 @@ fn positive(name: &str, v: f64) -> Result<()> {
 /// A number of at least 0.
 fn not_negative(name: &str, v: f64) -> Result<()> {
     ensure!(v.is_finite() && v >= 0.0, "{name} must not be negative, but is {v}");
+    Ok(())
+}
+
+/// A number of things: 1 to `most`.
+fn count(name: &str, v: impl TryInto<i64> + Display + Copy, most: i64) -> Result<()> {
+    ensure!(v.try_into().is_ok_and(|v| (1..=most).contains(&v)), "{name} must be 1 to {most}, not {v}");
+    Ok(())
+}
+
+/// A number between two, or one of them.
+fn within(name: &str, v: f64, [least, most]: [f64; 2]) -> Result<()> {
+    ensure!((least..=most).contains(&v), "{name} must be {least} to {most}, not {v}");
     Ok(())
 }
 
@@ -337,7 +370,10 @@ mod tests {
                 ("model.backbone.image_size", &["1", "32768"], &["0", "32769"]),
                 ("model.backbone.blocks", &["[1,1,1,1]"], &["[0,1,1,1]", "[1,1,1,1001]"]),
                 ("data.workers", &["0", "1024"], &["1025"]),
-                ("data.std", &["[1e-9,1,1]"], &["[0,1,1]", "[1,1,-1]"]),
+                ("data.std", &["[2e-6,1,1000]"], &["[0,1,1]", "[1,1,-1]", "[1e-9,1,1]", "[1,1,1001]"]),
+                ("data.mean", &["[-1000,0,1000]"], &["[-1001,0,0]", "[0,0,1e9]"]),
+                ("train.batch_size", &["16777216"], &["16777217"]),
+                ("model.backbone.channels", &["[65536,1,1,1]"], &["[0,1,1,1]", "[1,1,1,65537]"]),
                 ("train.betas", &["[0,0]", "[0.99,0.99]"], &["[1,0]", "[0,1]"]),
             ],
         );
@@ -379,7 +415,7 @@ mod tests {
             "train.lr_end",
         ];
         check_all::<Config>("{}", &from_0, FROM_0);
-        check_all::<Config>("{}", &["model.anchors.base", "train.lr"], ABOVE_0);
+        check_all::<Config>("{}", &["train.lr"], ABOVE_0);
         let counts = [
             "model.fpn.channels",
             "model.head.channels",
@@ -393,10 +429,15 @@ mod tests {
             ("model.head.convs", &["0", "1000"], &["-1", "1001"]),
             ("model.head.prior", &["1e-9", "0.999"], &["0", "1"]),
             ("model.anchors.strides", &["[1]"], &["[]", "[0]"]),
-            ("model.anchors.ratios", &["[1e-9]"], &["[]", "[0]"]),
+            ("model.anchors.ratios", &["[1e-3]", "[1000]"], &["[]", "[0]", "[1001]"]),
+            ("model.anchors.base", &["1e-3", "1e5"], &["0", "1e-4", "100001"]),
+            ("model.fpn.channels", &["65536"], &["65537"]),
+            ("model.head.channels", &["65536"], &["65537"]),
+            ("model.test.top_k", &["1000000"], &["1000001"]),
+            ("model.test.max_detections", &["1000000"], &["1000001"]),
             ("model.anchors.octaves", &["1", "1000"], &["0", "1001"]),
-            ("model.anchors.sizes", &["[1e-9]"], &["[]", "[0]"]),
-            ("model.outputs", &["2"], &["1"]),
+            ("model.anchors.sizes", &["[1e-3]", "[1e5]"], &["[]", "[0]", "[100001]"]),
+            ("model.outputs", &["2", "1000000"], &["1", "1000001", "9223372036854775807"]),
             ("data.size", &["[1,1]", "[1,32768]"], &["[0,1]", "[2,1]", "[1,32769]"]),
             ("data.test_size", &["[1,1]", "[1,32768]"], &["[0,1]", "[2,1]", "[1,32769]"]),
             ("data.pad", &["1", "32768"], &["0", "32769"]),
@@ -440,7 +481,19 @@ mod tests {
         check_all::<Config>(start, &counts, COUNT);
         check_all::<Config>(start, &["model.rpn.convs", "model.roi.fcs"], (&["1", "1000"], &["0", "1001"]));
         check_all::<Config>(start, &["model.roi.convs", "model.mask_head.convs"], (&["0", "1000"], &["-1", "1001"]));
-        check::<Config>(start, &[("model.roi.box_weights", &["[1,1,1,1e-9]"], &["[1,1,1,0]"])]);
+        let most: &[(&str, &[&str], &[&str])] = &[
+            ("model.roi.box_weights", &["[1,1,1,1e-9]"], &["[1,1,1,0]"]),
+            ("model.rpn.train.top_k", &["1000000"], &["1000001"]),
+            ("model.rpn.train.keep", &["1000000"], &["1000001"]),
+            ("model.rpn.test.top_k", &["1000000"], &["1000001"]),
+            ("model.rpn.test.keep", &["1000000"], &["1000001", "18446744073709551615"]),
+            ("model.roi.pool", &["256"], &["257", "3037000500"]),
+            ("model.roi.sampling_ratio", &["0", "64"], &["65", "4294967295"]),
+            ("model.roi.channels", &["65536"], &["65537", "9223372036854775807"]),
+            ("model.mask_head.channels", &["65536"], &["65537"]),
+            ("model.mask_head.pool", &["256"], &["257"]),
+        ];
+        check::<Config>(start, most);
     }
 
     #[test]
@@ -469,7 +522,7 @@ mod tests {
             ("data.rand_augment.ops", &["0", "100"], &["101"]),
             ("data.erase.area", &["[1e-9,1]"], &["[0,1]", "[1,0.5]", "[0.5,1.1]"]),
             ("data.erase.aspect", &["1e-9", "1"], &["0", "1.1"]),
-            ("data.crop", &["1e-9", "1"], &["0", "1.1"]),
+            ("data.crop", &["0.01", "1"], &["0", "1e-9", "1.1"]),
         ];
         check::<ClassifyConfig>("{}", bounds);
     }

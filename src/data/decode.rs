@@ -18,7 +18,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 use super::ahead::caught;
 
 /// More pixels than this are refused, as Pillow does: a small file can claim any size.
-const MOST_PIXELS: u64 = 178_956_970;
+pub(crate) const MOST_PIXELS: u64 = 178_956_970;
 /// Nor may a decoder take more memory than so many pixels of 16 bits with alpha have, in bytes.
 const MOST_BYTES: u64 = 8 * MOST_PIXELS;
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Segmentation;
 
@@ -18,11 +18,23 @@ pub trait Record: Sized {
     /// Its tensors by name, and all else.
     fn record(&self) -> (Vec<(&'static str, Tensor)>, Value);
 
-    /// The batch that [`Record::record`] gave.
+    /// The batch that [`Record::record`] gave, of objects of so many classes.
     ///
     /// # Errors
-    /// If something is missing or of another kind.
-    fn from_record(tensor: &dyn Fn(&str) -> Result<Tensor>, rest: &Value) -> Result<Self>;
+    /// If something is missing or of another kind, or does not fit the rest.
+    fn from_record(tensor: &dyn Fn(&str) -> Result<Tensor>, rest: &Value, classes: usize) -> Result<Self>;
+}
+
+/// Refuses what is not float32 `[count, 3, H, W]`.
+fn check_images(images: &Tensor, count: usize) -> Result<()> {
+    let fits = matches!(images.size()[..], [n, 3, h, w] if n == count as i64 && h > 0 && w > 0);
+    ensure!(
+        fits && images.kind() == Kind::Float,
+        "`{IMAGES}` must be float32 [{count}, 3, H, W], not {:?} {:?}",
+        images.kind(),
+        images.size()
+    );
+    Ok(())
 }
 
 const IMAGES: &str = "images";
@@ -101,13 +113,19 @@ impl Record for Batch {
         (vec![(IMAGES, self.images.shallow_clone())], json!(images))
     }
 
-    fn from_record(tensor: &dyn Fn(&str) -> Result<Tensor>, rest: &Value) -> Result<Self> {
+    fn from_record(tensor: &dyn Fn(&str) -> Result<Tensor>, rest: &Value, classes: usize) -> Result<Self> {
         let records = Vec::<ImageRecord>::deserialize(rest).context("the images of a batch")?;
         let images = tensor(IMAGES)?;
+        check_images(&images, records.len())?;
         let mut batch = Self { images, sizes: vec![], padded: vec![], targets: vec![], infos: vec![] };
         for ImageRecord { id, file, width, height, size, padded, objects } in records {
             let mut target = Target::default();
             for object in objects {
+                let label = object.label;
+                ensure!(
+                    (0..classes as i64).contains(&label),
+                    "label {label} in {file} is none of the {classes} classes"
+                );
                 target.boxes.push(object.corners);
                 target.labels.push(object.label);
                 target.crowd.push(object.crowd);
@@ -128,20 +146,29 @@ impl Record for ClassBatch {
         (tensors, json!({ "labels": self.labels, "names": self.names }))
     }
 
-    fn from_record(tensor: &dyn Fn(&str) -> Result<Tensor>, rest: &Value) -> Result<Self> {
+    fn from_record(tensor: &dyn Fn(&str) -> Result<Tensor>, rest: &Value, classes: usize) -> Result<Self> {
         #[derive(Deserialize)]
         struct Rest {
             labels: Vec<usize>,
             names: Vec<String>,
         }
         let Rest { labels, names } = Rest::deserialize(rest).context("the images of a batch")?;
-        Ok(Self { images: tensor(IMAGES)?, targets: tensor(TARGETS)?, labels, names })
+        let (images, targets) = (tensor(IMAGES)?, tensor(TARGETS)?);
+        check_images(&images, labels.len())?;
+        ensure!(
+            targets.kind() == Kind::Float && targets.size() == [labels.len() as i64, classes as i64],
+            "`{TARGETS}` must be float32 [{}, {classes}], not {:?} {:?}",
+            labels.len(),
+            targets.kind(),
+            targets.size()
+        );
+        Ok(Self { images, targets, labels, names })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 
@@ -171,9 +198,20 @@ mod tests {
             let found = tensors.iter().find(|(own, _)| *own == name);
             found.map(|(_, tensor)| tensor.shallow_clone()).context("missing")
         };
-        let again = Batch::from_record(&tensor, &serde_json::from_str(&text).unwrap()).unwrap();
+        let again = Batch::from_record(&tensor, &serde_json::from_str(&text).unwrap(), 3).unwrap();
         assert_eq!((&again.sizes, &again.padded, &again.infos), (&batch.sizes, &batch.padded, &batch.infos));
         assert_eq!((again.targets, again.images), (batch.targets, batch.images));
-        assert!(Batch::from_record(&tensor, &json!([{ "id": 1 }])).is_err());
+        assert!(Batch::from_record(&tensor, &json!([{ "id": 1 }]), 3).is_err());
+        // A label that is no class, and images that are none of its images.
+        let error = |rest: &Value, tensor: &dyn Fn(&str) -> Result<Tensor>, classes| {
+            format!("{:#}", Batch::from_record(tensor, rest, classes).unwrap_err())
+        };
+        assert!(error(&rest, &tensor, 2).contains("label 2 in a b.png is none of the 2 classes"));
+        for shape in [&[2, 3, 2, 2][..], &[1, 4, 2, 3], &[24]] {
+            let other = |name: &str| Ok(tensor(name)?.view(shape));
+            assert!(error(&rest, &other, 3).contains("[1, 3, H, W]"), "{shape:?}");
+        }
+        let whole = |name: &str| Ok(tensor(name)?.to_kind(Kind::Int));
+        assert!(error(&rest, &whole, 3).contains("must be float32"));
     }
 }

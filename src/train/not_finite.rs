@@ -144,6 +144,7 @@ impl Reproducer {
         let config = self.file.config::<T::Config>(changes)?.context("the file has no config")?;
         let classes = self.file.classes().cloned().context("the file has no classes")?;
         let train = config.train().clone();
+        let count = classes.len();
         let task = T::without_data(config, classes);
         let store = nn::VarStore::new(device);
         let model = task.build(&store.root())?;
@@ -154,7 +155,7 @@ impl Reproducer {
         let mut batches = Vec::new();
         for (number, rest) in &self.about.batches {
             let tensor = |name: &str| self.file.file().tensor(&format!("{number}.{name}"));
-            let batch = <<T::Source as Source>::Batch as Record>::from_record(&tensor, rest)
+            let batch = <<T::Source as Source>::Batch as Record>::from_record(&tensor, rest, count)
                 .with_context(|| format!("micro batch {number} in {}", self.file.path().display()))?;
             let learned = learn_micro_batch(&task, &model, *number, batch, device)?;
             let parts = learned.losses()?;

@@ -99,7 +99,7 @@ pub(super) fn load(store: &nn::VarStore, file: &WeightFile, options: &LoadOption
         };
         let (name, variable) = &variables[index];
         let mut source = file.tensor(entry)?;
-        check_finite(entry, &source)?;
+        check_numbers(entry, &source)?;
         let rows = rows_before_classes(name);
         if let (OtherClasses::ByName { file, model }, Some(before), true) =
             (&options.other_classes, rows, differ.is_some())
@@ -160,11 +160,17 @@ pub(super) fn load(store: &nn::VarStore, file: &WeightFile, options: &LoadOption
     Ok(report)
 }
 
-/// Refuses a tensor with a number that is not finite.
-fn check_finite(name: &str, tensor: &Tensor) -> Result<()> {
+/// Refuses a tensor whose numbers cannot be weights: of another kind, not finite, or a negative variance.
+fn check_numbers(name: &str, tensor: &Tensor) -> Result<()> {
+    ensure!(tensor.is_floating_point(), "{name} holds {:?} numbers, which are no weights", tensor.kind());
     ensure!(
-        !tensor.is_floating_point() || tensor.isfinite().all().int64_value(&[]) == 1,
+        tensor.isfinite().all().int64_value(&[]) == 1,
         "{name} holds numbers that are not finite: the file is damaged, or its training failed"
+    );
+    let is_variance = name.ends_with(".running_var");
+    ensure!(
+        !is_variance || tensor.lt(0.0).any().int64_value(&[]) == 0,
+        "{name} holds negative variances: the file is damaged"
     );
     Ok(())
 }
@@ -393,6 +399,25 @@ mod tests {
         save(&model(3, f64::NAN), &path, &Metadata::new()).unwrap();
         let text = error(load_into(&model(3, 0.0), &path, &LoadOptions::default()));
         assert!(text.contains("backbone.body.pos_embed holds numbers that are not finite"), "{text}");
+    }
+
+    #[test]
+    fn whole_numbers_and_negative_variances_are_no_weights() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        let store = nn::VarStore::new(Device::Cpu);
+        let _ = nn::batch_norm2d(store.root() / "norm", 2, nn::BatchNormConfig::default());
+        for (values, said) in [
+            (Tensor::from_slice(&[1i32, 2]), "norm.running_var holds Int numbers"),
+            (Tensor::from_slice(&[1f32, -1e-9]), "norm.running_var holds negative variances"),
+        ] {
+            write_tensors(&[("norm.running_var".to_string(), values)], &path, &Metadata::new()).unwrap();
+            let text = error(load_into(&store, &path, &LoadOptions::default()));
+            assert!(text.contains(said), "{text}");
+        }
+        write_tensors(&[("norm.running_var".to_string(), Tensor::from_slice(&[0f32, 1.0]))], &path, &Metadata::new())
+            .unwrap();
+        assert_eq!(load_into(&store, &path, &LoadOptions::default()).unwrap().loaded, ["norm.running_var"]);
     }
 
     /// What `tests/fixtures/weights/make.py` writes, and its model.

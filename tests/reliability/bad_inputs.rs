@@ -146,6 +146,11 @@ impl Files {
             ];
             cases.extend(all.iter().map(|args| case(args, &[name])));
         }
+        // Its central crop would be cut from 224 × 13,440,000 pixels.
+        let wide = self.path("images/wide.png");
+        image::RgbImage::new(60_000, 1).save(&wide).unwrap();
+        let args = ["classify", &wide, "--weights", classifier, "--model", "pvig_ti", "--set", "data.size=224"];
+        cases.push(case(&[&args[..], &small].concat(), &["wide.png", "central crop"]));
         let none = self.path("images/none");
         cases.push(case(&["detect", &none, "--weights", detector, "--out", &out], &["images/none"]));
         cases
@@ -198,13 +203,25 @@ impl Files {
             train("model.anchors.octaves=1000000000000", "model.anchors.octaves"),
             train("model.backbone.image_size=1000000000000", "model.backbone.image_size"),
             train("model.backbone.blocks=[2,2,6,1000000000000]", "model.backbone.blocks"),
+            train("model.anchors.base=1e300", "model.anchors.base"),
+            train("data.std=[1e-45,1,1]", "data.std"),
+            train("train.batch_size=1000000000000", "train.batch_size"),
+            train("model.outputs=9223372036854775807", "model.outputs"),
             train("lr", "key.path=value"),
+            case(&["replay", &self.weights[0], "--threads", "0"], &["--threads"]),
+            case(&["model_stats", "retinanet", "--classes", "9223372036854775807"], &["--classes"]),
+            case(&["dataset", "stats", data, "--octaves", "1000000000"], &["--octaves"]),
+            case(&["dataset", "split", data, "--out", &out, "--fractions", "a=1e308,b=1e308"], &["fractions", "sum"]),
+            case(
+                &["dataset", "split", data, "--out", &out, "--fractions", "a=1,b=1", "--group", "column:no.csv:x"],
+                &["--group", "no.csv", "No such file"],
+            ),
             case(&["train_det", "yolo", "--data", data, "--out", &out], &["`yolo`"]),
             case(&["train_cls", "vgg", "--data", data, "--out", &out], &["`vgg`"]),
             case(&["extract_features", "vgg", "--input", &image, "--out", &out], &["`vgg`"]),
             case(&["model_stats", "vgg"], &["vgg"]),
             case(&["model_stats", "pvig_ti", "--size", "0,224"], &["--size"]),
-            case(&["model_stats", "pvig_ti", "--classes=-1"], &["at least one class"]),
+            case(&["model_stats", "pvig_ti", "--classes=-1"], &["--classes"]),
             case(&["detect", &image, "--weights", &self.weights[0], "--device", "cuda:99"], &["cuda:99"]),
             case(&["shapes", "--side", "8", "--out", &out], &["64 to 8192"]),
             case(&["shapes", "--images", "0", "--out", &out], &["images in each split"]),

@@ -1,11 +1,12 @@
 //! Which part of an image a network sees, resized to a square.
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use fast_image_resize::images::TypedCroppedImage;
 use fast_image_resize::FilterType;
 use image::{imageops, RgbImage};
 use rand::Rng;
 
+use crate::data::decode;
 use crate::data::resize::{convolve, view};
 
 /// How often a random crop is drawn before the central one is taken.
@@ -80,8 +81,15 @@ pub fn center(image: &RgbImage, size: u32, share: f64, filter: Filter) -> Result
     let (w, h) = image.dimensions();
     let short = ((f64::from(size) / share).floor() as u32).max(size);
     // torchvision: the longer side is rounded down.
-    let long = |longer: u32, shorter: u32| (u64::from(short) * u64::from(longer) / u64::from(shorter)) as u32;
-    let resized = if w <= h { (short, long(h, w)) } else { (long(w, h), short) };
+    let long = u64::from(short) * u64::from(w.max(h)) / u64::from(w.min(h).max(1));
+    ensure!(
+        long * u64::from(short) <= decode::MOST_PIXELS,
+        "{w}×{h} pixels would be {short}×{long} before the central crop of data.size, {size}: that is more than the \
+         {} pixels that an image may have",
+        decode::MOST_PIXELS
+    );
+    let long = long as u32;
+    let resized = if w <= h { (short, long) } else { (long, short) };
     let whole = Window { x: 0, y: 0, width: w, height: h };
     let image = crop_resize(image, whole, resized, filter)?;
     let start = |side: u32| (f64::from(side - size) / 2.0).round_ties_even() as u32;

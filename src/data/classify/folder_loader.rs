@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use image::{imageops, RgbImage};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -222,7 +222,7 @@ impl FolderSource {
         let image = if self.options.train {
             self.augment(&image, &mut generator(self.options.seed, epoch, at as u64))?
         } else {
-            central(&image, &self.config)?
+            central(&image, &self.config).with_context(|| self.dataset.name(i))?
         };
         Ok(Some(Loaded { at, image, label: self.dataset.label(i), name: self.dataset.name(i) }))
     }

@@ -53,7 +53,7 @@ impl Record for Batch {
         (vec![("numbers", Tensor::from_slice(&self.0))], Value::Null)
     }
 
-    fn from_record(tensor: &dyn Fn(&str) -> anyhow::Result<Tensor>, _: &Value) -> anyhow::Result<Self> {
+    fn from_record(tensor: &dyn Fn(&str) -> anyhow::Result<Tensor>, _: &Value, _: usize) -> anyhow::Result<Self> {
         Ok(Self(tensor("numbers")?.try_into()?))
     }
 }

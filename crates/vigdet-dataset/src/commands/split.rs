@@ -38,7 +38,12 @@ fn fraction(text: &str) -> Result<(String, f64)> {
     Ok((name.to_owned(), value.parse().with_context(|| format!("`{value}` is not a number"))?))
 }
 
-fn group(text: &str) -> Result<Group> {
+/// [`parse_group`] with all of what went wrong, which the reader of arguments asks of a string alone.
+fn group(text: &str) -> Result<Group, String> {
+    parse_group(text).map_err(|error| format!("{error:#}"))
+}
+
+fn parse_group(text: &str) -> Result<Group> {
     match text.split_once(':') {
         None if text == "folder" => Ok(Group::Folder),
         Some(("prefix", end)) if !end.is_empty() => Ok(Group::Prefix(end.to_owned())),

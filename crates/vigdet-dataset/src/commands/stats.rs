@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, default_value_t = 4.0)]
     base: f64,
     /// `model.anchors.octaves`
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     octaves: u32,
     /// `model.anchors.ratios`
     #[arg(long, num_args = 1.., default_values_t = [0.5, 1.0, 2.0])]

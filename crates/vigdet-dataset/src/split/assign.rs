@@ -17,7 +17,8 @@ use std::collections::{HashMap, HashSet};
 /// Fractions that are not positive, or fewer units than parts.
 pub fn assign(split: &Split, units: &[Vec<usize>], fractions: &[f64], seed: u64) -> Result<Vec<usize>> {
     let sum: f64 = fractions.iter().sum();
-    ensure!(!fractions.is_empty() && fractions.iter().all(|f| f.is_finite() && *f > 0.0), "fractions must be above 0");
+    let sound = !fractions.is_empty() && fractions.iter().all(|f| *f > 0.0) && sum.is_finite();
+    ensure!(sound, "fractions must be above 0, and so small that their sum is a number");
     ensure!(
         units.len() >= fractions.len(),
         "{} groups of images cannot be split into {} parts: choose smaller groups",
