@@ -77,8 +77,17 @@ def detect(vigdet, weights, images, out):
         os.symlink(found[i % len(found)], folder / "images" / f"{i:06}{found[i % len(found)].suffix}")
     command = [vigdet, "detect", str(folder / "images"), "--weights", weights, "--out", str(folder / "drawn"),
                "--device", "cpu"]
-    drawn = folder / "drawn"
-    return watch(command, lambda: sum(1 for _ in os.scandir(drawn)) if drawn.exists() else 0, 2000, IMAGES)
+    drawn, removed = folder / "drawn", 0
+
+    def done():
+        nonlocal removed
+        # They would fill the disk.
+        for picture in drawn.glob("[0-9]*"):
+            picture.unlink()
+            removed += 1
+        return removed
+
+    return watch(command, done, 2000, IMAGES)
 
 
 if __name__ == "__main__":
