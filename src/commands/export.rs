@@ -101,6 +101,7 @@ fn options(args: &Args, own_size: Option<(i64, i64)>) -> Result<ExportOptions> {
 }
 
 fn detector(args: &Args, weights: &Checkpoint) -> Result<Model> {
+    ensure!(args.model.is_none(), "these are a detector's weights, and --model is for a classifier's");
     let predictor = Predictor::new(
         weights,
         &PredictorOptions {

@@ -18,11 +18,16 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 8)]
     images: usize,
     /// Lowest score drawn [default: where F1 over the whole split is largest]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = probability)]
     score: Option<f32>,
     /// Folder of the data, if it is no longer where the run's config says
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| format!("{text:?} is not between 0 and 1"))
 }
 
 /// Runs the program.

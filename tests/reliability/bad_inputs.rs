@@ -226,6 +226,8 @@ impl Files {
             case(&["shapes", "--side", "8", "--out", &out], &["64 to 8192"]),
             case(&["shapes", "--images", "0", "--out", &out], &["images in each split"]),
             case(&["plot_run", &self.path("nowhere")], &["nowhere"]),
+            case(&["plot_run", &self.path("nowhere"), "--score", "nan"], &["--score"]),
+            case(&["export", "--weights", &self.weights[0], "--model", "pvig_ti", "--out", &out], &["--model"]),
             case(&["weights", "get", "no_such_name"], &["no_such_name"]),
             case(&["nonsense"], &["nonsense"]),
         ]);
