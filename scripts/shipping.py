@@ -52,8 +52,9 @@ def programs(folder):
 
 def shipped_crates(machine):
     """The crates whose code is in the programs for a processor: name, version, licence and folder of each."""
-    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform",
-               f"{machine}-unknown-linux-gnu"]
+    # As `make programs` builds them.
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--features", "vigdet/onnx",
+               "--filter-platform", f"{machine}-unknown-linux-gnu"]
     try:
         said = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     except (OSError, subprocess.CalledProcessError) as error:

@@ -344,6 +344,11 @@ pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Says of an image that it is left out, and why.
+pub fn warn_skipped(error: &anyhow::Error) {
+    warn(&format!("skipped: {}", one_line(&format!("{error:#}"))));
+}
+
 /// clap's message as one line: what is wrong and its tip, without the usage.
 fn one_line_usage(text: &str) -> String {
     let text = text.split("\nUsage:").next().unwrap_or(text);

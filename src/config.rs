@@ -38,6 +38,7 @@ mod train;
 mod two_stage;
 
 pub use backbone::{BackboneConfig, GraphConvKind, RelativeKind, Search};
+pub(crate) use bounds::{MOST_CLASSES, MOST_THREADS};
 pub use data::{AffineConfig, CropConfig, DataConfig, OnError, ResizeKind, ScalePer, ShapesConfig, SplitConfig};
 pub use experiment::{Experiment, Task};
 pub use pretraining::{

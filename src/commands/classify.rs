@@ -11,9 +11,9 @@ use tch::{Device, Kind, Tensor};
 use super::detect::images;
 use crate::backbone::Pass;
 use crate::classes::Classes;
-use crate::cli::{check_classifier, check_model, make_folder, one_line, outputs, AmpArgs, ConfigArgs, FetchArgs};
+use crate::cli::{check_classifier, check_model, make_folder, outputs, warn_skipped, AmpArgs, ConfigArgs, FetchArgs};
 use crate::config::{ClassifyConfig, Experiment};
-use crate::console::{say, warn};
+use crate::console::say;
 use crate::data::classify::prepare;
 use crate::data::decode;
 use crate::nn::precision::autocast;
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             Ok(image) => image,
             Err(error) => {
                 if files.len() > 1 {
-                    warn(&format!("skipped: {}", one_line(&format!("{error:#}"))));
+                    warn_skipped(&error);
                 }
                 first_error.get_or_insert(error);
                 continue;

@@ -13,7 +13,7 @@ use vigdet_dataset::Layout;
 
 use super::prelabels;
 use crate::classes::Classes;
-use crate::cli::{change, make_folder, one_line, outputs, AmpArgs, DetectorArgs, FetchArgs};
+use crate::cli::{change, make_folder, outputs, warn_skipped, AmpArgs, DetectorArgs, FetchArgs};
 use crate::config::{DetectorKind, OnError};
 use crate::console::warn;
 use crate::data::decode;
@@ -118,7 +118,7 @@ fn detect(args: &Args) -> Result<()> {
             Ok(image) => image,
             Err(error) if config.data.on_error == OnError::Skip => {
                 if files.len() > 1 {
-                    warn(&format!("skipped: {}", one_line(&format!("{error:#}"))));
+                    warn_skipped(&error);
                 }
                 first_error.get_or_insert(error);
                 continue;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::cli::parse_height_width;
+use crate::config::MOST_CLASSES;
 use crate::console::say;
 use crate::stats::paper::{Figures, Row, TABLES};
 use crate::stats::{Cost, Options};
@@ -21,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "H,W", value_parser = parse_height_width)]
     size: Option<(i64, i64)>,
     /// Number of classes [default: 1000; detectors: 80]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MOST_CLASSES))]
     classes: Option<i64>,
     /// Config of the detector, a file or the name of a built-in one
     #[arg(long, value_name = "FILE")]

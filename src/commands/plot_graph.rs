@@ -9,7 +9,7 @@ use anyhow::{ensure, Context, Result};
 use serde_json::json;
 use vigdet_coco::output::Outputs;
 
-use crate::cli::{make_folder, one_line, outputs, parse_device, parse_size, FetchArgs};
+use crate::cli::{make_folder, outputs, parse_device, parse_size, warn_skipped, FetchArgs};
 use crate::config::SplitConfig;
 use crate::console::{say, warn};
 use crate::data::{decode, DetectionDataset};
@@ -194,7 +194,7 @@ fn statistics(args: &Args, viewer: &GraphViewer, outputs: &Outputs) -> Result<()
         }
     })?;
     for error in &skipped {
-        warn(&format!("skipped: {}", one_line(&format!("{error:#}"))));
+        warn_skipped(error);
     }
     ensure!(images > 0, "none of the {} images could be read", dataset.len());
     let files = report(args, &stats, &args.model, images, outputs)?;

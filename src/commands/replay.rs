@@ -8,7 +8,7 @@ use clap::builder::RangedU64ValueParser;
 use tch::Device;
 
 use crate::cli::parse_device;
-use crate::config::Task;
+use crate::config::{Task, MOST_THREADS};
 use crate::console::say;
 use crate::threads::set_threads;
 use crate::train::classification::Classification;
@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY.PATH=VALUE")]
     set: Vec<String>,
     /// Threads
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST_THREADS as u64))]
     threads: Option<usize>,
 }
 

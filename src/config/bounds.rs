@@ -13,10 +13,12 @@ const MOST_OPS: usize = 100;
 /// Most layers of one kind in a row, and most octaves of anchors: each costs memory before anything runs.
 const MOST_LAYERS: i64 = 1000;
 /// Most threads of one kind.
-const MOST_THREADS: usize = 1024;
+pub(crate) const MOST_THREADS: usize = 1024;
 /// Most channels of a layer: one of 3 × 3 with as many inputs takes 150 GB.
 const MOST_CHANNELS: i64 = 65_536;
-/// Most classes, and most boxes of an image that are kept at one point.
+/// Most classes.
+pub(crate) const MOST_CLASSES: i64 = 1_000_000;
+/// Most boxes of an image that are kept at one point.
 const MOST_BOXES: i64 = 1_000_000;
 /// Most bins along the side of a pooled region.
 const MOST_BINS: i64 = 256;
@@ -60,8 +62,8 @@ impl Config {
         not_negative("model.loss.box_weight", m.loss.box_weight)?;
         self.check_two_stages()?;
         ensure!(
-            m.outputs.is_none_or(|n| (2..=MOST_BOXES).contains(&n)),
-            "model.outputs must be 2 to {MOST_BOXES} (null: one for each class)"
+            m.outputs.is_none_or(|n| (2..=MOST_CLASSES).contains(&n)),
+            "model.outputs must be 2 to {MOST_CLASSES} (null: one for each class)"
         );
         fraction("model.test.nms", m.test.nms)?;
         fraction("model.test.score", m.test.score)?;
@@ -350,6 +352,8 @@ mod tests {
     const ABOVE_0: (&[&str], &[&str]) = (&["1e-9"], &["0"]);
     const FROM_0: (&[&str], &[&str]) = (&["0"], &["-0.1"]);
     const COUNT: (&[&str], &[&str]) = (&["1"], &["0"]);
+    const CHANNELS: (&[&str], &[&str]) = (&["1", "65536"], &["0", "65537", "9223372036854775807"]);
+    const BOXES: (&[&str], &[&str]) = (&["1", "1000000"], &["0", "1000001", "18446744073709551615"]);
 
     fn check_all<C: Experiment>(start: &str, keys: &[&str], (inside, beyond): (&[&str], &[&str])) {
         keys.iter().for_each(|key| check::<C>(start, &[(key, inside, beyond)]));
@@ -416,14 +420,9 @@ mod tests {
         ];
         check_all::<Config>("{}", &from_0, FROM_0);
         check_all::<Config>("{}", &["train.lr"], ABOVE_0);
-        let counts = [
-            "model.fpn.channels",
-            "model.head.channels",
-            "model.match.candidates",
-            "model.test.top_k",
-            "model.test.max_detections",
-        ];
-        check_all::<Config>("{}", &counts, COUNT);
+        check_all::<Config>("{}", &["model.match.candidates"], COUNT);
+        check_all::<Config>("{}", &["model.fpn.channels", "model.head.channels"], CHANNELS);
+        check_all::<Config>("{}", &["model.test.top_k", "model.test.max_detections"], BOXES);
         let long: &[(&str, &[&str], &[&str])] = &[
             ("model.match.negative", &["0", "0.5"], &["-0.1", "0.6"]),
             ("model.head.convs", &["0", "1000"], &["-1", "1001"]),
@@ -431,10 +430,6 @@ mod tests {
             ("model.anchors.strides", &["[1]"], &["[]", "[0]"]),
             ("model.anchors.ratios", &["[1e-3]", "[1000]"], &["[]", "[0]", "[1001]"]),
             ("model.anchors.base", &["1e-3", "1e5"], &["0", "1e-4", "100001"]),
-            ("model.fpn.channels", &["65536"], &["65537"]),
-            ("model.head.channels", &["65536"], &["65537"]),
-            ("model.test.top_k", &["1000000"], &["1000001"]),
-            ("model.test.max_detections", &["1000000"], &["1000001"]),
             ("model.anchors.octaves", &["1", "1000"], &["0", "1001"]),
             ("model.anchors.sizes", &["[1e-3]", "[1e5]"], &["[]", "[0]", "[100001]"]),
             ("model.outputs", &["2", "1000000"], &["1", "1000001", "9223372036854775807"]),
@@ -468,32 +463,14 @@ mod tests {
         check_all::<Config>(start, &["model.rpn.nms", "model.rpn.score", "model.mask_head.threshold"], FRACTION);
         check_all::<Config>(start, &["model.mask_head.weight"], FROM_0);
         check_all::<Config>(start, &["model.roi.canonical_size"], ABOVE_0);
-        let counts = [
-            "model.rpn.train.top_k",
-            "model.rpn.train.keep",
-            "model.rpn.test.top_k",
-            "model.rpn.test.keep",
-            "model.roi.pool",
-            "model.roi.channels",
-            "model.mask_head.channels",
-            "model.mask_head.pool",
-        ];
-        check_all::<Config>(start, &counts, COUNT);
+        let boxes = ["model.rpn.train.top_k", "model.rpn.train.keep", "model.rpn.test.top_k", "model.rpn.test.keep"];
+        check_all::<Config>(start, &boxes, BOXES);
+        check_all::<Config>(start, &["model.roi.channels", "model.mask_head.channels"], CHANNELS);
+        check_all::<Config>(start, &["model.roi.pool", "model.mask_head.pool"], (&["1", "256"], &["0", "257"]));
         check_all::<Config>(start, &["model.rpn.convs", "model.roi.fcs"], (&["1", "1000"], &["0", "1001"]));
         check_all::<Config>(start, &["model.roi.convs", "model.mask_head.convs"], (&["0", "1000"], &["-1", "1001"]));
-        let most: &[(&str, &[&str], &[&str])] = &[
-            ("model.roi.box_weights", &["[1,1,1,1e-9]"], &["[1,1,1,0]"]),
-            ("model.rpn.train.top_k", &["1000000"], &["1000001"]),
-            ("model.rpn.train.keep", &["1000000"], &["1000001"]),
-            ("model.rpn.test.top_k", &["1000000"], &["1000001"]),
-            ("model.rpn.test.keep", &["1000000"], &["1000001", "18446744073709551615"]),
-            ("model.roi.pool", &["256"], &["257", "3037000500"]),
-            ("model.roi.sampling_ratio", &["0", "64"], &["65", "4294967295"]),
-            ("model.roi.channels", &["65536"], &["65537", "9223372036854775807"]),
-            ("model.mask_head.channels", &["65536"], &["65537"]),
-            ("model.mask_head.pool", &["256"], &["257"]),
-        ];
-        check::<Config>(start, most);
+        check_all::<Config>(start, &["model.roi.sampling_ratio"], (&["0", "64"], &["65"]));
+        check::<Config>(start, &[("model.roi.box_weights", &["[1,1,1,1e-9]"], &["[1,1,1,0]"])]);
     }
 
     #[test]

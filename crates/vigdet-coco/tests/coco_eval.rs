@@ -210,8 +210,8 @@ fn wrong_files_give_one_line() {
     assert!(message.contains("annotation 2, segmentation: to draw it the width and the height"), "{message}");
     folder.write("gt.json", &truth().to_string());
     for (flags, expected) in [
-        (["--iou", "0.5,NaN"], "is not between 0 and 1"),
-        (["--iou", "2"], "is not between 0 and 1"),
+        (["--iou", "0.5,NaN"], "thresholds must be between 0 and 1"),
+        (["--iou", "2"], "thresholds must be between 0 and 1"),
         (["--area", "small:5:3"], "the area range small goes from 5 to 3"),
         (["--area", "small:NaN:3"], "\"NaN\" is not a number"),
         (["--area", "small:5"], "not NAME:MIN:MAX"),

@@ -61,7 +61,7 @@ struct Arguments {
     #[arg(long, value_name = "X", default_value_t = 0.3, value_parser = number)]
     confusion_score: f64,
     /// IoU thresholds, separated by commas [default: 0.50 to 0.95 in steps of 0.05].
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = overlap)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
     iou: Option<Vec<f64>>,
     /// Numbers of detections in an image and category that count, separated by commas.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10,100")]
@@ -84,11 +84,6 @@ fn area_range(text: &str) -> Result<AreaRange, String> {
 fn number(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|number| !number.is_nan());
     number.ok_or_else(|| format!("{text:?} is not a number"))
-}
-
-fn overlap(text: &str) -> Result<f64, String> {
-    let number = text.parse::<f64>().ok().filter(|number| (0.0..=1.0).contains(number));
-    number.ok_or_else(|| format!("{text:?} is not between 0 and 1"))
 }
 
 fn main() -> ExitCode {

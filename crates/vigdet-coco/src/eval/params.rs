@@ -70,13 +70,13 @@ impl Params {
     /// The parameters as they are used: numbers of detections and ids sorted, as pycocotools sorts them.
     ///
     /// # Errors
-    /// A list is empty, a number is not one, an area range ends before it begins, or there are more than 64 IoU
-    /// thresholds.
+    /// A list is empty, a threshold is not between 0 and 1, an area range ends before it begins, or there are more than
+    /// 64 IoU thresholds.
     pub(crate) fn checked(&self) -> Result<Params> {
         let wrong = |message: &str| Err(Error::Data(message.to_owned()));
-        let numbers = self.iou_thresholds.iter().chain(&self.recall_thresholds);
-        if numbers.clone().any(|value| !value.is_finite()) {
-            return wrong("IoU and recall thresholds must be numbers");
+        let mut thresholds = self.iou_thresholds.iter().chain(&self.recall_thresholds);
+        if thresholds.any(|value| !(0.0..=1.0).contains(value)) {
+            return wrong("IoU and recall thresholds must be between 0 and 1");
         }
         if self.iou_thresholds.is_empty() || self.iou_thresholds.len() > MAX_THRESHOLDS {
             return wrong("there must be 1 to 64 IoU thresholds");
