@@ -123,13 +123,23 @@ fn a_resumed_run_knows_its_classes_by_name() {
     let whole = ["--max-iters", "4", "--epochs", "8"];
     succeed("train_det", &strs(&scene.train("whole", &whole)));
     succeed("train_det", &strs(&scene.train("run", &["--max-iters", "2", "--epochs", "8"])));
+    let other_data = "the training split is not the one that this run began with";
+    let warned = |more: &[&str]| {
+        let output = run("train_det", &strs(&resume(&scene, "run", more)));
+        assert!(output.status.success(), "{output:?}");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let (_, warning) = warned(&["--max-iters", "2"]);
+    assert!(!warning.contains(other_data), "{warning}");
     for split in ["train", "val"] {
         edit(&scene, split, exchange_ids);
     }
     // A cosine spans all steps: the first two would differ.
     let steady = ["--max-iters", "4"];
-    let printed = succeed("train_det", &strs(&resume(&scene, "run", &steady)));
+    let (printed, warning) = warned(&steady);
     assert!(printed.contains("classes are matched by name"), "{printed}");
+    assert!(warning.contains(other_data), "{warning}");
     let classes = |run: &str| {
         let weights = scene.path(run).join("checkpoints/last.safetensors");
         vigdet::weights::Checkpoint::open(&weights).unwrap().classes().unwrap().names()

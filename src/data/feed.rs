@@ -1,11 +1,12 @@
 //! Batches of a data set, made by worker threads ahead of whoever consumes them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{bail, Result};
+use sha2::{Digest, Sha256};
 
 use super::ahead::{batches_ahead, caught, pool, Ahead};
 use super::order::{Order, Slot};
@@ -175,6 +176,17 @@ impl<S: Source> Feed<S> {
     /// What makes the batches.
     pub fn source(&self) -> &S {
         &self.source
+    }
+
+    /// SHA-256 of which images there are and what they are of; their pixels are not read.
+    ///
+    /// # Errors
+    /// If the source cannot be written down.
+    pub fn digest(&self) -> Result<String> {
+        // JSON comes in pieces of a few bytes.
+        let mut digest = BufWriter::new(Sha256::new());
+        self.source.describe(&mut digest)?;
+        Ok(format!("{:x}", digest.into_inner()?.finalize()))
     }
 
     /// Batches of one epoch, the last ones perhaps smaller. (In evaluation, unreadable images may leave fewer.)

@@ -5,14 +5,12 @@
 //! move, as with replicas, by the mean of the ranks' moves, so that all ranks always hold the same network.
 
 use anyhow::{bail, ensure, Result};
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::ema::Ema;
 use super::optimizer::Optimizer;
 use super::resume::difference;
 use crate::config::Experiment;
-use crate::data::{Feed, Source};
 use crate::nn::memory::for_each_pair;
 use crate::ranks::Ranks;
 
@@ -218,23 +216,21 @@ fn joined(tensors: &[Tensor], device: Device) -> Tensor {
     }
 }
 
-/// Refuses a rank whose config or data is another than the first one's.
+/// Refuses a rank whose config or data is another than the first one's. `data` is [`crate::data::Feed::digest`].
 ///
 /// # Errors
 /// Names what differs.
-pub fn check_same<C: Experiment>(ranks: &Ranks, config: &C, feed: &Feed<impl Source>) -> Result<()> {
+pub fn check_same<C: Experiment>(ranks: &Ranks, config: &C, data: &str) -> Result<()> {
     if ranks.size() == 1 {
         return Ok(());
     }
-    let mut digest = Sha256::new();
-    feed.source().describe(&mut digest)?;
-    let own = (config.to_value()?, format!("{:x}", digest.finalize()));
-    let (first, data) = ranks.of_first(|| Ok(own.clone()))?;
+    let own = (config.to_value()?, data.to_string());
+    let (first, data_of_first) = ranks.of_first(|| Ok(own.clone()))?;
     if let Some((key, first, own)) = difference("", &OF_MACHINES, &first, &own.0) {
         bail!("its config is not rank 0's: {key} is {own}, not {first}");
     }
     ensure!(
-        data == own.1,
+        data_of_first == data,
         "its training data is not rank 0's: other images, or other labels, in {}",
         own.0.pointer("/data/root").map(ToString::to_string).unwrap_or_default()
     );

@@ -43,6 +43,9 @@ pub struct Progress {
     /// Steps that were skipped just now, in a row (`train.on_nan`).
     #[serde(default)]
     pub skipped: usize,
+    /// What the training data was: [`crate::data::Feed::digest`].
+    #[serde(default)]
+    pub data: Option<String>,
     /// Seconds spent in all, evaluations included.
     pub seconds: f64,
 }

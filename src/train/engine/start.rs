@@ -9,7 +9,7 @@ use tch::Device;
 
 use super::{Engine, Out, TrainOptions};
 use crate::config::{Experiment, TrainConfig};
-use crate::console::say;
+use crate::console::{say, warn};
 use crate::nn::precision;
 use crate::ranks::Ranks;
 use crate::runs::{check_space, unix_time, RunDir};
@@ -48,7 +48,8 @@ impl<T: Task> Engine<T> {
         };
         let known = ranks.of_first(|| Ok(known))?;
         let (task, mut feed) = ranks.one_before_the_others(|| T::open(config, known.as_ref()))?;
-        check_same(&ranks, task.config(), &feed)?;
+        let data = feed.digest()?;
+        check_same(&ranks, task.config(), &data)?;
 
         // Nothing after this draws from libtorch's generator but for weights that others take the place of.
         let (store, model) = initial(t.seed, options.device, |path| task.build(path))?;
@@ -63,7 +64,9 @@ impl<T: Task> Engine<T> {
             progress = progress_of(saved)?;
             let mut state = State { variables: &variables, optimizer: &mut optimizer, ema: ema.as_mut() };
             state.load(saved, &progress)?;
+            warn_of_other_data(progress.data.as_deref(), &data);
         }
+        progress.data = Some(data);
         let progress = ranks.of_first(|| Ok(progress))?;
         ema.iter_mut().for_each(|ema| ema.resume(progress.ema_updates));
         let parallel = DataParallel::start(ranks, &variables, &mut optimizer, ema.as_ref())?;
@@ -179,6 +182,16 @@ impl<T: Task> Engine<T> {
         });
         start.as_object_mut().into_iter().for_each(|start| start.extend(machine::record(self.device)));
         start
+    }
+}
+
+/// `before`: the digest of the data that a run began with; states of older versions have none.
+fn warn_of_other_data(before: Option<&str>, now: &str) {
+    if before.is_some_and(|before| before != now) {
+        warn(
+            "the training split is not the one that this run began with: other images, or other labels. The run goes \
+             on with what is there now, and may end with other weights than without the stop",
+        );
     }
 }
 
