@@ -31,7 +31,6 @@ PARTS = {
     'sizes at random': ['data.scale=[1,1]'],
     'affine turns': ['affine.probability=0'],
     'hue': ['data.hue=0'],
-    'colours': ['data.color=0'],
     'averaged weights': ['train.ema=null'],
 }
 
