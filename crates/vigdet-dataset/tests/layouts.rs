@@ -167,12 +167,15 @@ fn a_folder_without_a_known_layout_says_what_was_looked_for() {
 }
 
 #[test]
-fn a_yolo_split_that_is_the_whole_disk_is_not_walked() {
+fn a_yolo_split_that_is_above_its_data_set_is_not_walked() {
     let folder = tempfile::tempdir().unwrap();
-    for train in ["/".to_string(), "../".repeat(30)] {
-        std::fs::write(folder.path().join("data.yaml"), format!("train: {train}\nnames: [nut]\n")).unwrap();
-        let error = format!("{:#}", Import::open(folder.path()).unwrap_err());
-        assert!(error.contains("is the whole disk"), "{error}");
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::copy(fixture("labelme").join("a.png"), folder.path().join("a.png")).unwrap();
+    for train in ["/".to_string(), "../".repeat(30), "..".to_string(), "../data/../.".to_string()] {
+        std::fs::write(data.join("data.yaml"), format!("train: {train}\nnames: [nut]\n")).unwrap();
+        let error = format!("{:#}", Import::open(&data).unwrap_err());
+        assert!(error.contains("a folder with much else in it"), "{error}");
     }
 }
 

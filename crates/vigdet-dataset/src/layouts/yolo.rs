@@ -101,8 +101,11 @@ pub(super) fn read(path: &Path) -> Result<Vec<Split>> {
         let mut draft = Draft::new(name, &base);
         for place in places.iter().filter(|place| !place.trim().is_empty()) {
             match resolve(&root, &base, place) {
-                Some(found) if found.canonicalize().is_ok_and(|found| found.parent().is_none()) => {
-                    draft.note(format!("`{name}: {place}` is the whole disk"));
+                Some(found) if is_above(&found, &root) => {
+                    draft.note(format!(
+                        "`{name}: {place}` is {}, a folder with much else in it: name the images' own",
+                        found.display()
+                    ));
                 }
                 Some(found) if found.is_dir() => images.extend(below(&found)),
                 Some(found) => images.extend(listed(&found)?),
@@ -166,6 +169,12 @@ fn resolve(root: &Path, base: &Path, place: &str) -> Option<PathBuf> {
     let inside = place.strip_prefix("..").ok().map(Path::to_path_buf);
     let candidates = [Some(base.join(&place)), Some(root.join(&place)), inside.map(|inside| base.join(inside))];
     candidates.into_iter().flatten().map(|path| tidied(&path)).find(|path| path.exists())
+}
+
+/// Whether a folder is above that of the data set, and so perhaps the whole disk: looking through it takes long.
+fn is_above(folder: &Path, root: &Path) -> bool {
+    let (Ok(folder), Ok(root)) = (folder.canonicalize(), root.canonicalize()) else { return false };
+    folder.parent().is_none() || (folder != root && root.starts_with(&folder))
 }
 
 /// The images that a list file names, relative to itself.
