@@ -167,6 +167,20 @@ fn a_folder_without_a_known_layout_says_what_was_looked_for() {
 }
 
 #[test]
+fn yolo_classes_that_are_hardly_meant_are_refused_before_their_names_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |classes: &str| {
+        std::fs::write(folder.path().join("data.yaml"), format!("train: .\n{classes}\n")).unwrap();
+        format!("{:#}", Import::open(folder.path()).unwrap_err())
+    };
+    for classes in ["names: {406060: nut}", "names: {18446744073709551615: nut}", "nc: 99999999999999"] {
+        let error = read(classes);
+        assert!(error.contains("65536 are the most"), "{classes}: {error}");
+    }
+    assert!(!read("nc: 65536").contains("are the most"));
+}
+
+#[test]
 fn a_yolo_split_that_is_above_its_data_set_is_not_walked() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");

@@ -17,6 +17,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use vigdet_coco::types::{Annotation, Image, Segmentation};
 
+/// Three times those of the largest set, ImageNet-21k. One key that is too large would give a million names.
+const MOST_CLASSES: usize = 65_536;
+
 /// What `data.yaml` says. Other keys are passed over.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -147,15 +150,18 @@ fn split_folders(images: &Path) -> Vec<(String, PathBuf)> {
 }
 
 fn class_names(yaml: &Yaml) -> Result<Names> {
-    let names: Vec<String> = match &yaml.names {
-        Some(ClassNames::List(names)) => names.clone(),
-        Some(ClassNames::Map(names)) => {
-            let count = names.keys().max().map_or(0, |&last| last + 1);
-            ensure!(count <= 1_000_000, "`names` has a class {}, which is hardly meant", count - 1);
-            (0..count).map(|class| names.get(&class).cloned().unwrap_or_else(|| class.to_string())).collect()
-        }
-        None => (0..yaml.nc.context("there is neither `names` nor `nc`")?).map(|class| class.to_string()).collect(),
+    let count = match (&yaml.names, yaml.nc) {
+        (Some(ClassNames::List(names)), _) => names.len(),
+        (Some(ClassNames::Map(names)), _) => names.keys().max().map_or(0, |last| last.saturating_add(1)),
+        (None, nc) => nc.context("there is neither `names` nor `nc`")?,
     };
+    ensure!(count <= MOST_CLASSES, "`names` or `nc` says that there are {count} classes: {MOST_CLASSES} are the most");
+    let name = |class: usize| match &yaml.names {
+        Some(ClassNames::List(names)) => names.get(class).cloned(),
+        Some(ClassNames::Map(names)) => names.get(&class).cloned(),
+        None => None,
+    };
+    let names: Vec<String> = (0..count).map(|class| name(class).unwrap_or_else(|| class.to_string())).collect();
     let mut distinct = names.clone();
     distinct.sort();
     distinct.dedup();
