@@ -27,7 +27,7 @@ enum Ready {
     /// The files are of the last finished step already.
     Saved,
     /// The last finished step.
-    State(Snapshot),
+    State(Box<Snapshot>),
 }
 
 /// Holds the state of the last finished step ready.
@@ -58,7 +58,7 @@ impl Standby {
 
     /// A step is finished.
     pub fn offer(&self, snapshot: Snapshot) {
-        self.lock().0 = Ready::State(snapshot);
+        self.lock().0 = Ready::State(Box::new(snapshot));
     }
 
     /// The last finished step is in the files, which took so long.
