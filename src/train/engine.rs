@@ -15,7 +15,7 @@ pub(super) use self::step::learn_micro_batch;
 use self::step::Accumulated;
 use super::data_parallel::{all_remarks, DataParallel};
 use super::ema::Ema;
-use super::logger::Logger;
+use super::logger::{Left, Logger};
 use super::notices;
 use super::optimizer::Optimizer;
 use super::replicas::Replicas;
@@ -241,7 +241,7 @@ impl<T: Task> Engine<T> {
                     ranks_wait: ranks_waited.as_secs_f64(),
                 });
                 waited = now_waited;
-                let left = self.evaluations_left();
+                let left = self.left();
                 match step {
                     Ok(step) => self.log.step(step, left)?,
                     Err(reason) => self.log.skipped(Skipped { iter, epoch, reason, seconds })?,
@@ -274,8 +274,7 @@ impl<T: Task> Engine<T> {
 
     /// Whether strong augmentation is on in the present epoch.
     fn is_strong(&self) -> bool {
-        let steps = self.feed.batches_per_epoch().div_ceil(self.micro_steps) as u64;
-        is_strong(self.progress.epoch as u64 * steps, self.total, self.task.strong_until())
+        is_strong(self.progress.epoch as u64 * self.steps_per_epoch(), self.total, self.task.strong_until())
     }
 
     /// Decides the length of a run that is limited in time, once enough of its steps have been timed. With a warm-up
@@ -290,7 +289,8 @@ impl<T: Task> Engine<T> {
         self.schedule.set_total(total as usize);
         self.total = total;
         self.progress.planned = Some(total);
-        self.log.set_total(total);
+        let epochs = self.epochs();
+        self.log.set_length(total, epochs);
         let minutes = self.task.config().train().max_minutes.unwrap_or_default();
         let again = match T::Config::TASK {
             config::Task::Detection => format!(": --max-iters {total} does the same again"),
@@ -318,12 +318,22 @@ impl<T: Task> Engine<T> {
         self.replicas.as_ref().map_or(1, Replicas::count)
     }
 
-    fn evaluations_left(&self) -> usize {
-        let t = self.task.config().train();
-        match self.stretched(t.eval_every) {
+    /// What is left of the run, as far as it is known.
+    fn left(&self) -> Left {
+        let evaluations = match self.stretched(self.task.config().train().eval_every) {
             0 => 0,
-            every => self.stretched(t.epochs).saturating_sub(self.progress.epoch).div_ceil(every),
-        }
+            every => self.epochs().div_ceil(every).saturating_sub(self.progress.epoch / every),
+        };
+        Left { evaluations, seconds: self.limit.as_ref().map(|limit| limit.left(self.progress.seconds)) }
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.feed.batches_per_epoch().div_ceil(self.micro_steps) as u64
+    }
+
+    /// Epochs of the run, the last of which may be cut short.
+    fn epochs(&self) -> usize {
+        self.total.div_ceil(self.steps_per_epoch().max(1)) as usize
     }
 
     /// Epochs of the config in this run.
@@ -383,7 +393,7 @@ impl<T: Task> Engine<T> {
         self.log.warn("val", &scored.warnings);
         self.log.say(&format!(
             "epoch {epoch}/{}: {}{}; {:.0} s of training, {seconds:.0} s of evaluation",
-            self.stretched(self.task.config().train().epochs),
+            self.epochs(),
             scored.summary,
             if best { ", the best so far" } else { "" },
             trained.as_secs_f64()

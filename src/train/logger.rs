@@ -38,6 +38,15 @@ pub struct Logger {
     notices: Notices,
 }
 
+/// What is left of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Left {
+    /// Evaluations that are still to come.
+    pub evaluations: usize,
+    /// Seconds of training, in a run that is limited in time and does not know its steps yet.
+    pub seconds: Option<f64>,
+}
+
 impl Logger {
     /// For a run of `total` steps in `epochs` epochs that has done `iter` steps.
     pub fn new(run: &RunDir, iter: u64, total: u64, epochs: usize) -> Result<Self> {
@@ -80,13 +89,13 @@ impl Logger {
     }
 
     /// The run has another length than it was thought to have.
-    pub fn set_total(&mut self, total: u64) {
-        self.total = total;
+    pub fn set_length(&mut self, total: u64, epochs: usize) {
+        (self.total, self.epochs) = (total, epochs);
         self.bar.set_length(total);
     }
 
-    /// A step was done; after it, `evaluations` evaluations are left in the run.
-    pub fn step(&mut self, step: Step, evaluations: usize) -> Result<()> {
+    /// A step was done, after which so much of the run is left.
+    pub fn step(&mut self, step: Step, rest: Left) -> Result<()> {
         if self.files.is_none() {
             return Ok(());
         }
@@ -108,7 +117,8 @@ impl Logger {
             self.timed.2 += step.data_wait;
         }
         let each = self.timed.1 / (self.timed.0 - 1).max(1) as f64;
-        let left = each * self.total.saturating_sub(step.iter) as f64 + self.evaluation * evaluations as f64;
+        let training = rest.seconds.unwrap_or(each * self.total.saturating_sub(step.iter) as f64);
+        let left = training + self.evaluation * rest.evaluations as f64;
         let left = HumanDuration(Duration::from_secs_f64(left.max(0.0)));
         let waiting = 100.0 * self.timed.2 / self.timed.1.max(1e-9);
         let parts: Vec<String> = step.parts.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
@@ -120,7 +130,7 @@ impl Logger {
         );
         self.bar.set_position(step.iter);
         self.bar.set_prefix(format!("epoch {}/{}", step.epoch, self.epochs));
-        if self.timed.0 == STEPS_TO_GUESS {
+        if self.timed.0 == STEPS_TO_GUESS && rest.seconds.is_none() {
             self.say(&format!(
                 "{each:.2} s a step: about {left} for the {} steps to go, evaluations not counted",
                 self.total - step.iter

@@ -22,6 +22,11 @@ impl TimeLimit {
         Self { seconds: 60.0 * minutes, steps: Vec::with_capacity(WATCHED) }
     }
 
+    /// Seconds that are left after those of the whole run so far.
+    pub fn left(&self, so_far: f64) -> f64 {
+        (self.seconds - so_far).max(0.0)
+    }
+
     /// Takes note of a step's seconds, and of those of the whole run so far. Once enough steps have been seen: how
     /// many more fit, by the clock of the first of all ranks.
     ///
@@ -34,7 +39,7 @@ impl TimeLimit {
         }
         let usual = &self.steps[WARM_UP..];
         let each = usual.iter().sum::<f64>() / usual.len() as f64;
-        let more = ((self.seconds - so_far) / each.max(1e-9)).max(0.0) as u64;
+        let more = (self.left(so_far) / each.max(1e-9)) as u64;
         ranks.of_first(|| Ok(Some(more)))
     }
 }

@@ -144,11 +144,11 @@ impl<T: Task> Engine<T> {
         if self.parallel.ranks().is_first() {
             self.run.describe(&self.task.config().to_json()?, self.record(command), resuming)?;
             self.run.rewind_log(iter, evaluated != Some(iter))?;
-            self.log = Logger::new(&self.run, iter, self.total, self.stretched(t.epochs))?;
+            self.log = Logger::new(&self.run, iter, self.total, self.epochs())?;
         }
         let (at_once, ranks) = (self.at_once(), self.parallel.ranks().size());
         say(&format!(
-            "{}, {:.1} M trained parameters, on {} with {} threads{}{} in {}: {} steps of {} images into {}",
+            "{}, {:.1} M trained parameters, on {} with {} threads{}{} in {}: {}{} steps of {} images into {}",
             self.task.name(),
             self.optimizer.parameters() as f64 / 1e6,
             machine::device_name(self.device),
@@ -156,6 +156,7 @@ impl<T: Task> Engine<T> {
             if at_once > 1 { format!(" and {at_once} replicas") } else { String::new() },
             if ranks > 1 { format!(" in each of {ranks} processes") } else { String::new() },
             precision::name(t.amp, self.device),
+            if self.limit.is_some() { "at most " } else { "" },
             self.total,
             t.batch_size,
             self.run.path().display()

@@ -170,6 +170,10 @@ impl Task for Sum {
 /// Trains with plain gradient descent, two images a step, one a micro batch.
 fn train(out: &Path, changes: &[&str], resume: bool) -> anyhow::Result<RunDir> {
     SEEN.take();
+    Ok(start(out, changes, resume)?.run()?.run)
+}
+
+fn start(out: &Path, changes: &[&str], resume: bool) -> anyhow::Result<Engine<Sum>> {
     let threads = format!("train.threads={}", cores());
     let plain = [
         "optimizer=sgd",
@@ -185,8 +189,7 @@ fn train(out: &Path, changes: &[&str], resume: bool) -> anyhow::Result<RunDir> {
     ];
     let changes: Vec<String> = plain.iter().chain(changes).map(|change| change.to_string()).collect();
     let options = TrainOptions { resume, ..TrainOptions::new(Out::Named(out.to_path_buf())) };
-    let outcome = Engine::<Sum>::start(Config::from_json_with("{}", &changes)?, options)?.run()?;
-    Ok(outcome.run)
+    Engine::start(Config::from_json_with("{}", &changes)?, options)
 }
 
 fn value(path: &Path, name: &str) -> f64 {
@@ -249,6 +252,21 @@ fn evaluations_come_every_so_many_epochs_and_at_the_end_and_the_highest_is_the_b
     let metrics: Value = serde_json::from_slice(&std::fs::read(run.metrics()).unwrap()).unwrap();
     assert_eq!((metrics["epoch"].as_u64(), metrics["iter"].as_u64()), (Some(4), Some(12)));
     assert_eq!([run.best(), run.last()].map(|path| value(&path, WEIGHT)), [40.0, 50.0]);
+}
+
+#[test]
+fn evaluations_that_are_left_are_those_that_come() {
+    for (length, epochs) in [(["max_iters=null", "min_iters=60"], 20), (["max_iters=7", "min_iters=null"], 3)] {
+        for every in 0..5 {
+            let folder = tempfile::tempdir().unwrap();
+            let every = format!("eval_every={every}");
+            let engine = start(folder.path(), &["train.epochs=10", &every, length[0], length[1]], false).unwrap();
+            assert_eq!(engine.epochs(), epochs);
+            let left = engine.left().evaluations;
+            let run = engine.run().unwrap().run;
+            assert_eq!(left, logged(&run, "bbox", "epoch").len(), "{every} {length:?}");
+        }
+    }
 }
 
 #[test]
