@@ -17,7 +17,7 @@ pub(crate) const MOST_THREADS: usize = 1024;
 /// Most channels of a layer: one of 3 × 3 with as many inputs takes 150 GB.
 const MOST_CHANNELS: i64 = 65_536;
 /// Most classes.
-pub(crate) const MOST_CLASSES: i64 = 1_000_000;
+pub(crate) const MOST_CLASSES: i64 = vigdet_dataset::MOST_CLASSES as i64;
 /// Most boxes of an image that are kept at one point.
 const MOST_BOXES: i64 = 1_000_000;
 /// Most bins along the side of a pooled region.
@@ -432,7 +432,7 @@ mod tests {
             ("model.anchors.base", &["1e-3", "1e5"], &["0", "1e-4", "100001"]),
             ("model.anchors.octaves", &["1", "1000"], &["0", "1001"]),
             ("model.anchors.sizes", &["[1e-3]", "[1e5]"], &["[]", "[0]", "[100001]"]),
-            ("model.outputs", &["2", "1000000"], &["1", "1000001", "9223372036854775807"]),
+            ("model.outputs", &["2", "65536"], &["1", "65537", "9223372036854775807"]),
             ("data.size", &["[1,1]", "[1,32768]"], &["[0,1]", "[2,1]", "[1,32769]"]),
             ("data.test_size", &["[1,1]", "[1,32768]"], &["[0,1]", "[2,1]", "[1,32769]"]),
             ("data.pad", &["1", "32768"], &["0", "32769"]),

@@ -34,7 +34,7 @@ mod table;
 mod types;
 
 pub use layouts::Layout;
-pub use types::{Fault, Import, Split};
+pub use types::{Fault, Import, Split, MOST_CLASSES};
 
 /// Keeps the README's example compiling.
 #[cfg(doctest)]

@@ -5,6 +5,10 @@ use anyhow::{bail, ensure, Context, Result};
 use std::path::{Path, PathBuf};
 use vigdet_coco::types::{Category, Dataset};
 
+/// Most classes of a set: three times those of the largest one, ImageNet-21k. One key that is too large would give a
+/// million names.
+pub const MOST_CLASSES: usize = 65_536;
+
 /// A folder of labelled images, read.
 #[derive(Clone, Debug)]
 pub struct Import {

@@ -8,7 +8,7 @@ use super::place::{ensure_own_stems, number, with_objects, Order, Writer};
 use super::trace;
 use super::yolo_row::{self, Row};
 use crate::images::{below, headers, in_common_folder, is_image, path_of, tidied};
-use crate::types::{split_name, Import, Split};
+use crate::types::{split_name, Import, Split, MOST_CLASSES};
 use anyhow::{bail, ensure, Context, Result};
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -16,9 +16,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use vigdet_coco::types::{Annotation, Image, Segmentation};
-
-/// Three times those of the largest set, ImageNet-21k. One key that is too large would give a million names.
-const MOST_CLASSES: usize = 65_536;
 
 /// What `data.yaml` says. Other keys are passed over.
 #[derive(Debug, Default, Deserialize)]
