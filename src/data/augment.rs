@@ -3,8 +3,8 @@
 use image::imageops;
 use rand::Rng;
 
+use super::affine_map::Geometry;
 use super::color;
-use super::mask::Geometry;
 use super::sample::{Sample, Target};
 use crate::config::{CropConfig, DataConfig};
 

@@ -147,7 +147,7 @@ impl fmt::Display for ImageFolder {
             false => write!(f, " of {least} to {most} images")?,
         }
         if self.over_limit > 0 {
-            write!(f, "; {} images are left out by data's `limit`", self.over_limit)?;
+            write!(f, "; images left out by data's `limit`: {}", self.over_limit)?;
         }
         Ok(())
     }
@@ -283,7 +283,7 @@ mod tests {
     fn a_limit_counts_for_each_class() {
         let found = open(&["a/1.jpg", "a/2.jpg", "a/3.jpg", "b/1.jpg"], Some(2)).unwrap();
         assert_eq!(found.counts(), [2, 1]);
-        assert!(found.to_string().contains("1 images are left out"), "{found}");
+        assert!(found.to_string().contains("images left out by data's `limit`: 1"), "{found}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! makes one of images in memory; [`shapes`] draws data where there is none. [`ImageFolder`] and [`classify`] are the
 //! same for images of classes.
 
+pub mod affine_map;
 mod ahead;
 pub mod augment;
 mod batch;
@@ -25,13 +26,14 @@ mod sample;
 pub mod scale_jitter;
 pub mod shapes;
 
+pub use affine_map::Geometry;
 pub(crate) use ahead::message as panic_message;
 pub use batch::{fitting, prepare};
 pub use detection_dataset::{DataFolder, DetectionDataset};
 pub use feed::{Epoch, Feed, Source};
 pub use image_folder::ImageFolder;
 pub use loader::{DetectionSource, Loader, LoaderOptions};
-pub use mask::{Geometry, Mask};
+pub use mask::Mask;
 pub use record::Record;
 pub use report::OpenReport;
 pub use sample::{Batch, ImageInfo, Sample, Target};

@@ -5,8 +5,8 @@ use anyhow::Result;
 use image::imageops;
 use rand::Rng;
 
+use super::affine_map::Geometry;
 use super::augment::{cut, draw_scale, scale_objects};
-use super::mask::Geometry;
 use super::resize::antialias;
 use super::sample::{Sample, Target};
 

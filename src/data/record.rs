@@ -9,8 +9,9 @@ use tch::{Kind, Tensor};
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Segmentation;
 
+use super::affine_map::Geometry;
 use super::classify::ClassBatch;
-use super::mask::{Geometry, Mask};
+use super::mask::Mask;
 use super::sample::{Batch, ImageInfo, Target};
 
 /// A batch that can be written and read.

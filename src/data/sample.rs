@@ -4,7 +4,8 @@ use anyhow::Result;
 use image::RgbImage;
 use tch::Tensor;
 
-use super::mask::{Geometry, Mask};
+use super::affine_map::Geometry;
+use super::mask::Mask;
 use crate::config::Padding;
 use crate::nn::padding::Extents;
 

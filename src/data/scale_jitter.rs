@@ -5,10 +5,10 @@ use anyhow::Result;
 use image::{imageops, Rgb, RgbImage};
 use rand::Rng;
 
+use super::affine_map::{corners_of, Geometry};
 use super::augment::{cut, draw_scale, TRIES};
 use super::classify::affine::transform_to;
 use super::classify::crop::Filter;
-use super::mask::{corners_of, Geometry};
 use super::resize::antialias;
 use super::sample::{Sample, Target};
 use crate::config::AffineConfig;
