@@ -28,6 +28,7 @@ PARTS = {
     'GIoU loss': ['loss.box=l1', 'loss.box_weight=1'],
     'fitted anchors': ['anchors.auto=false'],
     'masked padding': ['model.padding=published'],
+    'sizes at random': ['data.scale=[1,1]'],
     'affine turns': ['affine.probability=0'],
     'hue': ['data.hue=0'],
     'averaged weights': ['train.ema=null'],

@@ -33,6 +33,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 ROOT = pathlib.Path(__file__).parents[2]
+# IoU above, and scores within: as good as the same, close, and the same object.
+MATCHED = [(0.9, 0.01), (0.8, 0.05), (0.5, 0.1)]
 
 
 def sized(folder, count, short, size, out):
@@ -151,7 +153,8 @@ def box_iou(a, b):
 
 
 def compare(what, wanted, found, ids):
-    total = same = more = near = 0
+    total = same = more = 0
+    near = dict.fromkeys(MATCHED, 0)
     worst, masks = [0.0, 0.0], []
     for entry, ours in zip(wanted, found, strict=True):
         free = [True] * len(ours['scores'])
@@ -160,9 +163,9 @@ def compare(what, wanted, found, ids):
         for d in entry['detections']:
             x, y, w, h = d['bbox']
             box = numpy.array([x, y, x + w, y + h])
-            alike = [j for j in range(len(free)) if ids[ours['labels'][j]] == d['category_id'] and abs(ours['scores'][j] - d['score']) < 0.01
-                     and box_iou(ours['boxes'][j], box) > 0.9]
-            near += bool(alike)
+            alike = [(box_iou(ours['boxes'][j], box), abs(ours['scores'][j] - d['score'])) for j in range(len(free)) if ids[ours['labels'][j]] == d['category_id']]
+            for least, most in MATCHED:
+                near[least, most] += any(overlap > least and apart < most for overlap, apart in alike)
             fits = [j for j in range(len(free)) if free[j] and ids[ours['labels'][j]] == d['category_id']
                     and abs(ours['scores'][j] - d['score']) < 1e-4 and numpy.abs(ours['boxes'][j] - box).max() < 0.05]
             if not fits:
@@ -174,7 +177,8 @@ def compare(what, wanted, found, ids):
                 mask = coco.decode(d['segmentation']) > 0
                 inside = ours['masks'][fits[0]][:mask.shape[0], :mask.shape[1]]
                 masks.append((mask, inside, ours['mask_grids'][fits[0]], box, ours['boxes'][fits[0]]))
-    print(f'{what}: {near} of {total} are matched ({100 * near / max(total, 1):.2f}%; IoU above 0.9, scores within 0.01)')
+    for (least, most), count in near.items():
+        print(f'{what}: {count} of {total} are matched ({100 * count / max(total, 1):.2f}%; IoU above {least}, scores within {most})')
     scores = [d['score'] for entry in wanted for d in entry['detections']]
     line = f'{what}: {same} of {total} detections are the same ({100 * same / max(total, 1):.2f}%; boxes within {worst[0]:.4f} pixel, scores within '
     print(line + f'{worst[1]:.1e}), {more} more were found; scores {min(scores):.3f} to {max(scores):.4f}')
