@@ -47,14 +47,14 @@ def sized(folder, count, short, size, out):
     return sorted(out.glob('*.png'))
 
 
-def random_weights(name, paths, folder, seed):
+def random_weights(name, paths, folder, seed, mask_mean):
     import compare_torchvision
     from torchvision.transforms.functional import to_tensor
     sides = [Image.open(p).size for p in paths]
     limits = {'min_size': min(min(s) for s in sides), 'max_size': max(max(s) for s in sides)}
     batch = [to_tensor(Image.open(p)) for p in paths]
     is_first = name.endswith('resnet50_fpn')
-    model = compare_torchvision.random_model(name, batch, 0.0 if is_first else 1e-5, seed, **limits)
+    model = compare_torchvision.random_model(name, batch, 0.0 if is_first else 1e-5, seed, mask_mean, **limits)
     weights = folder / f'{name}.pth'
     compare_torchvision.save(model, True, is_first, weights)
     return weights
@@ -250,6 +250,7 @@ def main():
     parser.add_argument('images')
     parser.add_argument('--torchvision')
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
+    parser.add_argument('--mask-mean', type=float, default=4.0, help='mean logit of random masks: 4 fills boxes as trained masks do, 0 is noise')
     parser.add_argument('--weights', type=pathlib.Path)
     parser.add_argument('--classifier', action='append', default=[], help='a classifier with random weights; scores must agree to 1e-3')
     parser.add_argument('--count', type=int, default=20)
@@ -271,7 +272,7 @@ def main():
         if args.classifier:
             worst = [compare_classifier(args, name, paths, folder) for name in args.classifier]
             sys.exit(0 if max(worst) < 1e-3 else 1)
-        weights = args.weights or random_weights(args.torchvision, paths, folder, args.seed)
+        weights = args.weights or random_weights(args.torchvision, paths, folder, args.seed, args.mask_mean)
         model, result = folder / 'model.onnx', folder / 'found.json'
         fixed = args.size and not args.dynamic
         size = ['--size', f'{args.size[0]},{args.size[1]}', '--batch', args.batch] if fixed else ['--dynamic']

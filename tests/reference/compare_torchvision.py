@@ -70,7 +70,8 @@ def calibrate(module, run):
     module.eval()
 
 
-def random_model(name, batch, eps, seed, **sizes):
+def random_model(name, batch, eps, seed, mask_mean=0.0, **sizes):
+    """A calibrated detector. Logits of masks have the deviation 2 and this mean: from 4 on masks fill their boxes."""
     torch.manual_seed(seed)
     model = getattr(detection, name)(weights=None, weights_backbone=None, **sizes).eval()
 
@@ -108,7 +109,7 @@ def random_model(name, batch, eps, seed, **sizes):
             scale_outputs(model.roi_heads.box_predictor.bbox_pred, 0.5, 0.0, run)
             if model.roi_heads.has_mask():
                 calibrate(model.roi_heads.mask_head, run)
-                scale_outputs(model.roi_heads.mask_predictor.mask_fcn_logits, 2.0, 0.0, run)
+                scale_outputs(model.roi_heads.mask_predictor.mask_fcn_logits, 2.0, mask_mean, run)
     return model
 
 
