@@ -10,7 +10,8 @@
 are stretched to H x W. Either way they are saved as PNG first, so that resizing is left out of the comparison. --torchvision makes a detector with
 random calibrated weights as compare_torchvision.py does. --given MODEL gives each graph block the neighbours that vigdet found (fixed sizes alone).
 --batch N runs N images of one size at a time. A detection is the same if class, box (0.05 pixel) and score (1e-4) agree; it is matched if class, box
-(IoU 0.9) and score (0.01) do.
+(IoU 0.9) and score (0.01) do. Two looser measures say how far off the others are. --search GRAPH compares `detect` with itself instead, with another
+search for neighbours.
 
 A mask is a grid on its box, and torchvision rounds the box to whole pixels first. Two boxes that are 0.001 pixel apart may round to two sides, and a
 small mask moves by a pixel. So masks are compared twice: as they are, and with the file's grid pasted by torchvision on the box of `detect`.
@@ -152,6 +153,13 @@ def box_iou(a, b):
     return shared / either if either else 1.0
 
 
+def by_name(entry):
+    """What `detect` found in an image, as a file's outputs are."""
+    boxes = numpy.array([d['bbox'] for d in entry['detections']], numpy.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return {'boxes': boxes, 'scores': [d['score'] for d in entry['detections']], 'labels': [d['category_id'] for d in entry['detections']]}
+
+
 def compare(what, wanted, found, ids):
     total = same = more = 0
     near = dict.fromkeys(MATCHED, 0)
@@ -163,11 +171,11 @@ def compare(what, wanted, found, ids):
         for d in entry['detections']:
             x, y, w, h = d['bbox']
             box = numpy.array([x, y, x + w, y + h])
-            alike = [(box_iou(ours['boxes'][j], box), abs(ours['scores'][j] - d['score'])) for j in range(len(free)) if ids[ours['labels'][j]] == d['category_id']]
+            of_class = [j for j in range(len(free)) if ids[ours['labels'][j]] == d['category_id']]
+            alike = [(box_iou(ours['boxes'][j], box), abs(ours['scores'][j] - d['score'])) for j in of_class]
             for least, most in MATCHED:
                 near[least, most] += any(overlap > least and apart < most for overlap, apart in alike)
-            fits = [j for j in range(len(free)) if free[j] and ids[ours['labels'][j]] == d['category_id']
-                    and abs(ours['scores'][j] - d['score']) < 1e-4 and numpy.abs(ours['boxes'][j] - box).max() < 0.05]
+            fits = [j for j in of_class if free[j] and abs(ours['scores'][j] - d['score']) < 1e-4 and numpy.abs(ours['boxes'][j] - box).max() < 0.05]
             if not fits:
                 continue
             same += 1
@@ -250,7 +258,7 @@ def main():
     parser.add_argument('images')
     parser.add_argument('--torchvision')
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
-    parser.add_argument('--mask-mean', type=float, default=4.0, help='mean logit of random masks: 4 fills boxes as trained masks do, 0 is noise')
+    parser.add_argument('--mask-mean', type=float, default=4.0, help='mean logit of random masks: 4 fills most of a box, 0 is noise')
     parser.add_argument('--weights', type=pathlib.Path)
     parser.add_argument('--classifier', action='append', default=[], help='a classifier with random weights; scores must agree to 1e-3')
     parser.add_argument('--count', type=int, default=20)
@@ -259,6 +267,7 @@ def main():
     parser.add_argument('--dynamic', action='store_true', help='with --size: a model for any size all the same')
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--given')
+    parser.add_argument('--search', choices=['dense', 'chunked'], help="no file: `detect` with this search beside its own")
     parser.add_argument('--score', default='0.05')
     parser.add_argument('--least', type=float, default=1.0)
     parser.add_argument('--export', action='append', default=[], help='more arguments of `vigdet export`')
@@ -274,6 +283,18 @@ def main():
             sys.exit(0 if max(worst) < 1e-3 else 1)
         weights = args.weights or random_weights(args.torchvision, paths, folder, args.seed, args.mask_mean)
         model, result = folder / 'model.onnx', folder / 'found.json'
+        sides = [Image.open(p).size for p in paths]
+        limits = f'{min(min(s) for s in sides)},{max(max(s) for s in sides)}'
+
+        def detect(*flags):
+            command = [args.program, 'detect', '--weights', weights, '--device', 'cpu', '--json', result, '--size', limits, '--score-threshold', args.score, *flags]
+            subprocess.run([str(c) for c in [*command, *paths]], check=True, stdout=subprocess.DEVNULL)
+            return json.loads(result.read_text())
+
+        if args.search:
+            others = [by_name(entry) for entry in detect('--set', f'graph={args.search}')]
+            share, _ = compare(f'{args.weights.name}, graph={args.search}', detect(), others, {i: i for other in others for i in other['labels']})
+            sys.exit(0 if share >= args.least else 1)
         fixed = args.size and not args.dynamic
         size = ['--size', f'{args.size[0]},{args.size[1]}', '--batch', args.batch] if fixed else ['--dynamic']
         given = ['--neighbours-as-inputs'] if args.given else []
@@ -281,14 +302,11 @@ def main():
         subprocess.run([str(c) for c in command], check=True)
         onnx.checker.check_model(str(model), full_check=True)
         session = onnxruntime.InferenceSession(str(model), providers=['CPUExecutionProvider'])
-        sides = [Image.open(p).size for p in paths]
-        limits = f'{min(min(s) for s in sides)},{max(max(s) for s in sides)}'
-        command = [args.program, 'detect', '--weights', weights, '--device', 'cpu', '--json', result, '--size', limits, '--score-threshold', args.score]
-        subprocess.run([str(c) for c in [*command, *paths]], check=True, stdout=subprocess.DEVNULL)
+        wanted = detect()
         found, seconds = run(args, session, weights, paths, folder)
         ids = [entry[0] for entry in json.loads(session.get_modelmeta().custom_metadata_map['classes'])]
         what = f'{args.torchvision or args.weights.name}, {args.size or "own sizes"}{"" if fixed else " (any size)"}, batch {args.batch}{", neighbours given" if args.given else ""}'
-        share, masks = compare(what, json.loads(result.read_text()), found, ids)
+        share, masks = compare(what, wanted, found, ids)
         print(f'{what}: onnxruntime took {min(seconds):.2f} s for a batch at best')
     sys.exit(0 if share >= args.least and masks else 1)
 
