@@ -290,6 +290,23 @@ fn skipped_steps_are_counted_in_a_row() {
 }
 
 #[test]
+fn seconds_that_are_left_are_those_of_the_limit_less_those_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |epochs: &str, minutes: &str, resume: bool| {
+        start(folder.path(), &["eval_every=0", &format!("train.epochs={epochs}"), minutes], resume).unwrap()
+    };
+    let engine = of("2", "max_minutes=2", false);
+    assert_eq!(engine.left().seconds, Some(120.0));
+    engine.run().unwrap();
+    let engine = of("3", "max_minutes=2", true);
+    let spent = engine.progress.seconds;
+    assert!(spent > 0.0);
+    assert_eq!(engine.left().seconds, Some(120.0 - spent));
+    drop(engine);
+    assert_eq!(of("4", "max_minutes=null", true).left().seconds, None, "a run without a limit");
+}
+
+#[test]
 fn a_time_limit_makes_no_run_longer() {
     let folder = tempfile::tempdir().unwrap();
     // Sixty steps, of which thousands would fit.
