@@ -5,7 +5,7 @@ use criterion::{criterion_group, criterion_main, Criterion};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
-use vigdet::data::{Geometry, Mask};
+use vigdet::data::{AffineMap, Mask};
 use vigdet::detect::boxes::Box4;
 use vigdet::detect::nms::batched_nms;
 use vigdet::detect::roi_align::{Roi, RoiAlign};
@@ -58,7 +58,7 @@ fn mask_targets(c: &mut Criterion) {
     let runs = Segmentation::Rle(Rle::from_columns(height, width, &pixels).unwrap());
     let mut mask = Mask::new(&runs, height, width).unwrap();
     let scale = 800.0 / f64::from(height);
-    mask.change(&Geometry::scale(scale, scale));
+    mask.change(&AffineMap::scale(scale, scale));
     let regions: Vec<Box4> = (0..128).map(|i| i as f32).map(|i| [200.0 + i, 80.0 + i, 860.0 - i, 730.0 - i]).collect();
     let mut group = c.benchmark_group("mask targets of 128 regions, 28×28");
     group.bench_function("raster of runs", |b| b.iter(|| regions.iter().map(|r| mask.raster(r, 28)[0]).sum::<f32>()));

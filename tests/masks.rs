@@ -9,7 +9,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 use vigdet::config::PasteKind;
 use vigdet::data::augment::{flip_horizontal, flip_upside_down, quarter_turn, scale_objects};
-use vigdet::data::{Geometry, ImageInfo, Mask, Sample, Target};
+use vigdet::data::{AffineMap, ImageInfo, Mask, Sample, Target};
 use vigdet::detect::boxes::Box4;
 use vigdet::detect::roi_align::RoiAlign;
 use vigdet::detect::InstanceMask;
@@ -163,9 +163,9 @@ fn targets_of_images_of_another_size_are_torchvisions() {
         let mut masks = fixture.masks();
         for mask in &mut masks {
             if case["mirrored"] == true {
-                mask.change(&Geometry::mirror(width));
+                mask.change(&AffineMap::mirror(width));
             }
-            mask.change(&Geometry::scale(columns as f64 / width, rows as f64 / height));
+            mask.change(&AffineMap::scale(columns as f64 / width, rows as f64 / height));
         }
         let wanted = fixture.floats(&format!("pooled.{i}"));
         for (r, (region, wanted)) in

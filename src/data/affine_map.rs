@@ -4,21 +4,21 @@
 ///
 /// A point (x, y) goes to (xx·x + xy·y + x0, yx·x + yy·y + y0), in pixels; pixel i reaches from i to i + 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Geometry {
+pub struct AffineMap {
     /// Factors of x and y in the new x, and what is added.
     pub across: [f64; 3],
     /// Factors of x and y in the new y, and what is added.
     pub down: [f64; 3],
 }
 
-impl Default for Geometry {
+impl Default for AffineMap {
     /// Nothing changes.
     fn default() -> Self {
         Self { across: [1.0, 0.0, 0.0], down: [0.0, 1.0, 0.0] }
     }
 }
 
-impl Geometry {
+impl AffineMap {
     /// Left and right change places in an image of this width.
     pub fn mirror(width: f64) -> Self {
         Self { across: [-1.0, 0.0, width], ..Self::default() }
@@ -99,14 +99,14 @@ mod tests {
     #[test]
     fn the_way_back_undoes_all_changes_in_their_order() {
         let steps = [
-            Geometry::mirror(12.0),
-            Geometry::quarter_turn(8.0),
-            Geometry::scale(2.0, 3.0),
-            Geometry::turn(0.3),
-            Geometry::shear(0.2),
-            Geometry::translate(-1.0, -2.0),
+            AffineMap::mirror(12.0),
+            AffineMap::quarter_turn(8.0),
+            AffineMap::scale(2.0, 3.0),
+            AffineMap::turn(0.3),
+            AffineMap::shear(0.2),
+            AffineMap::translate(-1.0, -2.0),
         ];
-        let whole = steps.iter().fold(Geometry::default(), |g, s| g.then(s));
+        let whole = steps.iter().fold(AffineMap::default(), |g, s| g.then(s));
         let one_by_one = steps.iter().fold((3.0, 5.0), |p, s| s.apply(p));
         let near = |a: (f64, f64), b: (f64, f64)| (a.0 - b.0).abs() < 1e-12 && (a.1 - b.1).abs() < 1e-12;
         assert!(near(whole.apply((3.0, 5.0)), one_by_one));

@@ -3,7 +3,7 @@
 use image::imageops;
 use rand::Rng;
 
-use super::affine_map::Geometry;
+use super::affine_map::AffineMap;
 use super::color;
 use super::sample::{Sample, Target};
 use crate::config::{CropConfig, DataConfig};
@@ -49,21 +49,21 @@ pub fn draw_scale(range: [f64; 2], rng: &mut impl Rng) -> f64 {
 pub fn flip_horizontal(sample: &mut Sample) {
     imageops::flip_horizontal_in_place(&mut sample.image);
     let width = sample.image.width() as f32;
-    sample.target.change(&Geometry::mirror(width.into()), |b| [width - b[2], b[1], width - b[0], b[3]]);
+    sample.target.change(&AffineMap::mirror(width.into()), |b| [width - b[2], b[1], width - b[0], b[3]]);
 }
 
 /// Mirrors top and bottom, with the boxes and masks.
 pub fn flip_upside_down(sample: &mut Sample) {
     imageops::flip_vertical_in_place(&mut sample.image);
     let height = sample.image.height() as f32;
-    sample.target.change(&Geometry::flip(height.into()), |b| [b[0], height - b[3], b[2], height - b[1]]);
+    sample.target.change(&AffineMap::flip(height.into()), |b| [b[0], height - b[3], b[2], height - b[1]]);
 }
 
 /// Turns clockwise by 90°, with the boxes and masks. With the two flips this gives all eight positions.
 pub fn quarter_turn(sample: &mut Sample) {
     let height = sample.image.height() as f32;
     sample.image = imageops::rotate90(&sample.image);
-    sample.target.change(&Geometry::quarter_turn(height.into()), |b| [height - b[3], b[0], height - b[1], b[2]]);
+    sample.target.change(&AffineMap::quarter_turn(height.into()), |b| [height - b[3], b[0], height - b[1], b[2]]);
 }
 
 /// Cuts out a random window whose sides are `config.scale` to 1 of the image's, and in which at least one object can
@@ -103,12 +103,12 @@ pub fn cut(target: &Target, window: [f32; 4], visible: f32) -> Target {
         out.crowd.push(target.crowd[i] || share < visible);
         out.masks.push(target.masks[i].clone());
     }
-    out.change_masks(&Geometry::translate(-f64::from(window[0]), -f64::from(window[1])));
+    out.change_masks(&AffineMap::translate(-f64::from(window[0]), -f64::from(window[1])));
     out
 }
 
 /// Multiplies boxes and masks by `across` and `down`.
 pub fn scale_objects(target: &mut Target, across: f32, down: f32) {
-    let geometry = Geometry::scale(across.into(), down.into());
-    target.change(&geometry, |b| [b[0] * across, b[1] * down, b[2] * across, b[3] * down]);
+    let affine = AffineMap::scale(across.into(), down.into());
+    target.change(&affine, |b| [b[0] * across, b[1] * down, b[2] * across, b[3] * down]);
 }

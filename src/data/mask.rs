@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Segmentation;
 
-use super::affine_map::{corners_of, Geometry};
+use super::affine_map::{corners_of, AffineMap};
 
 /// Corners x1, y1, x2, y2 in pixels.
 type Corners = [f32; 4];
@@ -21,7 +21,7 @@ pub struct Mask {
     pub(super) source: Arc<Segmentation>,
     /// (height, width) of the image that was annotated.
     pub(super) size: (u32, u32),
-    pub(super) geometry: Geometry,
+    pub(super) affine: AffineMap,
     /// What is seen of it, where its image is a part of a larger one.
     pub(super) window: Option<Corners>,
 }
@@ -42,7 +42,7 @@ impl Mask {
                 Segmentation::Polygons(kept)
             }
         };
-        Some(Self { source: Arc::new(source), size: (height, width), geometry: Geometry::default(), window: None })
+        Some(Self { source: Arc::new(source), size: (height, width), affine: AffineMap::default(), window: None })
     }
 
     /// The pixels of the image as annotated, whatever has become of it since.
@@ -52,8 +52,8 @@ impl Mask {
     }
 
     /// Takes part in a change of its image.
-    pub fn change(&mut self, change: &Geometry) {
-        self.geometry = self.geometry.then(change);
+    pub fn change(&mut self, change: &AffineMap) {
+        self.affine = self.affine.then(change);
         if let Some(window) = &mut self.window {
             let [x1, y1, x2, y2] = window.map(f64::from);
             let (a, b) = (change.apply((x1, y1)), change.apply((x2, y2)));
@@ -63,13 +63,13 @@ impl Mask {
 
     /// Takes part in a change of its image to a canvas (height, width), which may turn and shear. What runs cannot
     /// follow, and what is seen through a window, becomes pixels of the canvas: the nearest of the annotated ones.
-    pub fn warp(&mut self, change: &Geometry, canvas: (u32, u32)) {
+    pub fn warp(&mut self, change: &AffineMap, canvas: (u32, u32)) {
         let polygons = matches!(&*self.source, Segmentation::Polygons(_));
         if change.keeps_axes() || (polygons && self.window.is_none()) {
             return self.change(change);
         }
         let Some(rows) = self.annotated().map(|rle| rle.to_rows()) else { return self.change(change) };
-        let (back, further) = (change.inverse(), self.geometry.inverse());
+        let (back, further) = (change.inverse(), self.affine.inverse());
         let inside = |(x, y): (f64, f64), [x1, y1, x2, y2]: Corners| {
             x >= x1.into() && y >= y1.into() && x < x2.into() && y < y2.into()
         };
@@ -88,7 +88,7 @@ impl Mask {
         // As many values as the canvas has pixels: this cannot fail.
         let Ok(rle) = Rle::from_rows(height, width, &object) else { return };
         let source = Arc::new(Segmentation::Rle(rle));
-        *self = Self { source, size: canvas, geometry: Geometry::default(), window: None };
+        *self = Self { source, size: canvas, affine: AffineMap::default(), window: None };
     }
 
     /// The box around it, in pixels of the present image. `None` where it is runs that have been moved since, or
@@ -97,9 +97,9 @@ impl Mask {
         match &*self.source {
             Segmentation::Polygons(polygons) => {
                 let points = polygons.iter().flat_map(|p| p.chunks_exact(2)).map(|p| (p[0], p[1]));
-                corners_of(points.map(|p| self.geometry.apply(p)))
+                corners_of(points.map(|p| self.affine.apply(p)))
             }
-            Segmentation::Rle(rle) if self.geometry == Geometry::default() => {
+            Segmentation::Rle(rle) if self.affine == AffineMap::default() => {
                 let [x, y, width, height] = rle.bbox();
                 (width > 0.0 && height > 0.0).then(|| [x, y, x + width, y + height].map(|v| v as f32))
             }
@@ -127,11 +127,11 @@ impl Mask {
         let (across, down) = (n / (x2 - x1).max(SHORTEST_SIDE), n / (y2 - y1).max(SHORTEST_SIDE));
         let mut values = match &*self.source {
             Segmentation::Polygons(polygons) => {
-                let to_grid = self.geometry.then(&Geometry::translate(-x1, -y1)).then(&Geometry::scale(across, down));
+                let to_grid = self.affine.then(&AffineMap::translate(-x1, -y1)).then(&AffineMap::scale(across, down));
                 draw(polygons, &to_grid, side)
             }
             Segmentation::Rle(rle) => {
-                let means = Runs::new(rle).means(&self.geometry, side, |axis| {
+                let means = Runs::new(rle).means(&self.affine, side, |axis| {
                     let (start, end) = if axis.across { (x1, x2) } else { (y1, y2) };
                     axis.bins(start, end, side)
                 });
@@ -155,7 +155,7 @@ impl Mask {
     /// Ready for [`Drawn::pooled`]: polygons become pixels of the annotated image, once for any number of regions.
     pub fn draw(&self) -> Drawn {
         let runs = self.annotated().map(|rle| Runs::new(&rle));
-        Drawn { runs: runs.unwrap_or_default(), geometry: self.geometry }
+        Drawn { runs: runs.unwrap_or_default(), affine: self.affine }
     }
 }
 
@@ -163,14 +163,14 @@ impl Mask {
 #[derive(Clone, Debug)]
 pub struct Drawn {
     runs: Runs,
-    geometry: Geometry,
+    affine: AffineMap,
 }
 
 impl Drawn {
     /// torchvision's targets: the mask as pixels of the present image of `image` (height, width), each the nearest of
     /// the annotated one, pooled by RoIAlign to `side × side` bins over a region: shares of object.
     pub fn pooled(&self, region: &Corners, side: usize, image: (i64, i64)) -> Vec<f32> {
-        let means = self.runs.means(&self.geometry, side, |axis| {
+        let means = self.runs.means(&self.affine, side, |axis| {
             let [x1, y1, x2, y2] = *region;
             let (start, end, pixels) = if axis.across { (x1, x2, image.1) } else { (y1, y2, image.0) };
             points(start, end, side, pixels.max(1) as usize)
@@ -219,7 +219,7 @@ fn points(start: f32, end: f32, bins: usize, pixels: usize) -> Vec<Vec<(usize, u
 }
 
 /// Polygons on a grid, rows from the top.
-fn draw(polygons: &[Vec<f64>], to_grid: &Geometry, side: usize) -> Vec<f32> {
+fn draw(polygons: &[Vec<f64>], to_grid: &AffineMap, side: usize) -> Vec<f32> {
     let moved: Vec<Vec<f64>> = polygons
         .iter()
         .map(|polygon| {
@@ -341,8 +341,8 @@ impl Runs {
     /// A bin's weights are a product of one factor for the column and one for the row, so a run adds a difference of
     /// two of the row bins' sums, and each column is added up once: the time is for the columns that the bins reach
     /// and the runs in them, not for pixels or points.
-    fn means(&self, geometry: &Geometry, side: usize, bins: impl Fn(&Axis) -> Vec<Bin>) -> Vec<f64> {
-        let back = geometry.inverse();
+    fn means(&self, affine: &AffineMap, side: usize, bins: impl Fn(&Axis) -> Vec<Bin>) -> Vec<f64> {
+        let back = affine.inverse();
         let axis = Axis::new(back.across, self.size.1);
         let (columns, rows) = (bins(&axis), bins(&Axis::new(back.down, self.size.0)));
         let reached = columns.iter().filter(|bin| bin.end() > bin.first);
@@ -435,11 +435,11 @@ mod tests {
     #[test]
     fn every_change_of_the_image_takes_the_mask_along() {
         let steps = [
-            Geometry::mirror(12.0),
-            Geometry::flip(8.0),
-            Geometry::quarter_turn(8.0),
-            Geometry::scale(2.0, 3.0),
-            Geometry::translate(-1.0, -2.0),
+            AffineMap::mirror(12.0),
+            AffineMap::flip(8.0),
+            AffineMap::quarter_turn(8.0),
+            AffineMap::scale(2.0, 3.0),
+            AffineMap::translate(-1.0, -2.0),
         ];
         let rle = Segmentation::Rle(polygons(&[L]).to_rle(8, 12).unwrap());
         for (source, exact) in [(polygons(&[L]), false), (rle, true)] {
@@ -473,8 +473,8 @@ mod tests {
             if window {
                 mask.see_through([0.0, 0.0, 12.0, 4.0]);
             }
-            mask.change(&Geometry::scale(4.0, 4.0));
-            mask.warp(&Geometry::turn(0.4).then(&Geometry::translate(30.0, 4.0)), (64, 80));
+            mask.change(&AffineMap::scale(4.0, 4.0));
+            mask.warp(&AffineMap::turn(0.4).then(&AffineMap::translate(30.0, 4.0)), (64, 80));
             let area = area(&mask.raster(&[0.0, 0.0, 80.0, 80.0], 80)) / 16.0;
             assert!((area - expected).abs() < 0.05 * expected, "{area} {expected}");
             let [x1, y1, x2, y2] = mask.bounds().unwrap();

@@ -26,7 +26,7 @@ mod sample;
 pub mod scale_jitter;
 pub mod shapes;
 
-pub use affine_map::Geometry;
+pub use affine_map::AffineMap;
 pub(crate) use ahead::message as panic_message;
 pub use batch::{fitting, prepare};
 pub use detection_dataset::{DataFolder, DetectionDataset};

@@ -5,7 +5,7 @@ use anyhow::Result;
 use image::imageops;
 use rand::Rng;
 
-use super::affine_map::Geometry;
+use super::affine_map::AffineMap;
 use super::augment::{cut, draw_scale, scale_objects};
 use super::resize::antialias;
 use super::sample::{Sample, Target};
@@ -46,7 +46,7 @@ pub fn mosaic(samples: [Sample; 4], visible: f64, rng: &mut impl Rng) -> Result<
         target.boxes.extend(seen.boxes.iter().map(|b| [b[0] + dx, b[1] + dy, b[2] + dx, b[3] + dy]));
         target.labels.extend(&seen.labels);
         target.crowd.extend(&seen.crowd);
-        seen.change_masks(&Geometry::translate(dx.into(), dy.into()));
+        seen.change_masks(&AffineMap::translate(dx.into(), dy.into()));
         let quarter = [x1, y1, x2, y2].map(|v| v as f32);
         seen.masks.iter_mut().flatten().for_each(|mask| mask.see_through(quarter));
         target.masks.extend(seen.masks);

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use vigdet_coco::rle::Rle;
 use vigdet_coco::types::Segmentation;
 
-use super::affine_map::Geometry;
+use super::affine_map::AffineMap;
 use super::classify::ClassBatch;
 use super::mask::Mask;
 use super::sample::{Batch, ImageInfo, Target};
@@ -67,7 +67,7 @@ impl MaskRecord {
             Segmentation::Polygons(polygons) => (Some(polygons.clone()), None),
             Segmentation::Rle(rle) => (None, Some((rle.height(), rle.width(), rle.compressed().to_owned()))),
         };
-        let Geometry { across, down } = mask.geometry;
+        let AffineMap { across, down } = mask.affine;
         Self { polygons, runs, size: mask.size, across, down, window: mask.window }
     }
 
@@ -77,8 +77,8 @@ impl MaskRecord {
             (None, Some((height, width, text))) => Segmentation::Rle(Rle::from_compressed(height, width, &text)?),
             (None, None) => anyhow::bail!("a mask without an outline"),
         };
-        let geometry = Geometry { across: self.across, down: self.down };
-        Ok(Mask { source: Arc::new(source), size: self.size, geometry, window: self.window })
+        let affine = AffineMap { across: self.across, down: self.down };
+        Ok(Mask { source: Arc::new(source), size: self.size, affine, window: self.window })
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
         let polygon = Segmentation::Polygons(vec![vec![1.0, 1.0, 9.5, 1.0, 5.0, 7.25]]);
         let runs = Segmentation::Rle(Rle::from_runs(10, 12, &[30, 40, 50]).unwrap());
         let mut masks = [polygon, runs].map(|source| Mask::new(&source, 10, 12)).to_vec();
-        masks[0].as_mut().unwrap().change(&Geometry::scale(1.5, 0.1));
+        masks[0].as_mut().unwrap().change(&AffineMap::scale(1.5, 0.1));
         masks.push(None);
         let target = Target {
             boxes: vec![[0.1, 0.2, 3.3, 4.7], [1.0, 2.0, 3.0, 4.0], [0.0; 4]],

@@ -4,7 +4,7 @@ use anyhow::Result;
 use image::RgbImage;
 use tch::Tensor;
 
-use super::affine_map::Geometry;
+use super::affine_map::AffineMap;
 use super::mask::Mask;
 use crate::config::Padding;
 use crate::nn::padding::Extents;
@@ -58,13 +58,13 @@ impl Target {
     }
 
     /// Takes masks along with a change of the image, and boxes as `moved` says.
-    pub(super) fn change(&mut self, change: &Geometry, moved: impl Fn(&[f32; 4]) -> [f32; 4]) {
+    pub(super) fn change(&mut self, change: &AffineMap, moved: impl Fn(&[f32; 4]) -> [f32; 4]) {
         self.boxes.iter_mut().for_each(|b| *b = moved(b));
         self.change_masks(change);
     }
 
     /// Takes masks along with a change of the image. The boxes are the caller's.
-    pub(super) fn change_masks(&mut self, change: &Geometry) {
+    pub(super) fn change_masks(&mut self, change: &AffineMap) {
         self.masks.iter_mut().flatten().for_each(|mask| mask.change(change));
     }
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use image::{imageops, Rgb, RgbImage};
 use rand::Rng;
 
-use super::affine_map::{corners_of, Geometry};
+use super::affine_map::{corners_of, AffineMap};
 use super::augment::{cut, draw_scale, TRIES};
 use super::classify::affine::transform_to;
 use super::classify::crop::Filter;
@@ -41,11 +41,11 @@ pub fn affine(
         let mut angle = |most: f64| ((2.0 * rng.random::<f64>() - 1.0) * most).to_radians();
         let (turn, shear) = (angle(config.degrees), angle(config.shear));
         let [w, h] = resized.map(f64::from);
-        let turned = Geometry::translate(-0.5 * w, -0.5 * h)
-            .then(&Geometry::shear(shear))
-            .then(&Geometry::turn(turn))
-            .then(&Geometry::translate(0.5 * w + left as f64, 0.5 * h + top as f64));
-        let scaled = Geometry::scale(w / f64::from(width), h / f64::from(height));
+        let turned = AffineMap::translate(-0.5 * w, -0.5 * h)
+            .then(&AffineMap::shear(shear))
+            .then(&AffineMap::turn(turn))
+            .then(&AffineMap::translate(0.5 * w + left as f64, 0.5 * h + top as f64));
+        let scaled = AffineMap::scale(w / f64::from(width), h / f64::from(height));
         let mut target = sample.target.clone();
         move_objects(&mut target, &scaled.then(&turned), (height, width));
         let target = cut(&target, canvas, visible as f32);
@@ -58,7 +58,7 @@ pub fn affine(
             imageops::replace(&mut out, &image, left, top);
             out
         } else {
-            let Geometry { across: [a, b, c], down: [d, e, f] } = turned.inverse();
+            let AffineMap { across: [a, b, c], down: [d, e, f] } = turned.inverse();
             transform_to((width, height), &image, [a, b, c, d, e, f], Filter::Bilinear, fill)
         };
         sample.target = target;
@@ -68,7 +68,7 @@ pub fn affine(
 }
 
 /// Takes objects along. A box that turns becomes the one around its corners, cut to the one around its mask.
-fn move_objects(target: &mut Target, change: &Geometry, canvas: (u32, u32)) {
+fn move_objects(target: &mut Target, change: &AffineMap, canvas: (u32, u32)) {
     for (b, mask) in target.boxes.iter_mut().zip(&mut target.masks) {
         let [x1, y1, x2, y2] = b.map(f64::from);
         let corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)];
